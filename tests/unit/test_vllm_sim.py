@@ -1,0 +1,246 @@
+"""The vLLM simulator, judged by its command line as a process and by the official OpenAI client."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from simcloud import vllm_sim
+from simcloud.vllm_sim import BadFlags, Fault, Gpus, Simulator, State, parse_options
+
+KEY = "sk-test"
+MODEL = "Qwen/Qwen3-8B-AWQ"
+
+
+def simulator(
+    *flags: str,
+    model: str = MODEL,
+    fault: Fault | None = None,
+    speed: float = 0.0,
+    gpus: Gpus | None = None,
+    hf_token: str = "",
+    log: Callable[[str], None] = lambda line: None,
+) -> Simulator:
+    options = parse_options(["--model", model, "--api-key", KEY, *flags], {})
+    return Simulator(options, fault=fault, speed=speed, gpus=gpus, hf_token=hf_token, log=log)
+
+
+@asynccontextmanager
+async def serving(sim: Simulator) -> AsyncIterator[str]:
+    """The address of a ready simulator."""
+    life = asyncio.create_task(sim.run())
+    await asyncio.wait_for(sim.ready.wait(), 10)
+    server = await asyncio.start_server(sim.connection, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.close()
+        life.cancel()
+
+
+async def test_official_client_lists_chats_completes_and_streams() -> None:
+    async with (
+        serving(simulator("--served-model-name", "qwen")) as url,
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY) as client,
+    ):
+        assert [model.id async for model in client.models.list()] == ["qwen"]
+        chat = await client.chat.completions.create(
+            model="qwen", messages=[{"role": "user", "content": "Hello"}], max_tokens=1, temperature=0
+        )
+        assert chat.choices[0].message.content == "This"
+        assert chat.choices[0].finish_reason == "length"
+        assert chat.usage is not None
+        assert chat.usage.completion_tokens == 1
+        text = await client.completions.create(model="qwen", prompt="Hello", max_tokens=3)
+        assert text.choices[0].text == "This is a"
+        stream = await client.chat.completions.create(
+            model="qwen",
+            messages=[{"role": "user", "content": "Hello"}],
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        chunks = [chunk async for chunk in stream]
+        said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert said == "This is a simulated answer: no model was asked."
+        assert chunks[-1].usage is not None
+        with pytest.raises(openai.NotFoundError, match="does not exist"):
+            await client.completions.create(model="other", prompt="Hello")
+
+
+async def test_the_key_guards_only_the_v1_routes() -> None:
+    async with serving(simulator()) as url, httpx.AsyncClient(base_url=url) as client:
+        for path in ("/health", "/ping", "/version", "/metrics"):
+            assert (await client.get(path)).status_code == 200, path
+        for headers in ({}, {"Authorization": "Bearer wrong"}):
+            refused = await client.get("/v1/models", headers=headers)
+            assert (refused.status_code, refused.json()) == (401, {"error": "Unauthorized"})
+        tokens = await client.post("/tokenize", json={"model": MODEL, "prompt": "two words"})
+        assert tokens.json()["count"] == 2
+
+
+async def test_metrics_count_what_was_generated() -> None:
+    async with serving(simulator()) as url, httpx.AsyncClient(base_url=url) as client:
+        auth = {"Authorization": f"Bearer {KEY}"}
+        await client.post("/v1/completions", json={"prompt": "Hello", "max_tokens": 5}, headers=auth)
+        metrics = (await client.get("/metrics")).text
+        assert f'vllm:generation_tokens_total{{engine="0",model_name="{MODEL}"}} 5.0' in metrics
+        assert f'vllm:num_requests_running{{engine="0",model_name="{MODEL}"}} 0.0' in metrics
+        assert "vllm:gpu_cache_usage_perc" in metrics
+
+
+@pytest.mark.parametrize(
+    ("sim", "status", "mark"),
+    [
+        ({"fault": Fault.OOM}, 1, "CUDA out of memory"),
+        ({"model": "fault/oom"}, 1, "CUDA out of memory"),
+        ({"model": "Qwen/Qwen3-32B"}, 1, "CUDA out of memory"),
+        ({"fault": Fault.MODEL_NOT_FOUND}, 1, "404 Client Error"),
+        ({"model": "org/does-not-exist"}, 1, "is not a valid model identifier"),
+        ({"fault": Fault.TOKEN_REFUSED}, 1, "401 Client Error. Cannot access gated repo"),
+        ({"model": "meta-llama/Llama-3.1-8B-Instruct"}, 1, "Cannot access gated repo"),
+        ({"hf_token": "not-a-token"}, 1, "Invalid user token"),
+        ({"fault": Fault.EXIT_LOOP}, 1, "Engine core initialization failed"),
+        ({"fault": Fault.BAD_FLAG}, 2, "unrecognized arguments"),
+    ],
+    ids=str,
+)
+async def test_a_failed_start_exits_with_its_log_mark(sim: dict[str, object], status: int, mark: str) -> None:
+    log: list[str] = []
+    assert await asyncio.wait_for(simulator(**sim, log=log.append).run(), 10) == status  # type: ignore[arg-type]
+    assert any(mark in line for line in log), log
+
+
+async def test_a_context_that_does_not_fit_is_refused_and_two_gpus_make_room() -> None:
+    flags = ("--max-model-len", "131072", "--tensor-parallel-size", "2")
+    log: list[str] = []
+    two_l4 = simulator(*flags, model="Qwen/Qwen3-32B-AWQ", gpus=Gpus(2, 23034), log=log.append)
+    assert await two_l4.run() == 1
+    assert any("is larger than the available KV cache memory" in line for line in log)
+    async with serving(simulator(*flags, model="Qwen/Qwen3-32B-AWQ", gpus=Gpus(2, 46068))):
+        pass
+
+
+async def test_a_ready_log_carries_the_marks_of_success() -> None:
+    log: list[str] = []
+    async with serving(simulator(log=log.append)):
+        text = "\n".join(log)
+        for mark in (
+            "Loading weights took",
+            "GPU KV cache size:",
+            "Starting vLLM API server",
+            "Uvicorn running on",
+        ):
+            assert mark in text
+
+
+async def test_hung_is_healthy_but_never_answers_a_completion() -> None:
+    async with serving(simulator(fault=Fault.HUNG)) as url, httpx.AsyncClient(base_url=url) as client:
+        assert (await client.get("/health")).status_code == 200
+        with pytest.raises(httpx.ReadTimeout):
+            await client.post(
+                "/v1/completions",
+                json={"prompt": "Hello"},
+                headers={"Authorization": f"Bearer {KEY}"},
+                timeout=0.2,
+            )
+
+
+@pytest.mark.parametrize(
+    ("fault", "key", "status", "listed"),
+    [
+        (Fault.KEY_REFUSED, KEY, 401, None),
+        (Fault.NO_AUTH, "wrong", 200, MODEL),
+        (Fault.WRONG_MODEL, KEY, 200, "another/model"),
+    ],
+)
+async def test_access_faults_show_on_the_model_list(
+    fault: Fault, key: str, status: int, listed: str | None
+) -> None:
+    async with serving(simulator(fault=fault)) as url, httpx.AsyncClient(base_url=url) as client:
+        reply = await client.get("/v1/models", headers={"Authorization": f"Bearer {key}"})
+        assert reply.status_code == status
+        assert listed is None or reply.json()["data"][0]["id"] == listed
+
+
+async def test_while_loading_the_connection_is_dropped() -> None:
+    sim = simulator(fault=Fault.HANG_LOADING)
+    life = asyncio.create_task(sim.run())
+    server = await asyncio.start_server(sim.connection, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    assert await reader.read() == b""
+    assert sim.state is State.LOADING
+    writer.close()
+    server.close()
+    life.cancel()
+
+
+@pytest.mark.parametrize(
+    ("version", "flag", "known"),
+    [
+        ("0.9.2", "--swap-space=16", True),
+        ("0.18.0", "--swap-space=16", False),
+        ("0.9.2", "--enable-reasoning", True),
+        ("0.10.0", "--enable-reasoning", False),
+        ("0.9.2", "--max_num_seqs=8", True),
+        ("0.9.2", "--no-enable-prefix-caching", True),
+        ("0.9.2", "--gpu-memory-utilisation=0.9", False),
+        ("0.9.2", "--quantization=awq2", False),
+    ],
+)
+def test_flags_are_those_of_the_version(version: str, flag: str, known: bool) -> None:
+    if known:
+        parse_options(["--model", MODEL, flag], {}, version)
+    else:
+        with pytest.raises(BadFlags, match=r"api_server\.py: error: .*" + flag.split("=", maxsplit=1)[0]):
+            parse_options(["--model", MODEL, flag], {}, version)
+
+
+def test_the_safe_deployment_command_line_is_understood() -> None:
+    options = parse_options(
+        shlex.split(
+            "--model Qwen/Qwen3-32B-AWQ --max-model-len 131072 --quantization awq_marlin --swap-space 16 "
+            "--distributed-executor-backend mp --tensor-parallel-size 2 --gpu-memory-utilization 0.95 --port 5002"
+        ),
+        {"VLLM_API_KEY": KEY},
+    )
+    assert (options.port, options.tensor_parallel_size, options.api_key) == (5002, 2, KEY)
+
+
+def test_an_unknown_flag_ends_the_program_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert vllm_sim.main(["--modell", "x"], {}) == 2
+    assert "unrecognized arguments: --modell" in capsys.readouterr().err
+
+
+async def test_the_file_alone_serves_with_the_standard_library_and_ends_on_sigterm(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    alone = tmp_path / "vllm_sim.py"
+    shutil.copy(vllm_sim.__file__, alone)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-I", "-S", str(alone), "serve", MODEL, "--host", "127.0.0.1", "--port", str(port)),
+        stdout=asyncio.subprocess.PIPE,
+        env={"VLLM_SIM_SPEED": "0", "VLLM_API_KEY": KEY, "PATH": os.environ["PATH"]},
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(20):
+        while b"Uvicorn running" not in await process.stdout.readline():
+            assert process.returncode is None
+        async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(retries=5)) as client:
+            assert (await client.get(f"http://127.0.0.1:{port}/health")).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0

@@ -1,0 +1,439 @@
+"""SSH to a node whose host key is known before the first connection.
+
+Only the pinned host keys are accepted: the user's known_hosts and ssh_config are not read. asyncssh does
+the protocol; it takes 0.4 s to import, so it is imported when a connection is made and not before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import io
+import shlex
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Literal, cast
+
+from fleet.progress import SYSTEM_CLOCK, Clock, pause_s
+
+if TYPE_CHECKING:
+    import asyncssh
+
+DIAL_TIMEOUT_S = 5.0
+"""Seconds for the TCP handshake alone, so that an address without a machine is asked again soon."""
+
+ATTEMPT_TIMEOUT_S = 30.0
+"""Seconds for one whole login; key exchange takes several on a machine that is busy booting."""
+
+AUTHENTICATION_GRACE_S = 30.0
+"""Seconds in which a refused key is tried again: sshd may be up before the cloud has put the keys there."""
+
+HOST_KEY_ALGORITHMS = (
+    "ssh-ed25519",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "rsa-sha2-512",
+    "rsa-sha2-256",
+)
+
+KEEPALIVE_INTERVAL_S = 10
+KEEPALIVE_COUNT = 3
+"""Unanswered keepalives after which a connection counts as lost."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A machine to reach, and how it proves to be the right one."""
+
+    host: str
+    host_keys: tuple[str, ...]
+    """Pinned public host keys as OpenSSH writes them: `ssh-ed25519 AAAA…`."""
+    user: str = "root"
+    port: int = 22
+    private_key_path: Path | None = None
+    """None: the SSH agent's keys and the user's default ones."""
+
+    def __str__(self) -> str:
+        return f"{self.user}@{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A command that ran to its end on a node."""
+
+    argv: tuple[str, ...]
+    exit_status: int
+    """-1 if a signal ended it."""
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def text(self) -> str:
+        """Standard output as text, without surrounding blanks."""
+        return self.stdout.decode(errors="replace").strip()
+
+    @property
+    def error_text(self) -> str:
+        """Standard error as text, without surrounding blanks."""
+        return self.stderr.decode(errors="replace").strip()
+
+
+@dataclass(frozen=True)
+class HttpReply:
+    """What an HTTP server on the node answered."""
+
+    status: int
+    body: bytes
+
+
+class SshError(Exception):
+    """Something between here and the node went wrong; the message says what."""
+
+
+class Unreachable(SshError):
+    """No SSH session could be opened, or an open one was lost."""
+
+    def __init__(
+        self, target: Target, reason: Literal["refused", "timeout", "unreachable", "lost"], detail: str
+    ) -> None:
+        super().__init__(f"{target}: {detail}")
+        self.reason = reason
+
+
+class ConnectionLost(Unreachable):
+    """An open connection ended: the machine reboots, or the network does not carry it any more."""
+
+    def __init__(self, target: Target, detail: str = "the connection was lost") -> None:
+        super().__init__(target, "lost", detail)
+
+
+class AuthenticationRefused(SshError):
+    """The node is the right one but accepts none of the keys offered."""
+
+
+class KeyUnusable(AuthenticationRefused):
+    """The private key file cannot be used, so nothing was offered."""
+
+
+class HostKeyMismatch(SshError):
+    """The machine that answered has another host key than the pinned one. Never retried."""
+
+    def __init__(self, target: Target, presented: str) -> None:
+        self.expected = tuple(fingerprint(key) for key in target.host_keys)
+        self.presented = presented
+        super().__init__(
+            f"{target.host}:{target.port} presented {presented}, but {' or '.join(self.expected)} is pinned"
+        )
+
+
+class CommandFailed(SshError):
+    """A command ended with another status than 0. Holds no standard input, which may be secret."""
+
+    def __init__(self, completed: Completed) -> None:
+        tail = " / ".join(completed.error_text.splitlines()[-3:]) or "nothing on standard error"
+        super().__init__(f"`{shlex.join(completed.argv)}` ended with {completed.exit_status}: {tail}")
+        self.completed = completed
+
+
+class Timeout(SshError):
+    """The node did not answer in time; the connection is still up."""
+
+
+class NothingListens(SshError):
+    """No server answers on that port of the node's loopback."""
+
+
+def fingerprint(public_key: str) -> str:
+    """The SHA256 fingerprint of an OpenSSH public key line, as `ssh-keygen -l` prints it, with its type.
+
+    Raises ValueError if the line is not a public key.
+    """
+    try:
+        algorithm, blob = public_key.split()[:2]
+        digest = hashlib.sha256(base64.b64decode(blob, validate=True)).digest()
+    except (ValueError, binascii.Error):
+        raise ValueError(
+            f"{public_key[:40]!r} is not an OpenSSH public key like `ssh-ed25519 AAAA…`"
+        ) from None
+    return f"{algorithm} SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
+
+
+class Node:
+    """An open SSH session. Made by `connect` or `wait_for_ssh`."""
+
+    def __init__(self, target: Target, connection: asyncssh.SSHClientConnection) -> None:
+        self.target = target
+        self._connection = connection
+
+    async def run(
+        self, argv: Sequence[str], *, stdin: bytes | None = None, timeout_s: float = 30.0, check: bool = True
+    ) -> Completed:
+        """Run one command as root and wait for its end.
+
+        `argv` is passed word by word (quoted for the remote shell); secrets belong in `stdin`, never in
+        `argv`. Raises CommandFailed (if `check`), Timeout, ConnectionLost.
+        """
+        import asyncssh  # noqa: PLC0415  loaded by now
+
+        words = tuple(argv) if self.target.user == "root" else ("sudo", "-n", *argv)
+        with self._translated(f"`{shlex.join(words)}`", timeout_s):
+            async with asyncio.timeout(timeout_s):
+                result = await self._connection.run(
+                    shlex.join(words),
+                    input=stdin or None,
+                    stdin=asyncssh.PIPE if stdin else asyncssh.DEVNULL,
+                    encoding=None,
+                )
+        if result.exit_status is None:
+            raise ConnectionLost(self.target, f"the connection was lost while `{shlex.join(words)}` ran")
+        completed = Completed(
+            words, result.exit_status, cast(bytes, result.stdout or b""), cast(bytes, result.stderr or b"")
+        )
+        if check and completed.exit_status != 0:
+            raise CommandFailed(completed)
+        return completed
+
+    async def write_file(
+        self, path: str | PurePosixPath, data: bytes, *, mode: int = 0o644, timeout_s: float = 30.0
+    ) -> None:
+        """Put `data` at `path`, owned by root, with `mode`, making its folders.
+
+        Readers see the old content or the new one, never a part. Raises as `run` does.
+        """
+        new = f"{path}.new"
+        install = ["install", "-D", "-m", f"{mode:04o}", "-o", "root", "-g", "root", "/dev/stdin", new]
+        await self.run(install, stdin=data, timeout_s=timeout_s)
+        await self.run(["mv", "-T", new, str(path)], timeout_s=timeout_s)
+
+    async def read_file(self, path: str | PurePosixPath, *, timeout_s: float = 30.0) -> bytes:
+        """The content of a file on the node. Raises CommandFailed if there is none."""
+        return (await self.run(["cat", str(path)], timeout_s=timeout_s)).stdout
+
+    @asynccontextmanager
+    async def forward(self, port: int) -> AsyncIterator[int]:
+        """A free port of this machine's loopback that leads to `port` of the node's loopback."""
+        listener = await self._connection.forward_local_port("127.0.0.1", 0, "127.0.0.1", port)
+        try:
+            yield listener.get_port()
+        finally:
+            listener.close()
+            await listener.wait_closed()
+
+    async def http(
+        self,
+        method: str,
+        port: int,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        timeout_s: float = 10.0,
+    ) -> HttpReply:
+        """Ask a server on the node's loopback, in a channel of this session: no local port, no HTTP client.
+
+        Raises NothingListens, Timeout, ConnectionLost.
+        """
+        import http.client  # noqa: PLC0415  25 ms that only a request needs to spend
+
+        lines = {"Host": f"127.0.0.1:{port}", "Connection": "close", "Content-Length": str(len(body))}
+        head = [f"{method} {path} HTTP/1.1", *(f"{k}: {v}" for k, v in {**lines, **(headers or {})}.items())]
+        with self._translated(f"{method} {path} on port {port}", timeout_s):
+            async with asyncio.timeout(timeout_s):
+                reader, writer = await self._connection.open_connection("127.0.0.1", port)
+                try:
+                    writer.write("\r\n".join([*head, "", ""]).encode("latin-1") + body)
+                    reply = await reader.read()
+                finally:
+                    writer.close()
+        if not reply:
+            # Docker's proxy accepts for a container that does not listen yet, and hangs up.
+            raise NothingListens(f"port {port} of the node closed without an answer")
+        response = http.client.HTTPResponse(cast(socket.socket, _Replay(reply)), method=method)
+        try:
+            response.begin()
+            return HttpReply(response.status, response.read())
+        except http.client.HTTPException as error:
+            raise NothingListens(f"port {port} of the node does not speak HTTP: {error!r}") from None
+
+    async def close(self) -> None:
+        """End the session."""
+        self._connection.abort()
+        await self._connection.wait_closed()
+
+    @contextmanager
+    def _translated(self, doing: str, timeout_s: float) -> Iterator[None]:
+        """Turn the library's errors into this module's."""
+        import asyncssh  # noqa: PLC0415  loaded by now
+
+        try:
+            yield
+        except TimeoutError:
+            raise Timeout(f"{self.target}: no answer to {doing} in {timeout_s:g} s") from None
+        except asyncssh.ChannelOpenError as error:
+            if self._connection.is_closed():
+                raise ConnectionLost(self.target) from None
+            raise NothingListens(f"{self.target}: {doing}: {error.reason}") from None
+        except (asyncssh.DisconnectError, OSError) as error:
+            raise ConnectionLost(self.target, f"the connection was lost: {error}") from None
+
+
+class _Replay:
+    """A reply already received, in the shape http.client reads from."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def makefile(self, _mode: str) -> io.BytesIO:
+        return io.BytesIO(self._data)
+
+
+@asynccontextmanager
+async def connect(target: Target, *, timeout_s: float = ATTEMPT_TIMEOUT_S) -> AsyncIterator[Node]:
+    """One attempt at a session, closed when the block is left.
+
+    Raises Unreachable, AuthenticationRefused, HostKeyMismatch; ValueError if no usable host key is pinned.
+    """
+    node = await _open(target, timeout_s)
+    try:
+        yield node
+    finally:
+        await node.close()
+
+
+async def wait_for_ssh(
+    target: Target,
+    *,
+    deadline_s: float,
+    on_attempt: Callable[[SshError, float], None] = lambda _error, _waited_s: None,
+    clock: Clock = SYSTEM_CLOCK,
+) -> Node:
+    """Try until the node lets us in, and return the open session, which the caller closes.
+
+    `on_attempt` hears of each failed attempt with the seconds waited so far. After `deadline_s` the last
+    error is raised: Unreachable, whose `reason` tells a refusal from silence, or AuthenticationRefused,
+    which comes earlier once it has lasted 30 s. HostKeyMismatch and KeyUnusable are raised at once.
+    """
+    started = clock.now()
+    refused_since: float | None = None
+    while True:
+        left_s = deadline_s - (clock.now() - started)
+        try:
+            return await _open(target, max(min(ATTEMPT_TIMEOUT_S, left_s), 1.0))
+        except (HostKeyMismatch, KeyUnusable):
+            raise
+        except (Unreachable, AuthenticationRefused) as error:
+            now = clock.now()
+            waited_s = now - started
+            if isinstance(error, AuthenticationRefused):
+                refused_since = now if refused_since is None else refused_since
+                patience_over = now - refused_since >= AUTHENTICATION_GRACE_S
+            else:
+                refused_since, patience_over = None, False
+            if patience_over or waited_s >= deadline_s:
+                raise
+            on_attempt(error, waited_s)
+        # OpenSSH ≥ 9.8 shuts out a source that fails to log in several times within seconds.
+        least = 0.2 if refused_since is None else 5.0
+        await clock.sleep(pause_s(waited_s, least=least, most=max(2.0, least)))
+
+
+async def _open(target: Target, timeout_s: float) -> Node:
+    import asyncssh  # noqa: PLC0415  see the module's docstring
+
+    if not target.host_keys:
+        raise ValueError("target.host_keys is empty: without a pinned host key no connection is made")
+    pinned = [_host_key(line) for line in target.host_keys]
+    presented: list[asyncssh.SSHKey] = []
+
+    class Pinning(asyncssh.SSHClient):
+        def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
+            presented.append(key)
+            return False
+
+    options = _options(target, pinned)
+    try:
+        async with asyncio.timeout(timeout_s):
+            dialed = await _dial(target.host, target.port)
+            connection = await asyncssh.connect(
+                target.host, target.port, sock=dialed, options=options, config=None, client_factory=Pinning
+            )
+    except TimeoutError:
+        raise Unreachable(target, "timeout", "no answer") from None
+    except ConnectionRefusedError:
+        raise Unreachable(target, "refused", "connection refused") from None
+    except asyncssh.HostKeyNotVerifiable:
+        other = presented[0].export_public_key().decode() if presented else ""
+        raise HostKeyMismatch(target, fingerprint(other) if other else "an unreadable host key") from None
+    except asyncssh.PermissionDenied as error:
+        offered = target.private_key_path or "the agent's and the default keys"
+        raise AuthenticationRefused(f"{target} refuses {offered}: {error.reason}") from None
+    except (asyncssh.Error, OSError) as error:
+        raise Unreachable(target, "unreachable", str(error) or type(error).__name__) from None
+    return Node(target, connection)
+
+
+def _host_key(line: str) -> asyncssh.SSHKey:
+    import asyncssh  # noqa: PLC0415  loaded by now
+
+    try:
+        return asyncssh.import_public_key(line)
+    except asyncssh.KeyImportError:
+        raise ValueError(f"target.host_keys: {line[:40]!r} is not an OpenSSH public key") from None
+
+
+def _options(target: Target, pinned: list[asyncssh.SSHKey]) -> asyncssh.SSHClientConnectionOptions:
+    import asyncssh  # noqa: PLC0415  loaded by now
+
+    types = {key.get_algorithm() for key in pinned}
+    if "ssh-rsa" in types:
+        types |= {"rsa-sha2-512", "rsa-sha2-256"}
+    common = asyncssh.SSHClientConnectionOptions(
+        config=None,
+        username=target.user,
+        known_hosts=(pinned, [], []),
+        # The pinned types first; the others too, so that a stranger shows its key instead of hanging up.
+        server_host_key_algs=sorted(HOST_KEY_ALGORITHMS, key=lambda name: name not in types),
+        preferred_auth=("publickey",),
+        keepalive_interval=KEEPALIVE_INTERVAL_S,
+        keepalive_count_max=KEEPALIVE_COUNT,
+    )
+    if target.private_key_path is None:
+        return common
+    path = target.private_key_path.expanduser()
+    public = Path(f"{path}.pub")
+    try:
+        # The agent is asked for this one key only: it may hold it decrypted, and a server stops listening
+        # after a few wrong keys.
+        return asyncssh.SSHClientConnectionOptions(
+            common,
+            config=None,
+            client_keys=[str(path)],
+            ignore_encrypted=True,
+            agent_path=() if public.is_file() else None,
+            agent_identities=[str(public)] if public.is_file() else None,
+        )
+    except (OSError, asyncssh.KeyImportError) as error:
+        raise KeyUnusable(
+            f"private_key_path: {path} cannot be used: {error}; name a readable private key"
+        ) from None
+
+
+async def _dial(host: str, port: int) -> socket.socket:
+    """A TCP connection, given up after DIAL_TIMEOUT_S, which the library cannot tell from a slow login."""
+    loop = asyncio.get_running_loop()
+    family, kind, protocol, _, address = (await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))[0]
+    dialed = socket.socket(family, kind, protocol)
+    try:
+        dialed.setblocking(False)
+        async with asyncio.timeout(DIAL_TIMEOUT_S):
+            await loop.sock_connect(dialed, address)
+    except BaseException:
+        dialed.close()
+        raise
+    return dialed

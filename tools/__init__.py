@@ -1,0 +1,1 @@
+"""Set-up and development tools. Nothing that runs in production imports this package."""

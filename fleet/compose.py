@@ -1,0 +1,125 @@
+"""The two files a node serves from: the compose file, and the `.env` beside it that holds the secrets.
+
+Pure functions of the settings: what they return is exactly what lands in `/opt/llm`. The port and the visible
+devices live in `.env` alone, beside the secrets, and the compose file refers to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from fleet.fit.flags import supported
+from fleet.settings import Secrets, Serving
+
+DIRECTORY = "/opt/llm"
+COMPOSE_PATH = f"{DIRECTORY}/docker-compose.yml"
+ENV_PATH = f"{DIRECTORY}/.env"
+WEBUI_PORT = 3000
+
+PORT = "${PORT}"
+"""How the compose file names vLLM's port."""
+
+
+def serve_arguments(serving: Serving) -> list[str]:
+    """The arguments of `vllm serve`, one word each, as the pinned image understands them.
+
+    The API key is not among them: arguments are readable by every process, so vLLM takes it from
+    `VLLM_API_KEY` in its environment.
+    """
+    pairs: list[tuple[str, object]] = [
+        ("--model", serving.model),
+        ("--served-model-name", serving.served_model_name),
+        ("--host", "0.0.0.0"),  # noqa: S104  (inside the container; the compose file publishes it on loopback)
+        ("--port", PORT),
+        ("--max-model-len", serving.max_model_len),
+        ("--quantization", serving.quantization),
+        ("--dtype", None if serving.dtype == "auto" else serving.dtype),
+        ("--kv-cache-dtype", None if serving.kv_cache_dtype == "auto" else serving.kv_cache_dtype),
+        ("--tensor-parallel-size", serving.tensor_parallel_size),
+        ("--distributed-executor-backend", serving.distributed_executor_backend),
+        ("--gpu-memory-utilization", f"{serving.gpu_memory_utilization:g}"),
+        ("--max-num-seqs", serving.max_num_seqs),
+        ("--swap-space", serving.swap_space_gb if supported("--swap-space", serving.image) else None),
+    ]
+    words = [
+        word
+        for flag, value in pairs
+        if value is not None
+        for word in (flag, value if value is PORT else _literal(str(value)))
+    ]
+    return [*words, *(_literal(word) for word in serving.extra_args)]
+
+
+def compose_document(serving: Serving) -> dict[str, Any]:
+    """The compose file as a document: plain compose, no Swarm keys."""
+    vllm = {
+        "image": serving.image,
+        "container_name": serving.container_name,
+        "runtime": "nvidia",
+        "ipc": "host",
+        "shm_size": f"{serving.shm_size_gb}gb",
+        "restart": "unless-stopped",
+        "env_file": [".env"],
+        "environment": {
+            "HF_HOME": "/models",
+            "VLLM_CACHE_ROOT": "/cache",
+            **{name: _literal(value) for name, value in serving.environment.items()},
+        },
+        "ports": [f"127.0.0.1:{PORT}:{PORT}"],
+        "volumes": ["/var/lib/llm/models:/models", "/var/lib/llm/cache:/cache"],
+        "command": serve_arguments(serving),
+        "healthcheck": {
+            "test": ["CMD", "curl", "-fsS", "-m", "5", f"http://127.0.0.1:{PORT}/health"],
+            "interval": "15s",
+            "timeout": "10s",
+            "retries": 5,
+            "start_period": f"{serving.start_period_s}s",
+        },
+        "logging": {"driver": "json-file", "options": {"max-size": "50m", "max-file": "4"}},
+    }
+    services: dict[str, Any] = {"vllm": vllm}
+    if serving.webui:
+        services["open-webui"] = {
+            "image": serving.webui_image,
+            "container_name": "open-webui",
+            "restart": "unless-stopped",
+            "environment": {
+                "OPENAI_API_BASE_URL": f"http://vllm:{PORT}/v1",
+                # Compose takes it from .env; the key itself is never in this file.
+                "OPENAI_API_KEY": "${VLLM_API_KEY}",
+            },
+            "ports": [f"127.0.0.1:{WEBUI_PORT}:8080"],
+            "volumes": ["/var/lib/llm/open-webui:/app/backend/data"],
+        }
+    return {"name": "llm", "services": services}
+
+
+def compose_file(serving: Serving) -> str:
+    """`/opt/llm/docker-compose.yml`, deterministic."""
+    return yaml.safe_dump(compose_document(serving), sort_keys=False, allow_unicode=True, width=1000)
+
+
+def plain_environment(serving: Serving) -> dict[str, str]:
+    """What `.env` holds beside the secrets: the port vLLM listens on and the GPUs its container sees."""
+    devices = serving.visible_devices
+    visible = devices if isinstance(devices, str) else ",".join(str(index) for index in devices)
+    return {"PORT": str(serving.port), "NVIDIA_VISIBLE_DEVICES": visible}
+
+
+def secret_environment(secrets: Secrets) -> dict[str, str]:
+    """What of `.env` is secret."""
+    token = {"HF_TOKEN": secrets.hf_token.get_secret_value()} if secrets.hf_token else {}
+    return {"VLLM_API_KEY": secrets.api_key.get_secret_value(), **token}
+
+
+def env_file(environment: Mapping[str, str]) -> str:
+    """`/opt/llm/.env`: one NAME='value' a line; values are checked to hold neither quotes nor line breaks."""
+    return "".join(f"{name}='{value}'\n" for name, value in environment.items())
+
+
+def _literal(word: str) -> str:
+    """A word compose must not interpolate: its `$` is written `$$`."""
+    return word.replace("$", "$$")

@@ -1,0 +1,294 @@
+"""The sections of a stack's configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from fleet.catalog import InstanceType, catalog
+from fleet.settings.values import (
+    ApiKey,
+    AsTuple,
+    Cidr,
+    Environment,
+    HuggingFaceToken,
+    ModelReference,
+    NodeName,
+    PinnedImage,
+    VisibleDevices,
+    VllmArguments,
+    Words,
+    wrong,
+)
+
+CLOUDS = ("scaleway",)
+
+SCALEWAY_GPU_IMAGE = "5c3d28db-33ce-4997-8572-f49506339283"
+"""Ubuntu Noble GPU OS 13 passthrough: its root is an `sbs_snapshot`, and it carries the NVIDIA driver."""
+
+SCALEWAY_ZONES = (
+    "fr-par-1",
+    "fr-par-2",
+    "fr-par-3",
+    "nl-ams-1",
+    "nl-ams-2",
+    "nl-ams-3",
+    "pl-waw-1",
+    "pl-waw-2",
+    "pl-waw-3",
+)
+
+PORTS_IN_USE = {22: "SSH", 3000: "Open WebUI", 8080: "the node agent"}
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are refused, values never change after loading."""
+
+    # hide_input_in_errors: pydantic's own error text must not carry a secret if it ever reaches a log.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True
+    )
+
+
+class Serving(Section):
+    """What vLLM serves and with which flags. A change is rolled out in place; it never replaces a machine."""
+
+    image: PinnedImage = "vllm/vllm-openai:v0.9.2"
+    """Container image, pinned by tag or digest."""
+    model: ModelReference
+    """Hugging Face model (owner/name) or an absolute path on the node."""
+    served_model_name: str | None = Field(default=None, min_length=1, pattern=r"^\S+$")
+    """Name clients ask for; the model's own name if left out."""
+    max_model_len: int = Field(default=16384, ge=256, le=10_000_000)
+    """Longest context in tokens."""
+    quantization: (
+        Literal[
+            "awq",
+            "awq_marlin",
+            "gptq",
+            "gptq_marlin",
+            "fp8",
+            "bitsandbytes",
+            "compressed-tensors",
+            "modelopt",
+        ]
+        | None
+    ) = None
+    """Weight quantization; read from the model's own config if left out."""
+    dtype: Literal["auto", "half", "float16", "bfloat16", "float32"] = "auto"
+    """Type of weights and activations."""
+    kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"] = "auto"
+    """Type of the KV cache."""
+    gpu_memory_utilization: float = Field(default=0.90, ge=0.1, le=0.95)
+    """Share of each GPU's memory that vLLM takes; above 0.95 the driver and CUDA graphs have no room."""
+    tensor_parallel_size: int = Field(default=1, ge=1, le=16)
+    """GPUs that one copy of the model is spread over."""
+    distributed_executor_backend: Literal["mp", "ray"] | None = None
+    """How tensor-parallel workers are run; vLLM chooses if left out."""
+    max_num_seqs: int | None = Field(default=None, ge=1, le=4096)
+    """Most requests in one batch; vLLM's default if left out."""
+    swap_space_gb: int | None = Field(default=None, ge=0, le=1024)
+    """CPU swap per GPU in GiB; only vLLM before 0.18 has it."""
+    extra_args: VllmArguments = ()
+    """More `vllm serve` arguments, as a list of words."""
+    environment: Environment = {}
+    """More environment variables of the vLLM container. No secrets."""
+    visible_devices: VisibleDevices = "all"
+    """GPUs the container sees, by index."""
+    container_name: str = Field(default="vllm", pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{1,62}$")
+    """Name of the vLLM container."""
+    port: int = Field(default=8000, ge=1024, le=65535)
+    """Port vLLM listens on, on the node's loopback only."""
+    shm_size_gb: int = Field(default=16, ge=1, le=1024)
+    """Shared memory of the container in GiB; NCCL needs it across GPUs."""
+    start_period_s: int = Field(default=300, ge=60, le=7200)
+    """Seconds Docker's own healthcheck waits before it counts failures; a 32B model needs about 300."""
+    webui: bool = False
+    """Run Open WebUI beside vLLM, on port 3000 of the node's loopback."""
+    webui_image: PinnedImage = "ghcr.io/open-webui/open-webui:v0.6.18"
+    """Open WebUI image, pinned by tag or digest."""
+
+    @property
+    def served_name(self) -> str:
+        """The model name a client puts in its requests."""
+        return self.served_model_name or self.model
+
+    @field_validator("port")
+    @classmethod
+    def _port_is_free(cls, port: int) -> int:
+        if port in PORTS_IN_USE:
+            raise wrong(
+                "is {owner}'s on the node; choose another, for example 8000", owner=PORTS_IN_USE[port]
+            )
+        return port
+
+    @model_validator(mode="after")
+    def _visible_devices_suffice(self) -> Serving:
+        if self.visible_devices != "all" and self.tensor_parallel_size > len(self.visible_devices):
+            raise wrong(
+                "tensor_parallel_size: {tp} GPUs needed, visible_devices shows {count}; make them agree",
+                tp=self.tensor_parallel_size,
+                count=len(self.visible_devices),
+            )
+        return self
+
+
+class Node(Section):
+    """What every node has, whatever its cloud."""
+
+    cloud: str
+    """The cloud the node lives on."""
+    type: str
+    """Instance type, in its cloud's own words."""
+    name: NodeName
+    """Name of the node: unique in the stack, its host name in the cloud."""
+    root_volume_gb: int = Field(default=200, le=10_000)
+    """Size of the root volume in GB (10⁹ bytes). Grows in place; never shrinks."""
+    tags: Words = ()
+    """More tags on everything the node consists of."""
+    protect: bool = False
+    """Refuse to delete or replace the node's machine until this is false again."""
+    serving: Serving
+    """This node's serving: the stack's, with the keys given here put over it."""
+
+    @property
+    def location(self) -> str:
+        """The zone or region the node lives in, as its cloud names it."""
+        raise NotImplementedError
+
+    def instance_type(self) -> InstanceType:
+        """The catalog's entry for the node's type."""
+        found = catalog().find(self.cloud, self.type)
+        assert found is not None, "a type that is not in the catalog is refused when settings are read"
+        return found
+
+    @model_validator(mode="after")
+    def _gpus_suffice(self) -> Node:
+        found = self.instance_type()
+        needed = self.serving.tensor_parallel_size
+        if needed > found.gpu_count:
+            raise wrong(
+                "serving.tensor_parallel_size: {tp} GPUs are needed but {type} has {count}; "
+                "lower it or choose a larger type",
+                tp=needed,
+                type=self.type,
+                count=found.gpu_count,
+            )
+        devices = self.serving.visible_devices
+        if devices != "all" and max(devices) >= found.gpu_count:
+            raise wrong(
+                "serving.visible_devices: no GPU {index}, {type} has {count}; use indices below that",
+                index=max(devices),
+                type=self.type,
+                count=found.gpu_count,
+            )
+        return self
+
+
+def _gpu_type(cloud: str) -> Callable[[str], str]:
+    """A check that the catalog has the type."""
+
+    def check(value: str) -> str:
+        if catalog().find(cloud, value) is None:
+            near = catalog().suggest(cloud, value)
+            mend = f"did you mean {' or '.join(near)}?" if near else "see: fleet catalog list"
+            raise wrong("is not a GPU type of {cloud}; {mend}", cloud=cloud, mend=mend)
+        return value
+
+    return check
+
+
+def _scaleway_root_volume(value: int) -> int:
+    if value < 150:
+        raise wrong("is below Scaleway's working minimum of 150 (image, weights, caches); use 150 or more")
+    return value
+
+
+class ScalewayNode(Node):
+    """A GPU node on Scaleway: an SBS root volume made from the image, grown before the first start."""
+
+    cloud: Literal["scaleway"]
+    zone: Literal[SCALEWAY_ZONES] = "fr-par-2"  # type: ignore[valid-type]
+    """Scaleway zone."""
+    type: Annotated[str, AfterValidator(_gpu_type("scaleway"))] = "L4-1-24G"
+    """Commercial type."""
+    root_volume_gb: Annotated[int, AfterValidator(_scaleway_root_volume)] = Field(default=200, le=10_000)
+    """Size of the SBS root volume in GB (10⁹ bytes), 150 at least. Grows in place; never shrinks."""
+    image: str = Field(default=SCALEWAY_GPU_IMAGE, pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+    """Image id in this zone; its root must be an `sbs_snapshot`."""
+
+    @property
+    def location(self) -> str:
+        return str(self.zone)
+
+
+AnyNode = Annotated[ScalewayNode, Discriminator("cloud")]
+
+
+class Access(Section):
+    """Who may reach the nodes, and with which key."""
+
+    ssh_cidrs: Annotated[tuple[Cidr, ...], AsTuple] = Field(min_length=1)
+    """Address ranges that may open SSH. There is no default: an open port is a decision."""
+    ssh_private_key_path: Path
+    """Private key that opens the nodes; its public half is registered with the cloud."""
+    ssh_port: int = Field(default=22, ge=1, le=65535)
+    """Port the nodes' SSH server listens on; every cloud's images use 22."""
+
+
+class Health(Section):
+    """How long the gate waits, and whether it waits at all."""
+
+    enabled: bool = True
+    """False provisions without waiting for vLLM to answer."""
+    ssh_timeout_s: int = Field(default=180, ge=10, le=3600)
+    """Seconds from power-on to an open SSH port; Scaleway's images need about 20."""
+    install_timeout_s: int = Field(default=1800, ge=60, le=14400)
+    """Seconds for cloud-init, driver and container runtime, a reboot included."""
+    ready_timeout_s: int = Field(default=1800, ge=30, le=14400)
+    """Seconds for image pull, model download and load."""
+    first_token_timeout_s: int = Field(default=60, ge=1, le=600)
+    """Seconds one generated token may take."""
+
+
+class Secrets(Section):
+    """Values that never appear in plain state, logs or arguments."""
+
+    api_key: ApiKey
+    """Key that clients of vLLM present."""
+    hf_token: HuggingFaceToken | None = None
+    """Hugging Face token; gated models need one."""
+    delivery: Literal["ssh", "cloud-init"] = "ssh"
+    """`ssh` writes them to the node after first contact; `cloud-init` puts them in its user data."""
+
+
+class StackSettings(Section):
+    """The whole stack."""
+
+    nodes: Annotated[tuple[AnyNode, ...], AsTuple] = Field(min_length=1)
+    serving: Serving
+    access: Access
+    health: Health = Health()
+    secrets: Secrets
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> StackSettings:
+        names = [node.name for node in self.nodes]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            raise wrong(
+                "nodes: the name {name} is used {count} times; give each node its own",
+                name=name,
+                count=names.count(name),
+            )
+        return self

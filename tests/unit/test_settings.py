@@ -1,0 +1,190 @@
+"""Every wrong value is named with its path and its mend, all at once, before anything is registered."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from fleet import settings
+from fleet.settings.schema import json_schema
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> dict[str, Any]:
+    key = tmp_path / "id_ed25519"
+    key.write_text("a key")
+    key.chmod(0o600)
+    return {
+        "nodes": [{"name": "l4-a", "cloud": "scaleway"}],
+        "serving": {"model": "Qwen/Qwen3-8B-AWQ"},
+        "access": {"ssh_cidrs": ["203.0.113.7/32"], "ssh_private_key_path": str(key)},
+        "secrets": {"api_key": "0123456789abcdef"},
+    }
+
+
+def put(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """The document with one value replaced; `DELETE` removes it. Path steps are separated by dots."""
+    changed = copy.deepcopy(document)
+    *parents, last = [int(step) if step.isdigit() else step for step in path.split(".")]
+    at: Any = changed
+    for step in parents:
+        at = at.setdefault(step, {}) if isinstance(at, dict) else at[step]
+    if value is DELETE:
+        del at[last]
+    else:
+        at[last] = value
+    return changed
+
+
+DELETE = object()
+
+# (path to change, wrong value, path the error names, what it must say)
+WRONG: list[tuple[str, Any, str, str]] = [
+    ("nodes", DELETE, "nodes", "is missing"),
+    ("nodes", [], "nodes", "is empty; give at least one"),
+    ("nodes", "l4-a", "nodes", "is not a list"),
+    ("nodes.0", "l4-a", "nodes[0]", "is not a set of keys"),
+    ("nodes.0.cloud", DELETE, "nodes[0]", "has no cloud; add one of: scaleway"),
+    ("nodes.0.cloud", "gcp", "nodes[0]", "cloud: 'gcp' is not supported"),
+    ("nodes.0.name", DELETE, "nodes[0].name", "is missing; set it: pulumi config set --path"),
+    ("nodes.0.name", "L4_A", "nodes[0].name", "'L4_A' is not a node name"),
+    ("nodes.0.name", "a" * 31, "nodes[0].name", "1 to 30"),
+    ("nodes.0.name", "ends-", "nodes[0].name", "not ending with a hyphen"),
+    ("nodes.0.zone", "fr-par-9", "nodes[0].zone", "'fr-par-9' is not one of the choices; use 'fr-par-1'"),
+    ("nodes.0.type", "L4-1-24", "nodes[0].type", "did you mean L4-1-24G"),
+    ("nodes.0.type", "DEV1-S", "nodes[0].type", "'DEV1-S' is not a GPU type of scaleway"),
+    ("nodes.0.image", "ubuntu_noble", "nodes[0].image", "'ubuntu_noble' is malformed"),
+    (
+        "nodes.0.root_volume_gb",
+        120,
+        "nodes[0].root_volume_gb",
+        "120 is below Scaleway's working minimum of 150",
+    ),
+    ("nodes.0.root_volume_gb", 20000, "nodes[0].root_volume_gb", "20000 is above the maximum of 10000"),
+    ("nodes.0.root_volume_gb", "200GB", "nodes[0].root_volume_gb", "'200GB' is not a whole number"),
+    ("nodes.0.root_volume_gb", 200.5, "nodes[0].root_volume_gb", "200.5 is not a whole number"),
+    ("nodes.0.root_volum_gb", 200, "nodes[0].root_volum_gb", "did you mean root_volume_gb?"),
+    ("nodes.0.protect", "perhaps", "nodes[0].protect", "is neither true nor false"),
+    ("nodes.0.tags", "team-a", "nodes[0].tags", "is not a list"),
+    (
+        "nodes.0.serving",
+        {"tensor_parallel_size": 2},
+        "nodes[0].serving.tensor_parallel_size",
+        "L4-1-24G has 1",
+    ),
+    (
+        "nodes.0.serving",
+        {"max_model_len": 1},
+        "nodes[0].serving.max_model_len",
+        "1 is below the minimum of 256",
+    ),
+    ("serving", DELETE, "serving", "is missing"),
+    ("serving.model", DELETE, "serving.model", "is missing"),
+    ("serving.model", "Qwen3-8B", "serving.model", "neither a Hugging Face model (owner/name"),
+    ("serving.modle", "a/b", "serving.modle", "did you mean model?"),
+    ("serving.image", "vllm/vllm-openai", "serving.image", "has no tag"),
+    ("serving.image", "vllm/vllm-openai:latest", "serving.image", "moves under you; pin a release tag"),
+    ("serving.image", "vllm/vllm-openai:nightly-abc", "serving.image", "moves under you"),
+    ("serving.image", "vllm/vllm-openai@sha256:12", "serving.image", "copy it from the registry"),
+    ("serving.image", "vllm vllm:v1", "serving.image", "is not an image reference"),
+    ("serving.gpu_memory_utilization", 0.97, "serving.gpu_memory_utilization", "above the maximum of 0.95"),
+    ("serving.gpu_memory_utilization", "much", "serving.gpu_memory_utilization", "write for example 0.9"),
+    ("serving.quantization", "awq-marlin", "serving.quantization", "is not one of the choices; use 'awq'"),
+    ("serving.distributed_executor_backend", "mpi", "serving.distributed_executor_backend", "'mp' or 'ray'"),
+    ("serving.max_model_len", 0, "serving.max_model_len", "0 is below the minimum of 256"),
+    ("serving.port", 80, "serving.port", "80 is below the minimum of 1024"),
+    ("serving.port", 8080, "serving.port", "is the node agent's"),
+    ("serving.visible_devices", [1], "nodes[0].serving.visible_devices", "no GPU 1, L4-1-24G has 1"),
+    ("serving.visible_devices", [0, 0], "serving.visible_devices", "each once"),
+    ("serving.extra_args", ["--model=x"], "serving.extra_args", "set serving.model instead"),
+    ("serving.extra_args", ["--host", "::"], "serving.extra_args", "leave it out"),
+    ("serving.extra_args", "--enforce-eager", "serving.extra_args", "is not a list"),
+    ("serving.environment", {"HF_TOKEN": "hf_abcd"}, "serving.environment", "carries HF_TOKEN"),
+    ("serving.environment", {"A-B": "1"}, "serving.environment", "no shell accepts"),
+    ("serving.start_period_s", 30, "serving.start_period_s", "30 is below the minimum of 60"),
+    ("access", DELETE, "access", "is missing"),
+    ("access.ssh_cidrs", DELETE, "access.ssh_cidrs", "is missing"),
+    ("access.ssh_cidrs", [], "access.ssh_cidrs", "is empty"),
+    ("access.ssh_cidrs", ["203.0.113.7"], "access.ssh_cidrs[0]", "write 203.0.113.7/32"),
+    ("access.ssh_cidrs", ["203.0.113.7/24"], "access.ssh_cidrs[0]", "203.0.113.7/32 for that one address"),
+    ("access.ssh_cidrs", ["home/32"], "access.ssh_cidrs[0]", "is not an address range"),
+    ("access.ssh_private_key_path", "/no/such/key", "access.ssh_private_key_path", "make one: ssh-keygen"),
+    ("access.ssh_port", 0, "access.ssh_port", "below the minimum of 1"),
+    ("health.enabled", "maybe", "health.enabled", "is neither true nor false"),
+    ("health.ready_timeout_s", 5, "health.ready_timeout_s", "5 is below the minimum of 30"),
+    ("health.ready_timeout", 900, "health.ready_timeout", "did you mean ready_timeout_s?"),
+    ("secrets", DELETE, "secrets", "pulumi config set --secret --path"),
+    ("secrets.api_key", "short", "secrets.api_key", "openssl rand -hex 32"),
+    ("secrets.hf_token", "sk-abcdefgh", "secrets.hf_token", "must begin with hf_"),
+    ("secrets.delivery", "mail", "secrets.delivery", "'mail' is not one of the choices"),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named", "said"), WRONG, ids=[f"{w[0]}={w[1]!r:.30}" for w in WRONG]
+)
+def test_a_wrong_value_is_named_with_its_path_and_mend(
+    good: dict[str, Any], path: str, value: Any, named: str, said: str
+) -> None:
+    with pytest.raises(settings.SettingsError) as caught:
+        settings.parse(put(good, path, value))
+    assert [problem.path for problem in caught.value.problems] == [named]
+    assert said in caught.value.problems[0].message
+
+
+def test_every_wrong_value_is_reported_in_one_go(good: dict[str, Any]) -> None:
+    wrong = put(
+        put(put(good, "nodes.0.root_volume_gb", 120), "serving.port", 3000), "secrets.api_key", "short"
+    )
+    with pytest.raises(settings.SettingsError, match="3 wrong values in the stack configuration"):
+        settings.parse(wrong)
+
+
+def test_two_nodes_of_one_name_are_refused(good: dict[str, Any]) -> None:
+    twice = put(good, "nodes", [good["nodes"][0], good["nodes"][0]])
+    with pytest.raises(settings.SettingsError, match="nodes: the name l4-a is used 2 times"):
+        settings.parse(twice)
+
+
+@pytest.mark.parametrize("secret", ["hf_!planted!", "planted secret"])
+def test_a_refused_secret_is_never_quoted(good: dict[str, Any], secret: str) -> None:
+    for path in ("secrets.api_key", "secrets.hf_token"):
+        with pytest.raises(settings.SettingsError) as caught:
+            settings.parse(put(good, path, secret))
+        assert secret not in str(caught.value)
+    with pytest.raises(settings.SettingsError) as caught:
+        settings.parse(put(good, "serving.environment", {"HF_TOKEN": secret}))
+    assert secret not in str(caught.value)
+
+
+def test_a_key_others_can_read_is_refused(good: dict[str, Any]) -> None:
+    Path(good["access"]["ssh_private_key_path"]).chmod(0o644)
+    with pytest.raises(settings.SettingsError, match="chmod 600"):
+        settings.parse(good)
+
+
+def test_a_node_inherits_the_stacks_serving_and_puts_its_own_keys_over_it(good: dict[str, Any]) -> None:
+    good["serving"]["max_model_len"] = 4096
+    good["nodes"].append({"name": "l4-b", "cloud": "scaleway", "serving": {"model": "Qwen/Qwen3-4B"}})
+    first, second = settings.parse(good).nodes
+    assert (first.serving.model, first.serving.max_model_len) == ("Qwen/Qwen3-8B-AWQ", 4096)
+    assert (second.serving.model, second.serving.max_model_len) == ("Qwen/Qwen3-4B", 4096)
+
+
+def test_repr_of_settings_shows_no_secret(good: dict[str, Any]) -> None:
+    assert good["secrets"]["api_key"] not in repr(settings.parse(good))
+
+
+def test_the_schema_accepts_a_good_stack_file_and_refuses_a_misspelt_key(good: dict[str, Any]) -> None:
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    stack = {"config": {f"vllm-fleet:{key}": value for key, value in good.items()}}
+    stack["config"]["vllm-fleet:secrets"] = {"api_key": {"secure": "v1:abc"}}
+    jsonschema.validate(stack, schema)
+    stack["config"]["vllm-fleet:nodes"][0]["zoen"] = "fr-par-2"
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(stack, schema)

@@ -1,0 +1,349 @@
+"""The parts of Scaleway's objects that this program uses. Sizes are in bytes, prices in euros an hour.
+
+`parse` takes a decoded reply, ignores what it does not know, and raises `KeyError`, `TypeError`,
+`AttributeError` or `ValueError` where the reply lacks what it must have.
+Plain dataclasses: they load in no time, which counts in a provider process started for every command.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from components.scaleway.errors import PreconditionFailed
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ServerVolume:
+    """A volume as its server lists it. An SBS volume shows no size there: ask `get_volume`."""
+
+    slot: str
+    id: str
+    volume_type: str
+
+
+@dataclass(frozen=True)
+class Server:
+    """An instance."""
+
+    id: str
+    name: str
+    zone: str
+    project: str
+    commercial_type: str
+    state: str
+    """`stopped`, `stopped in place`, `starting`, `running`, `stopping` or `locked`."""
+    state_detail: str
+    tags: tuple[str, ...]
+    protected: bool
+    image_id: str | None
+    security_group_id: str | None
+    volumes: tuple[ServerVolume, ...]
+    public_ip: str | None
+    """The first public IPv4 address; a dynamic one is there only while the server runs."""
+    created: str
+    """ISO 8601, UTC."""
+
+    @classmethod
+    def parse(cls, data: Json) -> Self:
+        addresses = data.get("public_ips") or [ip for ip in (data.get("public_ip"),) if ip]
+        return cls(
+            id=data["id"],
+            name=data["name"],
+            zone=data["zone"],
+            project=data["project"],
+            commercial_type=data["commercial_type"],
+            state=data["state"],
+            state_detail=data.get("state_detail") or "",
+            tags=tuple(data.get("tags") or ()),
+            protected=bool(data.get("protected")),
+            image_id=(data.get("image") or {}).get("id"),
+            security_group_id=(data.get("security_group") or {}).get("id"),
+            volumes=tuple(
+                ServerVolume(slot, volume["id"], volume["volume_type"])
+                for slot, volume in sorted((data.get("volumes") or {}).items(), key=lambda item: int(item[0]))
+            ),
+            public_ip=next((ip["address"] for ip in addresses if ip.get("family", "inet") == "inet"), None),
+            created=data.get("creation_date") or "",
+        )
+
+    @property
+    def root_volume_id(self) -> str | None:
+        """The SBS volume in the lowest slot, None if there is none."""
+        return next((volume.id for volume in self.volumes if volume.volume_type == "sbs_volume"), None)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A Block Storage (SBS) volume."""
+
+    id: str
+    name: str
+    zone: str
+    size: int
+    status: str
+    """`creating`, `available`, `in_use`, `updating`, `resizing`, `deleting`, `error`, `locked`, …"""
+    tags: tuple[str, ...]
+    server_ids: tuple[str, ...]
+    created: str
+
+    @classmethod
+    def parse(cls, data: Json) -> Self:
+        return cls(
+            id=data["id"],
+            name=data["name"],
+            zone=data["zone"],
+            size=int(data["size"]),
+            status=data["status"],
+            tags=tuple(data.get("tags") or ()),
+            server_ids=tuple(
+                reference["product_resource_id"]
+                for reference in data.get("references") or ()
+                if reference.get("product_resource_type") == "instance_server"
+            ),
+            created=data.get("created_at") or "",
+        )
+
+
+@dataclass(frozen=True)
+class Image:
+    """What a server is made from."""
+
+    id: str
+    name: str
+    zone: str
+    arch: str
+    state: str
+    root_volume_type: str
+    """`sbs_snapshot` for the images that GPU types can start from."""
+
+    @classmethod
+    def parse(cls, data: Json) -> Self:
+        return cls(
+            id=data["id"],
+            name=data["name"],
+            zone=data["zone"],
+            arch=data["arch"],
+            state=data["state"],
+            root_volume_type=data["root_volume"]["volume_type"],
+        )
+
+
+@dataclass(frozen=True)
+class SecurityGroup:
+    """A stateful firewall that servers share. Policies are `accept` or `drop`."""
+
+    id: str
+    name: str
+    zone: str
+    project: str
+    tags: tuple[str, ...]
+    stateful: bool
+    inbound_default_policy: str
+    outbound_default_policy: str
+    enable_default_security: bool
+    """Whether Scaleway's own rules against outgoing mail apply."""
+    project_default: bool
+    server_ids: tuple[str, ...]
+    created: str
+
+    @classmethod
+    def parse(cls, data: Json) -> Self:
+        return cls(
+            id=data["id"],
+            name=data["name"],
+            zone=data["zone"],
+            project=data["project"],
+            tags=tuple(data.get("tags") or ()),
+            stateful=data["stateful"],
+            inbound_default_policy=data["inbound_default_policy"],
+            outbound_default_policy=data["outbound_default_policy"],
+            enable_default_security=data["enable_default_security"],
+            project_default=bool(data.get("project_default")),
+            server_ids=tuple(server["id"] for server in data.get("servers") or ()),
+            created=data.get("creation_date") or "",
+        )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule of a security group, in one spelling whatever spelling it came in.
+
+    The API drops `/32` and `/128` from the ranges it returns, and a single port has no upper port.
+    """
+
+    ip_range: str
+    dest_port_from: int | None = None
+    dest_port_to: int | None = None
+    protocol: str = "TCP"
+    """`TCP`, `UDP`, `ICMP` or `ANY`."""
+    direction: str = "inbound"
+    action: str = "accept"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ip_range", str(ipaddress.ip_network(self.ip_range, strict=False)))
+        object.__setattr__(self, "protocol", self.protocol.upper())
+        if self.dest_port_to == self.dest_port_from:
+            object.__setattr__(self, "dest_port_to", None)
+
+    @classmethod
+    def parse(cls, data: Json) -> Self:
+        return cls(
+            ip_range=data["ip_range"],
+            dest_port_from=data.get("dest_port_from"),
+            dest_port_to=data.get("dest_port_to"),
+            protocol=data["protocol"],
+            direction=data["direction"],
+            action=data["action"],
+        )
+
+    def request(self, position: int) -> dict[str, object]:
+        """The rule as `set_rules` sends it; `position` counts from 1."""
+        return {
+            "protocol": self.protocol,
+            "direction": self.direction,
+            "action": self.action,
+            "ip_range": self.ip_range,
+            "dest_port_from": self.dest_port_from,
+            "dest_port_to": self.dest_port_to,
+            "position": position,
+        }
+
+
+@dataclass(frozen=True)
+class ListedRule:
+    """A rule as a security group lists it."""
+
+    rule: Rule
+    position: int
+    editable: bool
+    """False for Scaleway's own rules against outgoing mail, which cannot be removed one by one."""
+
+    @classmethod
+    def parse(cls, data: Json) -> Self:
+        return cls(Rule.parse(data), int(data.get("position") or 0), data.get("editable") is not False)
+
+
+def editable_rules(listed: Iterable[ListedRule]) -> tuple[Rule, ...]:
+    """The rules people can edit, in the order they apply."""
+    return tuple(row.rule for row in sorted(listed, key=lambda row: row.position) if row.editable)
+
+
+def same_rules(left: Iterable[Rule], right: Iterable[Rule]) -> bool:
+    """Whether two lists let the same traffic through.
+
+    The first rule that matches decides, so order counts, but only in a direction where accept and drop mix.
+    """
+    one, other = tuple(dict.fromkeys(left)), tuple(dict.fromkeys(right))
+    if set(one) != set(other):
+        return False
+    for direction in {rule.direction for rule in one}:
+        here = [rule for rule in one if rule.direction == direction]
+        there = [rule for rule in other if rule.direction == direction]
+        if here != there and len({rule.action for rule in here}) > 1:
+            return False
+    return True
+
+
+@dataclass(frozen=True)
+class Ip:
+    """A flexible public address; it bills while it exists, attached or not."""
+
+    id: str
+    address: str
+    zone: str
+    type: str
+    tags: tuple[str, ...]
+    server_id: str | None
+
+    @classmethod
+    def parse(cls, data: Json) -> Self:
+        return cls(
+            id=data["id"],
+            # An IPv6 range has a prefix instead of an address.
+            address=data["address"] or data["prefix"],
+            zone=data["zone"],
+            type=data["type"],
+            tags=tuple(data.get("tags") or ()),
+            server_id=(data.get("server") or {}).get("id"),
+        )
+
+
+@dataclass(frozen=True)
+class ServerType:
+    """A commercial type as the product catalog describes it."""
+
+    name: str
+    hourly_price: float
+    gpus: int
+    gpu_name: str | None
+    gpu_memory: int
+    """Bytes of one GPU; 0 where there is none."""
+    ncpus: int
+    ram: int
+    arch: str
+    local_volumes_min: int
+    """Bytes of local volumes the type must have; 0 for types on block storage."""
+    local_volumes_max: int
+    """Bytes of local volumes the type may have; 0: it accepts none."""
+    block_storage: bool
+    scratch_max: int
+    """Bytes of scratch volume the type comes with."""
+    end_of_service: bool
+
+    @classmethod
+    def parse(cls, name: str, data: Json) -> Self:
+        gpu = data.get("gpu_info") or {}
+        local = data.get("volumes_constraint") or {}
+        return cls(
+            name=name,
+            hourly_price=float(data["hourly_price"]),
+            gpus=int(data.get("gpu") or 0),
+            gpu_name=gpu.get("gpu_name"),
+            gpu_memory=int(gpu.get("gpu_memory") or 0),
+            ncpus=int(data["ncpus"]),
+            ram=int(data["ram"]),
+            arch=data["arch"],
+            local_volumes_min=int(local.get("min_size") or 0),
+            local_volumes_max=int(local.get("max_size") or 0),
+            block_storage=bool((data.get("capabilities") or {}).get("block_storage")),
+            scratch_max=int(data.get("scratch_storage_max_size") or 0),
+            end_of_service=bool(data.get("end_of_service")),
+        )
+
+
+@dataclass(frozen=True)
+class SshKey:
+    """A public key of the project; Scaleway installs it on every server it starts."""
+
+    id: str
+    name: str
+    public_key: str
+
+    @classmethod
+    def parse(cls, data: Json) -> Self:
+        return cls(id=data["id"], name=data["name"], public_key=data["public_key"])
+
+
+def sbs_root_volume_id(server: Server) -> str:
+    """The id of the server's SBS root volume, the one in its lowest slot.
+
+    Raises `PreconditionFailed` if the server has none: it was then not made from an image alone, or from an
+    image whose root is local.
+    """
+    if server.root_volume_id is not None:
+        return server.root_volume_id
+    seen = (
+        ", ".join(f"{volume.slot}: {volume.volume_type}" for volume in server.volumes) or "no volume at all"
+    )
+    raise PreconditionFailed(
+        "get_server",
+        server.name,
+        server.zone,
+        f"the server has no volume of type sbs_volume, but {seen}",
+        mend="create it without a `volumes` field, from an image whose root volume is of type sbs_snapshot",
+    )

@@ -13,13 +13,14 @@ import hashlib
 import io
 import shlex
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, cast
 
-from fleet.progress import SYSTEM_CLOCK, Clock, pause_s
+from fleet import spec
+from fleet.progress import SYSTEM_CLOCK, Clock, Progress, Stage, pause_s
 
 if TYPE_CHECKING:
     import asyncssh
@@ -59,6 +60,11 @@ class Target:
     private_key_path: Path | None = None
     """None: the SSH agent's keys and the user's default ones."""
 
+    @classmethod
+    def parse(cls, raw: object) -> Target:
+        """From JSON. Raises SpecError."""
+        return spec.parse(cls, raw, "target")
+
     def __str__(self) -> str:
         return f"{self.user}@{self.host}:{self.port}"
 
@@ -70,18 +76,8 @@ class Completed:
     argv: tuple[str, ...]
     exit_status: int
     """-1 if a signal ended it."""
-    stdout: bytes
-    stderr: bytes
-
-    @property
-    def text(self) -> str:
-        """Standard output as text, without surrounding blanks."""
-        return self.stdout.decode(errors="replace").strip()
-
-    @property
-    def error_text(self) -> str:
-        """Standard error as text, without surrounding blanks."""
-        return self.stderr.decode(errors="replace").strip()
+    stdout: str
+    stderr: str
 
 
 @dataclass(frozen=True)
@@ -136,7 +132,7 @@ class CommandFailed(SshError):
     """A command ended with another status than 0. Holds no standard input, which may be secret."""
 
     def __init__(self, completed: Completed) -> None:
-        tail = " / ".join(completed.error_text.splitlines()[-3:]) or "nothing on standard error"
+        tail = " / ".join(completed.stderr.strip().splitlines()[-3:]) or "nothing on standard error"
         super().__init__(f"`{shlex.join(completed.argv)}` ended with {completed.exit_status}: {tail}")
         self.completed = completed
 
@@ -164,7 +160,7 @@ def fingerprint(public_key: str) -> str:
     return f"{algorithm} SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
 
 
-class Node:
+class Connection:
     """An open SSH session. Made by `connect` or `wait_for_ssh`."""
 
     def __init__(self, target: Target, connection: asyncssh.SSHClientConnection) -> None:
@@ -179,24 +175,7 @@ class Node:
         `argv` is passed word by word (quoted for the remote shell); secrets belong in `stdin`, never in
         `argv`. Raises CommandFailed (if `check`), Timeout, ConnectionLost.
         """
-        import asyncssh  # noqa: PLC0415  loaded by now
-
-        words = tuple(argv) if self.target.user == "root" else ("sudo", "-n", *argv)
-        with self._translated(f"`{shlex.join(words)}`", timeout_s):
-            async with asyncio.timeout(timeout_s):
-                result = await self._connection.run(
-                    shlex.join(words),
-                    input=stdin or None,
-                    stdin=asyncssh.PIPE if stdin else asyncssh.DEVNULL,
-                    encoding=None,
-                )
-        if result.exit_status is None:
-            raise ConnectionLost(self.target, f"the connection was lost while `{shlex.join(words)}` ran")
-        completed = Completed(
-            words, result.exit_status, cast(bytes, result.stdout or b""), cast(bytes, result.stderr or b"")
-        )
-        if check and completed.exit_status != 0:
-            raise CommandFailed(completed)
+        completed, _ = await self._run(argv, stdin, timeout_s, check)
         return completed
 
     async def write_file(
@@ -213,7 +192,8 @@ class Node:
 
     async def read_file(self, path: str | PurePosixPath, *, timeout_s: float = 30.0) -> bytes:
         """The content of a file on the node. Raises CommandFailed if there is none."""
-        return (await self.run(["cat", str(path)], timeout_s=timeout_s)).stdout
+        _, data = await self._run(["cat", str(path)], None, timeout_s, True)
+        return data
 
     @asynccontextmanager
     async def forward(self, port: int) -> AsyncIterator[int]:
@@ -266,6 +246,32 @@ class Node:
         self._connection.abort()
         await self._connection.wait_closed()
 
+    async def _run(
+        self, argv: Sequence[str], stdin: bytes | None, timeout_s: float, check: bool
+    ) -> tuple[Completed, bytes]:
+        """The completed command, and its standard output as it came."""
+        import asyncssh  # noqa: PLC0415  loaded by now
+
+        words = tuple(argv) if self.target.user == "root" else ("sudo", "-n", *argv)
+        command = shlex.join(words)
+        with self._translated(f"`{command}`", timeout_s):
+            async with asyncio.timeout(timeout_s):
+                result = await self._connection.run(
+                    command,
+                    input=stdin or None,
+                    stdin=asyncssh.PIPE if stdin else asyncssh.DEVNULL,
+                    encoding=None,
+                )
+        if result.exit_status is None:
+            raise ConnectionLost(self.target, f"the connection was lost while `{command}` ran")
+        stdout, stderr = cast(bytes, result.stdout or b""), cast(bytes, result.stderr or b"")
+        completed = Completed(
+            words, result.exit_status, stdout.decode(errors="replace"), stderr.decode(errors="replace")
+        )
+        if check and completed.exit_status != 0:
+            raise CommandFailed(completed)
+        return completed, stdout
+
     @contextmanager
     def _translated(self, doing: str, timeout_s: float) -> Iterator[None]:
         """Turn the library's errors into this module's."""
@@ -294,7 +300,7 @@ class _Replay:
 
 
 @asynccontextmanager
-async def connect(target: Target, *, timeout_s: float = ATTEMPT_TIMEOUT_S) -> AsyncIterator[Node]:
+async def connect(target: Target, *, timeout_s: float = ATTEMPT_TIMEOUT_S) -> AsyncIterator[Connection]:
     """One attempt at a session, closed when the block is left.
 
     Raises Unreachable, AuthenticationRefused, HostKeyMismatch; ValueError if no usable host key is pinned.
@@ -308,16 +314,17 @@ async def connect(target: Target, *, timeout_s: float = ATTEMPT_TIMEOUT_S) -> As
 
 async def wait_for_ssh(
     target: Target,
-    *,
     deadline_s: float,
-    on_attempt: Callable[[SshError, float], None] = lambda _error, _waited_s: None,
+    progress: Progress | None = None,
+    *,
+    stage: Stage = Stage.WORKER_SSH_ACCESSIBLE,
     clock: Clock = SYSTEM_CLOCK,
-) -> Node:
+) -> Connection:
     """Try until the node lets us in, and return the open session, which the caller closes.
 
-    `on_attempt` hears of each failed attempt with the seconds waited so far. After `deadline_s` the last
-    error is raised: Unreachable, whose `reason` tells a refusal from silence, or AuthenticationRefused,
-    which comes earlier once it has lasted 30 s. HostKeyMismatch and KeyUnusable are raised at once.
+    `progress` hears of the wait as part of `stage`. After `deadline_s` the last error is raised:
+    Unreachable, whose `reason` tells a refusal from silence, or AuthenticationRefused, which comes earlier
+    once it has lasted 30 s. HostKeyMismatch and KeyUnusable are raised at once.
     """
     started = clock.now()
     refused_since: float | None = None
@@ -337,13 +344,14 @@ async def wait_for_ssh(
                 refused_since, patience_over = None, False
             if patience_over or waited_s >= deadline_s:
                 raise
-            on_attempt(error, waited_s)
+            if progress:
+                progress.waiting(stage, "SSH", str(error), waited_s=waited_s, limit_s=deadline_s)
         # OpenSSH ≥ 9.8 shuts out a source that fails to log in several times within seconds.
         least = 0.2 if refused_since is None else 5.0
         await clock.sleep(pause_s(waited_s, least=least, most=max(2.0, least)))
 
 
-async def _open(target: Target, timeout_s: float) -> Node:
+async def _open(target: Target, timeout_s: float) -> Connection:
     import asyncssh  # noqa: PLC0415  see the module's docstring
 
     if not target.host_keys:
@@ -375,7 +383,7 @@ async def _open(target: Target, timeout_s: float) -> Node:
         raise AuthenticationRefused(f"{target} refuses {offered}: {error.reason}") from None
     except (asyncssh.Error, OSError) as error:
         raise Unreachable(target, "unreachable", str(error) or type(error).__name__) from None
-    return Node(target, connection)
+    return Connection(target, connection)
 
 
 def _host_key(line: str) -> asyncssh.SSHKey:

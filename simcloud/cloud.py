@@ -1,0 +1,279 @@
+"""What every embedded cloud is made of: named calls, replies, and a place in the simulation.
+
+An emulator (`simcloud.scaleway`, …) declares its calls and answers them with plain functions. Reading
+requests, faults, the log and transactions are the same for all and happen here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import socket
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from simcloud.faults import FaultKind, Faults
+from simcloud.journal import Journal
+from simcloud.machines import Machines
+from simcloud.store import Document, Store
+from simcloud.timers import Timers
+
+NODE_TAG = "vllm-fleet-node="
+"""Tag `vllm-fleet-node=<stack>/<name>`: which node an object belongs to."""
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An HTTP reply. A body that is not bytes is sent as JSON; None sends no body."""
+
+    status: int
+    body: Any = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def response(self) -> Response:
+        if self.body is None:
+            return Response(status_code=self.status, headers=dict(self.headers))
+        if isinstance(self.body, bytes):
+            headers = {"Content-Type": "text/plain", **self.headers}
+            return Response(self.body, status_code=self.status, headers=headers)
+        headers = {"Content-Type": "application/json", **self.headers}
+        return Response(json.dumps(self.body), status_code=self.status, headers=headers)
+
+
+class ApiError(Exception):
+    """A refusal, in the cloud's own shape."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply.body)
+        self.reply = reply
+
+
+@dataclass(frozen=True)
+class Received:
+    """A request as it reached a call."""
+
+    call: Call
+    path: str
+    params: Mapping[str, str]
+    query: Mapping[str, str]
+    query_string: str
+    headers: Mapping[str, str]
+    raw: bytes
+
+    @cached_property
+    def json(self) -> Json:
+        """The body as a JSON object; empty when there is none or it is something else."""
+        try:
+            body = json.loads(self.raw)
+        except ValueError:
+            return {}
+        return body if isinstance(body, dict) else {}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a cloud's API."""
+
+    name: str
+    method: str
+    path: str
+    handler: Callable[[Received], Reply]
+    resource: str = ""
+    """What the call is about, in the words of the cloud's permission errors."""
+    raw_body: bool = False
+    """The body is data, not JSON: the log keeps its digest and size only."""
+
+
+class Cloud(Protocol):
+    """An embedded cloud."""
+
+    name: str
+    prefix: str
+    calls: list[Call]
+
+    def authorize(self, received: Received) -> None:
+        """Raises ApiError unless the request carries a known key and its permission was not taken away."""
+
+    def names(self, received: Received) -> Iterable[str]:
+        """Names of the node and the objects a request is about, the node's own first."""
+
+    def refusal(self, kind: FaultKind, received: Received) -> Reply:
+        """The cloud's own reply for a fault that is a status."""
+
+    def not_found(self, received: Received) -> Reply:
+        """The cloud's own reply for a path it does not know."""
+
+    def inventory(self) -> Iterable[Json]:
+        """Everything that exists, each with cloud, kind, id, name, node, state and whether it bills."""
+
+    async def start(self) -> None:
+        """Takes up what was under way and powers on the machines that should run."""
+
+
+class Conditions(Document):
+    """What the operator of the simulation has decided, for all clouds."""
+
+    id: str = "conditions"
+    denied_calls: list[str] = Field(default_factory=list)
+    """Calls refused for missing permission."""
+    quotas: dict[str, int] = Field(default_factory=dict)
+    """Largest allowed number by the cloud's name of the quota; what is not named is unlimited."""
+    stock: dict[str, str] = Field(default_factory=dict)
+    """`<cloud>/<zone or region>/<type>` to the cloud's own word for its availability."""
+    node_faults: dict[str, str] = Field(default_factory=dict)
+    """Node name to the fault its machine has."""
+
+
+class Simulation:
+    """What the embedded clouds of one emulator share."""
+
+    def __init__(
+        self, store: Store, journal: Journal, faults: Faults, timers: Timers, machines: Machines
+    ) -> None:
+        self.store = store
+        self.journal = journal
+        self.faults = faults
+        self.timers = timers
+        self.machines = machines
+        self._conditions = store.table("conditions", Conditions)
+
+    @property
+    def conditions(self) -> Conditions:
+        return self._conditions.get("conditions") or Conditions()
+
+    @conditions.setter
+    def conditions(self, conditions: Conditions) -> None:
+        self._conditions.put(conditions)
+
+
+def node_name(name: str, tags: Iterable[str]) -> str:
+    """The node an object belongs to: what its tag says, else its own name."""
+    for tag in tags:
+        if tag.startswith(NODE_TAG):
+            return tag.rpartition("/")[2].removeprefix(NODE_TAG)
+    return name
+
+
+def routes(cloud: Cloud, simulation: Simulation) -> list[Route]:
+    """The cloud's calls as routes, and a last one that logs and refuses everything else."""
+    unknown = Call("unknown", "*", "/{rest:path}", cloud.not_found)
+    return [
+        *(_route(cloud, call, simulation, [call.method]) for call in cloud.calls),
+        _route(cloud, unknown, simulation, ["GET", "POST", "PUT", "PATCH", "DELETE"]),
+    ]
+
+
+def _route(cloud: Cloud, call: Call, simulation: Simulation, methods: list[str]) -> Route:
+    async def endpoint(request: Request) -> Response:
+        received = Received(
+            call=call,
+            path=request.url.path,
+            params=request.path_params,
+            query=dict(request.query_params),
+            query_string=request.url.query,
+            headers=request.headers,
+            raw=await request.body(),
+        )
+        return await _answer(cloud, received, simulation, request)
+
+    return Route(cloud.prefix + call.path, endpoint, methods=methods)
+
+
+async def _answer(cloud: Cloud, received: Received, simulation: Simulation, request: Request) -> Response:
+    call, faults = received.call, simulation.faults
+    names = [name for name in cloud.names(received) if name]
+    node = names[0] if names else None
+    entry = simulation.journal.request(
+        cloud=cloud.name,
+        call=call.name,
+        method=request.method,
+        path=received.path,
+        query=received.query_string,
+        body=_loggable(received),
+        node=node,
+    )
+    fault: FaultKind | None = None
+
+    def answered(reply: Reply | None) -> Response:
+        simulation.journal.answered(entry, status=reply.status if reply else None, fault=fault)
+        return reply.response() if reply else NoReply(reset=fault is not FaultKind.TIMEOUT)
+
+    try:
+        cloud.authorize(received)
+        fault = faults.take(call.name, names)
+        match fault:
+            case FaultKind.TIMEOUT | FaultKind.RESET:
+                return answered(None)
+            case FaultKind.HOLD:
+                if not await _or_gone(faults.hold(call.name, node, fault), request):
+                    return answered(None)
+            case None | FaultKind.LOST_REPLY | FaultKind.HOLD_AFTER:
+                pass
+            case _:
+                return answered(cloud.refusal(fault, received))
+        with simulation.store.transaction():
+            reply = call.handler(received)
+    except ApiError as error:
+        reply = error.reply
+    match fault:
+        case FaultKind.LOST_REPLY:
+            return answered(None)
+        case FaultKind.HOLD_AFTER:
+            if not await _or_gone(faults.hold(call.name, node, fault), request):
+                return answered(None)
+    return answered(reply)
+
+
+def _loggable(received: Received) -> Any:
+    if not received.raw:
+        return None
+    if received.call.raw_body:
+        return {"sha256": hashlib.sha256(received.raw).hexdigest(), "size": len(received.raw)}
+    return received.json
+
+
+async def _or_gone(wait: Coroutine[Any, Any, None], request: Request) -> bool:
+    """Waits; returns False when the client goes away first."""
+    waiting = asyncio.create_task(wait)
+    gone = asyncio.create_task(_gone(request.receive))
+    try:
+        await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return waiting.done()
+    finally:
+        for task in (waiting, gone):
+            task.cancel()
+        await asyncio.gather(waiting, gone, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class NoReply(Response):
+    """Says nothing: the connection is reset, or stays open until the client closes it."""
+
+    def __init__(self, *, reset: bool) -> None:
+        super().__init__()
+        self._reset = reset
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._reset:
+            transport: asyncio.Transport = scope["state"]["transport"]
+            # Closing without lingering sends RST instead of FIN.
+            transport.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
+            )
+            transport.abort()
+        await _gone(receive)

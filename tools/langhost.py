@@ -1,93 +1,34 @@
 """Pulumi's Python language host, as small as the engine's protocol allows.
 
-A released Pulumi brings its own host, a Go program that no package registry carries. This one stands beside an engine
-built from source: it starts programs, policy packs and Python plugins, and forwards what they print.
+A released Pulumi brings its own host, a Go program that no package registry carries. This one stands beside
+an engine built from source: it starts programs, policy packs and Python plugins, and forwards what they
+print.
 
     python -m tools.langhost EXEC_SCRIPT ENGINE_ADDRESS     (the engine starts it so; it prints its port)
 """
 
 import argparse
-import contextlib
 import json
 import os
-import selectors
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Literal, cast
 
 import grpc
 from google.protobuf.empty_pb2 import Empty
 
+from tools.processes import Children, end, output_of
 from tools.protocol import language_pb2 as proto
 from tools.protocol import language_pb2_grpc, plugin_pb2
+from tools.serving import serve
 
 # The program has already shown the user what went wrong (pulumi-language-python-exec ends with it).
 ERROR_ALREADY_SHOWN = 32
-# How long a child may take to end by itself. The engine kills the host 5 s after asking it to end.
-GRACE_S = 3.0
-
-Chunk = tuple[Literal["stdout", "stderr"], bytes]
-
-
-class Children:
-    """The processes of this host, each leading a process group that ends as a whole."""
-
-    def __init__(self) -> None:
-        self._running: set[subprocess.Popen[bytes]] = set()
-
-    @contextlib.contextmanager
-    def started(
-        self, argv: list[str], cwd: str, env: dict[str, str], pipe: bool = False
-    ) -> Iterator[subprocess.Popen[bytes]]:
-        """A child that has ended when the block is left, however it is left."""
-        out = subprocess.PIPE if pipe else None
-        process = subprocess.Popen(
-            argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, process_group=0
-        )
-        self._running.add(process)
-        try:
-            yield process
-        finally:
-            self._running.discard(process)
-            end(process)
-
-    def end(self) -> None:
-        """Ends them all. Whoever waits for one of them sees it end."""
-        for process in tuple(self._running):
-            end(process)
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process group: asks, waits `GRACE_S`, then kills. Does nothing to one that has ended."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is not None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, sign)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_S)
-
-
-def output(process: subprocess.Popen[bytes]) -> Iterator[Chunk]:
-    """What the process prints, as it prints it, until it closes both streams."""
-    with selectors.DefaultSelector() as selector:
-        selector.register(cast(IO[bytes], process.stdout), selectors.EVENT_READ, "stdout")
-        selector.register(cast(IO[bytes], process.stderr), selectors.EVENT_READ, "stderr")
-        while selector.get_map():
-            for key, _ in selector.select():
-                if chunk := os.read(key.fd, 65536):
-                    yield key.data, chunk
-                else:
-                    selector.unregister(key.fileobj)
 
 
 def python_of(info: proto.ProgramInfo, context: grpc.ServicerContext) -> Path:
-    """The interpreter of the program's `virtualenv` option, or the one this host runs on where none is set."""
+    """The interpreter of the program's `virtualenv` option; without one, that which this host runs on."""
     if "virtualenv" not in info.options or not info.options["virtualenv"]:
         return Path(sys.executable)
     venv = Path(info.root_directory) / str(info.options["virtualenv"])
@@ -107,6 +48,12 @@ def environment_of(python: Path) -> dict[str, str]:
         env["VIRTUAL_ENV"] = str(python.parent.parent)
         env["PATH"] = f"{python.parent}{os.pathsep}{env.get('PATH', os.defpath)}"
     return env
+
+
+def ask(python: Path, script: str) -> str:
+    """What a one-line script prints on that interpreter."""
+    done = subprocess.run([python, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout.strip()
 
 
 class PythonHost(language_pb2_grpc.LanguageRuntimeServicer):
@@ -143,38 +90,32 @@ class PythonHost(language_pb2_grpc.LanguageRuntimeServicer):
 
     def About(self, request: proto.AboutRequest, context: grpc.ServicerContext) -> proto.AboutResponse:
         python = python_of(request.info, context)
-        version = subprocess.run(
-            [python, "--version"], capture_output=True, text=True, timeout=30, check=True
-        )
-        return proto.AboutResponse(
-            executable=str(python), version=version.stdout.removeprefix("Python ").strip()
-        )
+        version = ask(python, "import platform; print(platform.python_version())")
+        return proto.AboutResponse(executable=str(python), version=version)
 
     def GetProgramDependencies(
         self, request: proto.GetProgramDependenciesRequest, context: grpc.ServicerContext
     ) -> proto.GetProgramDependenciesResponse:
-        script = "import importlib.metadata as m, json; print(json.dumps({d.name: d.version for d in m.distributions()}))"
-        python = python_of(request.info, context)
-        listed = subprocess.run(
-            [python, "-c", script], capture_output=True, text=True, timeout=60, check=True
+        script = (
+            "import importlib.metadata as m, json;"
+            "print(json.dumps(sorted((d.name, d.version) for d in m.distributions())))"
         )
+        found = json.loads(ask(python_of(request.info, context), script))
         return proto.GetProgramDependenciesResponse(
-            dependencies=[
-                proto.DependencyInfo(name=name, version=version)
-                for name, version in sorted(json.loads(listed.stdout).items())
-            ]
+            dependencies=[proto.DependencyInfo(name=name, version=version) for name, version in found]
         )
 
     def InstallDependencies(
         self, request: proto.InstallDependenciesRequest, context: grpc.ServicerContext
     ) -> Iterator[proto.InstallDependenciesResponse]:
         yield proto.InstallDependenciesResponse(
-            stdout=b"Dependencies come from the lock file: run `make setup`.\n"
+            stdout=b"Packages come from the lock file: run `make setup`.\n"
         )
 
     def Run(self, request: proto.RunRequest, context: grpc.ServicerContext) -> proto.RunResponse:
         """Runs the program to its end. Its output goes straight to this host's, which the engine shows."""
         python = python_of(request.info, context)
+        folder = request.info.program_directory
         settings = {
             "monitor": request.monitor_address,
             "engine": self.engine_address,
@@ -182,19 +123,20 @@ class PythonHost(language_pb2_grpc.LanguageRuntimeServicer):
             "project": request.project,
             "root_directory": request.info.root_directory,
             "stack": request.stack,
-            "pwd": request.info.program_directory,
+            "pwd": folder,
             "dry_run": "true" if request.dryRun else "",
             "parallel": str(request.parallel),
         }
         options = [word for name, value in settings.items() if value for word in (f"--{name}", value)]
-        program = Path(request.info.program_directory) / request.info.entry_point
+        program = Path(folder) / request.info.entry_point
         # Settings may be secret: they travel in the environment, where the SDK looks for them, not in argv.
         env = environment_of(python) | {
             "PULUMI_CONFIG": json.dumps(dict(request.config)),
             "PULUMI_CONFIG_SECRET_KEYS": json.dumps(list(request.configSecretKeys)),
         }
         argv = [str(python), "-u", self.exec_script, *options, str(program), *request.args]
-        with self.children.started(argv, request.info.program_directory, env) as process:
+        with self.children.started(argv, folder, env) as process:
+            context.add_callback(lambda: end([process]))
             code = process.wait()
         if code == 0:
             return proto.RunResponse()
@@ -214,9 +156,9 @@ class PythonHost(language_pb2_grpc.LanguageRuntimeServicer):
             argv, cwd = ["-m", "pulumi.policy", *request.args, folder], folder
         else:
             argv, cwd = [str(Path(folder) / request.info.entry_point), *request.args], request.pwd
-        with self.children.started([str(python), "-u", *argv], cwd, env, pipe=True) as process:
-            context.add_callback(lambda: end(process))
-            for stream, chunk in output(process):
+        with self.children.started([str(python), "-u", *argv], cwd, env, output=subprocess.PIPE) as process:
+            context.add_callback(lambda: end([process]))
+            for stream, chunk in output_of(process):
                 if stream == "stdout":
                     yield proto.RunPluginResponse(stdout=chunk)
                 else:
@@ -233,28 +175,11 @@ def main() -> None:
     parser.add_argument("exec_script", help="path of pulumi-language-python-exec")
     parser.add_argument("engine_address", help="host:port of the engine's gRPC service")
     args, _ = parser.parse_known_args()  # logging flags of the engine's own are of no use here
-
     host = PythonHost(args.exec_script, args.engine_address)
-    server = grpc.server(ThreadPoolExecutor(), options=[("grpc.max_receive_message_length", 400 << 20)])
-    language_pb2_grpc.add_LanguageRuntimeServicer_to_server(host, server)  # type: ignore[no-untyped-call]
-    port = server.add_insecure_port("127.0.0.1:0")
-
-    stopped = threading.Event()
-    for sign in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(sign, lambda *_: stopped.set())
-    server.start()
-    print(port, flush=True)
-
-    def follow_engine() -> None:
-        """The engine holds the other end of our input: it closes when the engine is gone, even if killed."""
-        while os.read(sys.stdin.fileno(), 1024):
-            pass
-        stopped.set()
-
-    threading.Thread(target=follow_engine, daemon=True).start()
-    stopped.wait()
-    host.children.end()
-    server.stop(grace=None).wait(GRACE_S)
+    serve(
+        lambda server: language_pb2_grpc.add_LanguageRuntimeServicer_to_server(host, server),
+        on_stop=host.children.end,
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Pulumi's gRPC messages without the SDK around them.
 
-`import pulumi` takes 0.2 s, its generated messages 0.02 s beyond gRPC itself: processes that the engine starts at
-every command import the latter alone. The modules use only relative imports, so their folder works as a package
-of its own.
+`import pulumi` takes 0.2 s, its generated messages 0.02 s beyond gRPC itself: processes that the engine
+starts at every command import the latter alone. The modules use only relative imports, so their folder
+works as a package of its own.
 """
 
 import sys

@@ -1,4 +1,5 @@
-"""Sets up what `make` needs: the Python environment, the Pulumi engine, its language host and provider plugins.
+"""Sets up what `make` needs: the Python environment, the Pulumi engine, its language host and provider
+plugins.
 
     python3 tools/setup.py          set up; instant where nothing changed
     python3 tools/setup.py env      the same, then print the shell settings for plain `pulumi`
@@ -40,8 +41,8 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vllm
 PYTHON_MIN = (3, 11)
 GO_MIN = (1, 25)
 ENGINE_MIN = (3, 230, 0)
-# The released twin of the version pinned in tools/engine/go.mod. The digests are those that Pulumi's own Homebrew
-# formula publishes for it (pulumi/homebrew-tap, "Brew formula update for Pulumi version 3.230.0").
+# The released twin of the version pinned in tools/engine/go.mod. The digests are those that Pulumi's own
+# Homebrew formula publishes for it (pulumi/homebrew-tap, "Brew formula update for Pulumi version 3.230.0").
 RELEASE_URL = "https://get.pulumi.com/releases/sdk/pulumi-v{version}-{target}.tar.gz"
 RELEASE_SHA256 = {
     ("3.230.0", "linux-x64"): "52337212db85636fa598689cdcf6f54c0aa8a7ccd676dc04e00f2b6334eee8ec",
@@ -120,7 +121,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def made_whole(target: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `target` in one move when the block ends well, and vanishes when it does not."""
+    """A folder to fill. It becomes `target` in one move if the block ends well, else it vanishes."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as name:
         draft = Path(name) / "draft"
@@ -137,11 +138,11 @@ def write_script(path: Path, *argv: str | Path) -> None:
     path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
 
 
-# Python environment -------------------------------------------------------------------------------------------------
+# Python environment ---------------------------------------------------------------------------------------
 
 
 def uv() -> Path:
-    """uv: it installs the lock file in 4 s where pip takes 38. The one on PATH, or one of our own in the cache."""
+    """uv, on PATH or of our own in the cache: it installs the lock file in 4 s where pip takes 38."""
     if found := shutil.which("uv"):
         return Path(found)
     lock = ROOT / "tools" / "uv.lock.txt"
@@ -173,14 +174,18 @@ def ensure_environment() -> None:
     env = {"VIRTUAL_ENV": str(VENV)}
     count = sum(1 for line in lock.read_text().splitlines() if "==" in line)
     with step(f"{count} Python packages from requirements.lock, compiled (about 30 s)"):
-        # Compiled now because `import pulumi` takes 0.5 s from source, 0.2 s compiled, in every engine command.
+        # Compiled now because `import pulumi` takes 0.5 s from source, 0.2 s compiled, in every engine
+        # command.
         run([tool, "pip", "sync", "-q", "--require-hashes", "--compile-bytecode", lock], **env)
     with step("this project, editable"):
-        run([tool, "pip", "install", "-q", "--offline", "--no-deps", "--no-build-isolation", "-e", ROOT], **env)
+        run(
+            [tool, "pip", "install", "-q", "--offline", "--no-deps", "--no-build-isolation", "-e", ROOT],
+            **env,
+        )
     stamp.write_text(wanted)
 
 
-# Engine -------------------------------------------------------------------------------------------------------------
+# Engine ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -228,8 +233,15 @@ def engine_on_path() -> Engine | None:
 
 
 def download_engine(target: Path, version: str) -> None:
-    """The official release, verified. Raises OSError where it cannot be fetched, SetupError where it is not it."""
-    machine = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm64"}.get(platform.machine().lower())
+    """The official release, verified.
+
+    Raises:
+        OSError: it cannot be fetched here.
+        SetupError: what was fetched is not what was published.
+    """
+    machine = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm64"}.get(
+        platform.machine().lower()
+    )
     build = f"{platform.system().lower()}-{machine}"
     if (version, build) not in RELEASE_SHA256:
         raise OSError(f"no digest is pinned for Pulumi {version} on {build}")
@@ -241,7 +253,9 @@ def download_engine(target: Path, version: str) -> None:
                 sha.update(chunk)
                 archive.write(chunk)
         if sha.hexdigest() != RELEASE_SHA256[version, build]:
-            raise SetupError(f"{url} has SHA-256 {sha.hexdigest()}, not the published one: do not trust this network")
+            raise SetupError(
+                f"{url} has SHA-256 {sha.hexdigest()}, not the published one: do not trust this network"
+            )
         archive.seek(0)
         with tarfile.open(fileobj=archive) as tar, made_whole(target) as draft:
             for member in tar:
@@ -266,9 +280,19 @@ def build_engine(target: Path, version: str) -> None:
     flags = f"-X github.com/pulumi/pulumi/sdk/v3/go/common/version.Version=v{version}"
     with made_whole(target) as draft:
         package = "github.com/pulumi/pulumi/pkg/v3/cmd/pulumi"
-        command = [go, "-C", ENGINE_SOURCE, "build", "-mod=readonly", "-trimpath", "-buildvcs=false"]
+        command: list[str | Path] = [
+            go,
+            "-C",
+            ENGINE_SOURCE,
+            "build",
+            "-mod=readonly",
+            "-trimpath",
+            "-buildvcs=false",
+        ]
         run([*command, "-ldflags", flags, "-o", draft / "pulumi", package])
-        sdk = run([go, "-C", ENGINE_SOURCE, "list", "-m", "-f", "{{.Dir}}", "github.com/pulumi/pulumi/sdk/v3"])
+        sdk = run(
+            [go, "-C", ENGINE_SOURCE, "list", "-m", "-f", "{{.Dir}}", "github.com/pulumi/pulumi/sdk/v3"]
+        )
         for script in ("cmd/pulumi-language-python-exec", "dist/pulumi-resource-pulumi-python"):
             source = Path(sdk.strip()) / "python" / script
             shutil.copyfile(source, draft / source.name)
@@ -289,7 +313,7 @@ def ensure_engine() -> Engine:
                     with step(f"Pulumi {version}, official release"):
                         download_engine(released, version)
                 except OSError as error:
-                    say(f"setup: the release cannot be fetched here ({error}): building the same version instead")
+                    say(f"setup: the release cannot be fetched here ({error}): building it instead")
                     with step(f"Pulumi {version} from Go modules (about 3 min on 2 cores, once per machine)"):
                         build_engine(built, version)
     if released.exists():
@@ -300,8 +324,9 @@ def ensure_engine() -> Engine:
 def with_language_host(built: Path) -> Path:
     """The built engine beside this checkout's language host: the engine looks for hosts next to itself."""
     target = LOCAL / "bin"
+    origin = digest(str(built), str(VENV), Path(__file__))
     stamp = target / ".origin"
-    if stamp.exists() and stamp.read_text() == str(built):
+    if stamp.exists() and stamp.read_text() == origin:
         return target
     with made_whole(target) as draft:
         for file in built.iterdir():
@@ -312,11 +337,11 @@ def with_language_host(built: Path) -> Path:
         exec_script = target / "pulumi-language-python-exec"
         python = VENV / "bin" / "python"
         write_script(draft / "pulumi-language-python", python, "-P", "-m", "tools.langhost", exec_script)
-        (draft / ".origin").write_text(str(built))
+        (draft / ".origin").write_text(origin)
     return target
 
 
-# Provider plugins ---------------------------------------------------------------------------------------------------
+# Provider plugins -----------------------------------------------------------------------------------------
 
 
 def stand_ins() -> dict[str, str]:
@@ -329,16 +354,24 @@ def stand_ins() -> dict[str, str]:
 
 
 def ensure_plugins(engine: Engine) -> None:
-    """Each provider in this checkout's own PULUMI_HOME: the real one where it can be downloaded, else the stand-in."""
+    """Each provider, in this checkout's own PULUMI_HOME: the real one if it can be had, else the stand-in."""
     wanted = stand_ins()
-    state = digest(json.dumps(wanted), str(engine.folder), str(VENV))
+    state = digest(json.dumps(wanted), str(engine.folder), str(VENV), Path(__file__))
     stamp = PULUMI_HOME / ".vllm-fleet"
     if stamp.exists() and stamp.read_text() == state:
         return
     PULUMI_HOME.mkdir(parents=True, exist_ok=True)
     env = {"PULUMI_HOME": str(PULUMI_HOME), "PULUMI_SKIP_UPDATE_CHECK": "true"}
     for name, version in wanted.items():
-        install: list[str | Path] = [engine.pulumi, "plugin", "install", "resource", name, version, "--reinstall"]
+        install: list[str | Path] = [
+            engine.pulumi,
+            "plugin",
+            "install",
+            "resource",
+            name,
+            version,
+            "--reinstall",
+        ]
         if engine.origin != "source":
             try:
                 with step(f"plugin {name} {version}"):
@@ -348,12 +381,12 @@ def ensure_plugins(engine: Engine) -> None:
                 say(f"setup: plugin {name} {version} cannot be downloaded here: using the stand-in")
         with step(f"stand-in for plugin {name} {version}"), tempfile.TemporaryDirectory() as folder:
             script = Path(folder) / f"pulumi-resource-{name}"
-            write_script(script, VENV / "bin" / "python", "-P", "-m", f"tools.plugins.{name}")
+            write_script(script, VENV / "bin" / "python", "-P", "-m", f"tools.plugins.{name}", version)
             run([*install, "--file", folder], **env)
     stamp.write_text(state)
 
 
-# Shell settings -----------------------------------------------------------------------------------------------------
+# Shell settings -------------------------------------------------------------------------------------------
 
 
 def shell_settings(engine: Engine) -> str:
@@ -383,7 +416,9 @@ def main() -> None:
     args = parser.parse_args()
     if sys.version_info < PYTHON_MIN:
         needed = ".".join(map(str, PYTHON_MIN))
-        raise SetupError(f"Python {needed} or newer: runs everything here: this is {platform.python_version()}")
+        raise SetupError(
+            f"Python {needed} or newer: runs everything here: this is {platform.python_version()}"
+        )
     LOCAL.mkdir(exist_ok=True)
     with locked(LOCAL / ".lock"):
         ensure_environment()

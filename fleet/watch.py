@@ -1,0 +1,135 @@
+"""Looks on a node for the reason why its model does not answer (yet).
+
+Each look says in a few words what the node is doing, and raises Failed as soon as it is clear that waiting
+does not help: the container dies again and again, the unit failed, Docker is down.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fleet.diagnosis import SERVING_MARKS, Failed, Fault, marked
+from fleet.progress import Clock
+from fleet.ssh import Connection
+
+ENV_PATH = "/opt/llm/.env"
+UNIT = "vllm.service"
+
+RESTARTS_TOLERATED = 3
+"""Restarts seen by one watch before an unexplained exit counts as a loop; Docker doubles its pauses."""
+
+ENV_GRACE_S = 20.0
+"""Seconds for `.env` to arrive: its delivery may be under way."""
+
+
+class ServingWatch:
+    """Follows one node's vLLM container through the looks of one gate."""
+
+    def __init__(self, container: str, clock: Clock) -> None:
+        self._container = container
+        self._clock = clock
+        self._id = ""
+        self._first_restarts = 0
+        self._exits = 0
+        self._env_missing_since: float | None = None
+        self._last_line = ""
+        self._last_line_at = clock.now()
+
+    @property
+    def last_line(self) -> str:
+        """The newest line of the log, with its age as far as this watch has seen it stand still."""
+        if not self._last_line:
+            return "the log is empty"
+        return f"{self._last_line} (unchanged for {self._clock.now() - self._last_line_at:.0f} s)"
+
+    async def look(self, node: Connection) -> str:
+        """What the node is doing, in a few words. Raises Failed, and what `Connection.run` raises."""
+        try:
+            return await self._look(node)
+        except Failed:
+            # Containers and units also end when the machine goes down for its reboot.
+            system = await node.run(["systemctl", "is-system-running"], check=False)
+            if system.stdout.strip() == "stopping":
+                return "the machine is going down"
+            raise
+
+    async def restarts(self, node: Connection) -> int | None:
+        """How often Docker has restarted the container; None if it does not run."""
+        document = await self._inspect(node)
+        return document["RestartCount"] if document and document["State"]["Status"] == "running" else None
+
+    async def log(self, node: Connection) -> list[str]:
+        """The container's last lines."""
+        done = await node.run(["docker", "logs", "--tail", "200", self._container], check=False)
+        return self._remember(f"{done.stdout}\n{done.stderr}")
+
+    async def _look(self, node: Connection) -> str:
+        document = await self._inspect(node)
+        return await (self._look_at_container(node, document) if document else self._look_at_unit(node))
+
+    async def _inspect(self, node: Connection) -> dict[str, Any] | None:
+        done = await node.run(["docker", "inspect", self._container], check=False)
+        if done.exit_status == 0:
+            document: dict[str, Any] = json.loads(done.stdout)[0]
+            return document
+        if "Docker daemon" in done.stderr:
+            docker = await node.run(["systemctl", "is-active", "docker"], check=False)
+            if docker.stdout.strip() == "failed":
+                raise Failed(Fault.DOCKER_DEAD, done.stderr.splitlines())
+        return None
+
+    async def _look_at_container(self, node: Connection, document: dict[str, Any]) -> str:
+        state, restarts = document["State"], int(document["RestartCount"])
+        if document["Id"] != self._id:
+            self._id, self._first_restarts, self._exits = document["Id"], restarts, 0
+        grown = restarts - self._first_restarts
+        # Docker passes through `exited` on its way to a restart; only one that lasts is an end.
+        self._exits = self._exits + 1 if state["Status"] in {"exited", "dead"} else 0
+        lines = await self.log(node)
+        if grown or self._exits > 1:
+            found = marked(lines, SERVING_MARKS)
+            if found:
+                raise found
+            if state.get("OOMKilled") or state.get("ExitCode") == 137:
+                raise Failed(Fault.OUT_OF_HOST_MEMORY, [f"exit code {state.get('ExitCode')}", *lines[-1:]])
+            if grown >= RESTARTS_TOLERATED or self._exits > 1:
+                status = f"{state['Status']}, exit code {state.get('ExitCode')}, restarted {restarts} times"
+                raise Failed(Fault.EXIT_LOOP, [status, *(line for line in lines[-2:] if line)])
+        again = f", restarted {restarts} times" if restarts else ""
+        return f"container {state['Status']}{again}: {self._last_line}"
+
+    async def _look_at_unit(self, node: Connection) -> str:
+        """There is no container yet: what does the unit that makes it say?"""
+        shown = await node.run(["systemctl", "show", UNIT, "--property=ActiveState,SubState"], check=False)
+        state = dict(line.split("=", 1) for line in shown.stdout.splitlines() if "=" in line)
+        active, retrying = state.get("ActiveState", "unknown"), state.get("SubState") == "auto-restart"
+        journal = await node.run(
+            ["journalctl", "-u", UNIT, "-n", "40", "-o", "cat", "--no-pager"], check=False
+        )
+        lines = self._remember(journal.stdout)
+        if active == "failed" or retrying:
+            found = marked(lines, SERVING_MARKS)
+            if found:
+                raise found
+            if active == "failed":
+                raise Failed(Fault.SERVICE_FAILED, lines[-2:])
+        if active == "inactive":
+            await self._expect_env(node)
+        return f"{UNIT} {active}: {self._last_line}"
+
+    async def _expect_env(self, node: Connection) -> None:
+        there = await node.run(["test", "-e", ENV_PATH], check=False)
+        if there.exit_status == 0:
+            self._env_missing_since = None
+            return
+        now = self._clock.now()
+        self._env_missing_since = now if self._env_missing_since is None else self._env_missing_since
+        if now - self._env_missing_since >= ENV_GRACE_S:
+            raise Failed(Fault.ENV_MISSING, [f"{UNIT} is inactive and {ENV_PATH} does not exist"])
+
+    def _remember(self, text: str) -> list[str]:
+        lines = [line for line in text.splitlines() if line.strip()]
+        if lines and lines[-1] != self._last_line:
+            self._last_line, self._last_line_at = lines[-1], self._clock.now()
+        return lines

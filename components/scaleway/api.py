@@ -709,7 +709,7 @@ class ScalewayClient:
             method,
             path,
             lambda response: parse(response.json()),
-            json=body,
+            body=body,
             settle=settle,
             repeatable=repeatable,
         )

@@ -6,6 +6,7 @@ process compare two states without a single call.
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import ssl
@@ -78,7 +79,7 @@ class Transport:
         read: Callable[[httpx.Response], T],
         *,
         params: Params | None = None,
-        json: object = None,
+        body: object = None,
         content: bytes | None = None,
         settle: Callable[[], T | None] | None = None,
         repeatable: bool = True,
@@ -94,7 +95,7 @@ class Transport:
             method,
             self._api_url + path,
             params=params,
-            json=json,
+            json=body,
             content=content,
             headers={"Content-Type": "text/plain"} if content is not None else None,
         )
@@ -150,7 +151,7 @@ class Transport:
             call, resource, message, mend = failure(state.outcome.result(), self._clock() - started)
             raise DeadlineExceeded(call, resource, self._zone, message, mend=mend)
 
-        backoff = tenacity.wait_exponential_jitter(initial=0.1, exp_base=1.6, max=5, jitter=0.05)
+        backoff = tenacity.wait_exponential_jitter(multiplier=0.1, exp_base=1.6, max=5, jitter=0.05)
         return tenacity.Retrying(
             retry=tenacity.retry_if_result(lambda seen: not until(seen)),
             # The last look falls on the deadline itself.
@@ -185,7 +186,7 @@ class Transport:
 
     def _refused(self, call: str, resource: str, response: httpx.Response) -> ScalewayError:
         try:
-            body: Any = response.json()
+            body: Any = json.loads(self._scrub(response.text))
         except ValueError:
             body = None
         error = error_from_reply(
@@ -196,8 +197,6 @@ class Transport:
             body=body,
             request_id=response.headers.get("x-request-id"),
         )
-        error.message = self._scrub(error.message)
-        error.api_message = self._scrub(error.api_message)
         error.retry_after_s = _retry_after_s(response.headers.get("retry-after"))
         return error
 

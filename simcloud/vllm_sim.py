@@ -6,8 +6,8 @@ port answers only once the engine is up, the key guards `/v1` alone, `/health` s
 
 It fails for the reasons vLLM fails: unknown flags, weights or context that do not fit, a gated model without
 a token, a model that does not exist (any name with `does-not-exist` in it). `VLLM_SIM_FAULT`, or a model
-named `fault/NAME`, makes it fail on purpose; `VLLM_SIM_SPEED` (0 is at once), `VLLM_SIM_VERSION`, `VLLM_SIM_GPUS`
-and `VLLM_SIM_GPU_MEMORY_MIB` describe the rest of the pretence.
+named `fault/NAME`, makes it fail on purpose; `VLLM_SIM_SPEED` (0 is at once), `VLLM_SIM_VERSION`,
+`VLLM_SIM_GPUS` and `VLLM_SIM_GPU_MEMORY_MIB` describe the rest of the pretence.
 """
 
 from __future__ import annotations

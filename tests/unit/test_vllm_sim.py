@@ -212,7 +212,8 @@ def test_the_safe_deployment_command_line_is_understood() -> None:
     options = parse_options(
         shlex.split(
             "--model Qwen/Qwen3-32B-AWQ --max-model-len 131072 --quantization awq_marlin --swap-space 16 "
-            "--distributed-executor-backend mp --tensor-parallel-size 2 --gpu-memory-utilization 0.95 --port 5002"
+            "--distributed-executor-backend mp --tensor-parallel-size 2 --gpu-memory-utilization 0.95 "
+            "--port 5002"
         ),
         {"VLLM_API_KEY": KEY},
     )

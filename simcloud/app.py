@@ -169,7 +169,10 @@ class _Controls:
         name = request.path_params["name"]
         fault = _NodeFault.model_validate_json(await request.body()).fault
         others = {k: v for k, v in self._simulation.conditions.node_faults.items() if k != name}
-        await self._simulation.machines.backend.inject(name, fault)
+        try:
+            await self._simulation.machines.backend.inject(name, fault)
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from error
         return self._decide(node_faults=others if fault is None else {**others, name: fault})
 
     async def reset(self, _: Request) -> Response:

@@ -1,11 +1,11 @@
-"""What nodes cost: server, root volume, public address; by the hour and by the month; and whether a budget holds.
+"""What nodes cost: server, root volume, address; by the hour and by the month; and whether a budget holds.
 
 A price that nobody knows makes the whole cost unknown, with the reason: it is never counted as nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from functools import cache
@@ -95,6 +95,17 @@ class Cost:
             for part in self.parts
         )
         return Cost(tuple(parts), currency, self.reason)
+
+
+def total(costs: Iterable[Cost], rate: ExchangeRate | None = None) -> Cost:
+    """Several costs as one, in their common currency or else in euros; unknown if one of them is."""
+    all_of_them = list(costs)
+    currencies = {cost.currency for cost in all_of_them}
+    currency = currencies.pop() if len(currencies) == 1 else "EUR"
+    converted = [cost.into(currency, rate or default_rate()) for cost in all_of_them]
+    reasons = [cost.reason for cost in converted if cost.reason]
+    parts = tuple(part for cost in converted for part in cost.parts)
+    return Cost(parts, currency, "; ".join(reasons) or None)
 
 
 def node_cost_per_hour(

@@ -53,13 +53,15 @@ class Gpu:
     memory_mib: int
     nominal_gib: int
     compute_capability: str
+    memory_gb_per_s: int
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceType:
     """A type of server with GPUs.
 
-    ``gpu_memory_mib`` is per GPU. ``scratch_gb`` is local NVMe in 10⁹ bytes, lost when the server stops.
+    ``gpu_memory_mib`` and ``memory_gb_per_s`` are per GPU. ``scratch_gb`` is local NVMe in 10⁹ bytes, lost when
+    the server stops.
     ``disk_gib`` is the root disk that comes with the plan, where the cloud states one. ``network_gbps`` is
     the baseline the cloud states. ``interconnect`` is how the GPUs reach each other: ``nvlink`` or ``pcie``.
     ``local_volumes`` is False where only block volumes can be attached. ``deployable`` is False for the
@@ -74,6 +76,7 @@ class InstanceType:
     vcpus: int
     ram_gib: float
     compute_capability: str
+    memory_gb_per_s: int
     scratch_gb: int = 0
     disk_gib: int | None = None
     network_gbps: float | None = None
@@ -144,6 +147,8 @@ class CloudCatalog:
         self, name: str, facts: Row, prices: dict[str, tuple[Price | None, Price | None]]
     ) -> InstanceType:
         gpu = self._gpus[facts["gpu"]]
+        # Some boards carry slower memory than the model's usual one.
+        facts = {"memory_gb_per_s": gpu.memory_gb_per_s} | facts
         return InstanceType(
             cloud=self.cloud,
             name=name,

@@ -1,7 +1,7 @@
 """Which servers would serve a model, what each way costs, and why the others lost.
 
-Every (type, tensor-parallel size, quantization) is judged once by the fit planner that the caller hands in; the
-types that hold the model are then priced in every zone. The search is exhaustive: the catalog is that small.
+Every (type, tensor-parallel size, quantization) is judged once by the fit planner that the caller hands in;
+the types that hold the model are then priced in every zone. The search is exhaustive: the catalog is small.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Latency(StrEnum):
 class Verdict:
     """What the fit planner says of one type with one tensor-parallel size and quantization.
 
-    ``max_concurrency`` counts requests of full length that one copy of the model holds. ``weights_gib_per_gpu``
-    is what decoding reads for a token; ``host_ram_gib`` what the server itself must have.
+    ``max_concurrency`` counts the requests of full length that one copy of the model holds.
+    ``weights_gib_per_gpu`` is what decoding reads for a token; ``host_ram_gib`` what the server must have.
     """
 
     fits: bool
@@ -216,7 +216,7 @@ class _Search:
             if bound < least:
                 reason = (
                     f"one request gets at most {bound:.0f} tokens/s: {kind.memory_gb_per_s} GB/s for "
-                    f"{verdict.weights_gib_per_gpu:.1f} GiB of weights; {self._wish.latency} asks for {least:.0f}"
+                    f"{verdict.weights_gib_per_gpu:.1f} GiB of weights; {self._wish.latency} asks {least:.0f}"
                 )
         if reason is None:
             return verdict
@@ -224,7 +224,7 @@ class _Search:
         return None
 
     def _cost(self, kind: InstanceType, zone: str) -> Cost:
-        # A cloud that is here for comparison alone has no prices of volumes and addresses: servers are compared.
+        # Clouds that are here for comparison alone have no prices of volumes and addresses.
         volume = self._wish.root_volume_gb if kind.deployable else 0
         cost = node_cost_per_hour(
             kind.cloud,

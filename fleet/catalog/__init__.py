@@ -60,12 +60,11 @@ class Gpu:
 class InstanceType:
     """A type of server with GPUs.
 
-    ``gpu_memory_mib`` and ``memory_gb_per_s`` are per GPU. ``scratch_gb`` is local NVMe in 10⁹ bytes, lost when
-    the server stops.
-    ``disk_gib`` is the root disk that comes with the plan, where the cloud states one. ``network_gbps`` is
-    the baseline the cloud states. ``interconnect`` is how the GPUs reach each other: ``nvlink`` or ``pcie``.
-    ``local_volumes`` is False where only block volumes can be attached. ``deployable`` is False for the
-    clouds that are here for comparison alone.
+    ``gpu_memory_mib`` and ``memory_gb_per_s`` are per GPU. ``scratch_gb`` is local NVMe in 10⁹ bytes, lost
+    when the server stops. ``disk_gib`` is the root disk that comes with the plan, where the cloud states one.
+    ``network_gbps`` is the baseline the cloud states. ``interconnect`` is how the GPUs reach each other:
+    ``nvlink`` or ``pcie``. ``local_volumes`` is False where only block volumes can be attached.
+    ``deployable`` is False for the clouds that are here for comparison alone.
     """
 
     cloud: str
@@ -148,7 +147,7 @@ class CloudCatalog:
     ) -> InstanceType:
         gpu = self._gpus[facts["gpu"]]
         # Some boards carry slower memory than the model's usual one.
-        facts = {"memory_gb_per_s": gpu.memory_gb_per_s} | facts
+        facts.setdefault("memory_gb_per_s", gpu.memory_gb_per_s)
         return InstanceType(
             cloud=self.cloud,
             name=name,

@@ -318,7 +318,10 @@ INSTALL_MARKS: tuple[tuple[Fault, str], ...] = (
 _SECRETS = (
     (re.compile(r"hf_[A-Za-z0-9]{4,}"), "***"),
     (re.compile(r"(bearer )\S+", re.IGNORECASE), r"\1***"),
-    (re.compile(r"((?:api[_-]?key|hf_token)['\"]?\s*[:= ]\s*['\"]?)[^\s'\",)]+", re.IGNORECASE), r"\1***"),
+    (
+        re.compile(r"((?:api[_-]?key|hf_token)['\"]?\s*[:= ]\s*[\['\"]*)[^\s'\",)\]]+", re.IGNORECASE),
+        r"\1***",
+    ),
 )
 """Secrets whose value is not known here, by their shape."""
 

@@ -1,9 +1,9 @@
 """Is this node ready? `python -m fleet.gate` reads a spec on standard input and answers by its exit status.
 
-Ready means that the node lets us in over SSH, is set up, answers `/health`, lists the model to who holds the
-key and to nobody else, generates a token in time, and stays up. `/health` alone says little: the engine can hang
-behind it (vllm-project/vllm issue 36960). Everything is asked over SSH on the node's loopback, so vLLM needs no
-public port.
+Ready means that the node lets us in over SSH, is set up, answers `/health`, lists the model to who holds
+the key and to nobody else, generates a token in time, and stays up. `/health` alone says little: the engine
+can hang behind it (vllm-project/vllm issue 36960). Everything is asked over SSH on the node's loopback, so
+vLLM needs no public port.
 """
 
 from __future__ import annotations

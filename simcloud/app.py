@@ -173,6 +173,8 @@ class _Controls:
             await self._simulation.machines.backend.inject(name, fault)
         except ValueError as error:
             raise HTTPException(400, str(error)) from error
+        what = f"fault {fault}" if fault else "healed"
+        self._simulation.journal.event(cloud="", kind="node", id=name, what=what, node=name)
         return self._decide(node_faults=others if fault is None else {**others, name: fault})
 
     async def reset(self, _: Request) -> Response:

@@ -41,8 +41,7 @@ class Store:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = OFF")
         self._db.execute(
-            "CREATE TABLE IF NOT EXISTS documents"
-            " (kind TEXT, id TEXT, body TEXT, PRIMARY KEY (kind, id)) WITHOUT ROWID"
+            "CREATE TABLE IF NOT EXISTS documents (kind TEXT, id TEXT, body TEXT, PRIMARY KEY (kind, id))"
         )
         self._tables: list[Callable[[], None]] = []
 
@@ -79,7 +78,7 @@ class Table(Generic[D]):
     def __init__(self, db: sqlite3.Connection, kind: str, model: type[D]) -> None:
         self._db = db
         self._kind = kind
-        rows = db.execute("SELECT body FROM documents WHERE kind = ?", (kind,))
+        rows = db.execute("SELECT body FROM documents WHERE kind = ? ORDER BY rowid", (kind,))
         documents = [model.model_validate_json(body) for (body,) in rows]
         self._documents = {document.id: document for document in documents}
 
@@ -92,7 +91,8 @@ class Table(Generic[D]):
     def put(self, document: D) -> None:
         self._documents[document.id] = document
         self._db.execute(
-            "INSERT OR REPLACE INTO documents VALUES (?, ?, ?)",
+            "INSERT INTO documents VALUES (?, ?, ?)"
+            " ON CONFLICT (kind, id) DO UPDATE SET body = excluded.body",
             (self._kind, document.id, document.model_dump_json()),
         )
 

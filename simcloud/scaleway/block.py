@@ -6,7 +6,7 @@ from simcloud.cloud import Call, Json, Received, Reply
 from simcloud.scaleway import errors
 from simcloud.scaleway.catalog import GB
 from simcloud.scaleway.model import Reference, Server, Volume, VolumeStatus
-from simcloud.scaleway.resources import Resources, counted_list, newer_time, with_tags
+from simcloud.scaleway.resources import NO_CONTENT, Resources, counted_list, newer_time, with_tags
 from simcloud.store import utc_now
 
 # Recorded replies: a new root is ready within 5 s, a resize takes 0 to 5 s, and the volume of a deleted
@@ -118,7 +118,7 @@ class Block:
             )
         self._resources.volumes.remove(volume.id)
         self._resources.event("volume", volume, "deleted", volume.node)
-        return Reply(204)
+        return NO_CONTENT
 
     @staticmethod
     def _check_size(volume: Volume, size: object) -> None:

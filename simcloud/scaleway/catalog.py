@@ -115,6 +115,7 @@ class ServerType:
             "volumes_constraint": {"min_size": 0, "max_size": self.local_gb * GB},
             "per_volume_constraint": {"l_ssd": local_volume},
             "scratch_storage_max_size": self.scratch_gb * GB,
+            "scratch_storage_max_volumes_count": int(self.scratch_gb > 0),
             "monthly_price": round(self.hourly_price * HOURS_A_MONTH, 6),
             "hourly_price": self.hourly_price,
             "capabilities": {
@@ -173,7 +174,7 @@ def _h100_sxm(gpus: int, hourly_price: float) -> ServerType:
 TYPES = {
     server_type.name: server_type
     for server_type in [
-        ServerType("DEV1-S", 2, 2, 0.01368, 100, 0.2, tuple(sorted(ZONES)), local_gb=20),
+        ServerType("DEV1-S", 2, 2, 0.008976, 100, 0.2, tuple(sorted(ZONES)), local_gb=20),
         _l4(1, 1000),
         _l4(2, 1500),
         _l4(4, 2500),

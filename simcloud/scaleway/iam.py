@@ -9,7 +9,7 @@ import hashlib
 from simcloud.cloud import Call, Json, Received, Reply
 from simcloud.scaleway import errors
 from simcloud.scaleway.model import SshKey
-from simcloud.scaleway.resources import Resources, counted_list, newer_time
+from simcloud.scaleway.resources import NO_CONTENT, Resources, counted_list, newer_time
 
 
 class Iam:
@@ -48,7 +48,7 @@ class Iam:
         if self._resources.ssh_keys.get(key_id) is None:
             raise errors.not_found("ssh_key", key_id)
         self._resources.ssh_keys.remove(key_id)
-        return Reply(204)
+        return NO_CONTENT
 
 
 def _shape(key: SshKey) -> Json:

@@ -9,7 +9,14 @@ from simcloud.cloud import Call, Json, Received, Reply
 from simcloud.scaleway import errors
 from simcloud.scaleway.model import Ip, Rule, SecurityGroup
 from simcloud.scaleway.power import Power
-from simcloud.scaleway.resources import Resources, instance_list, instance_time, with_tags, zone_of
+from simcloud.scaleway.resources import (
+    NO_CONTENT,
+    Resources,
+    instance_list,
+    instance_time,
+    with_tags,
+    zone_of,
+)
 
 SMTP_RULES = [
     Rule(
@@ -100,7 +107,7 @@ class Network:
             raise errors.conflict("Group is default group. You cannot delete it.")
         self._resources.security_groups.remove(group.id)
         self._resources.event("security_group", group, "deleted", None)
-        return Reply(204)
+        return NO_CONTENT
 
     def list_rules(self, received: Received) -> Reply:
         rules = _rules(self._resources.security_group(received))
@@ -149,7 +156,7 @@ class Network:
         self._attach(ip, None)
         self._resources.ips.remove(ip.id)
         self._resources.event("ip", ip, "deleted", None)
-        return Reply(204)
+        return NO_CONTENT
 
     def _attach(self, ip: Ip, server_id: str | None) -> None:
         if server_id is not None and self._resources.servers.get(server_id) is None:

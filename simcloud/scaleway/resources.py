@@ -18,6 +18,8 @@ CLOUD = "scaleway"
 DEFAULT_PER_PAGE = 50
 MAX_PER_PAGE = 100
 
+NO_CONTENT = Reply(204, headers={"Content-Type": "application/json"})
+
 D = TypeVar("D", bound=Document)
 
 

@@ -12,7 +12,14 @@ from simcloud.scaleway.block import Block
 from simcloud.scaleway.catalog import GB, IMAGES, TYPES, Image, ServerType
 from simcloud.scaleway.model import LocalVolume, Server, ServerState
 from simcloud.scaleway.power import Power, allowed_actions
-from simcloud.scaleway.resources import Resources, instance_list, instance_time, with_tags, zone_of
+from simcloud.scaleway.resources import (
+    NO_CONTENT,
+    Resources,
+    instance_list,
+    instance_time,
+    with_tags,
+    zone_of,
+)
 from simcloud.store import utc_now
 
 SCALEWAY_PROJECT = "51b656e3-4865-41e8-adbc-0c45bdd780db"
@@ -150,7 +157,7 @@ class Servers:
         wiping = asyncio.create_task(self._power.wipe(server.id))
         self._wiping.add(wiping)
         wiping.add_done_callback(self._wiping.discard)
-        return Reply(204)
+        return NO_CONTENT
 
     def server_action(self, received: Received) -> Reply:
         server = self._resources.server(received)
@@ -183,14 +190,14 @@ class Servers:
         server = self._resources.server(received)
         server.user_data[received.params["key"]] = received.raw
         self._resources.servers.put(server)
-        return Reply(204)
+        return NO_CONTENT
 
     def delete_user_data(self, received: Received) -> Reply:
         server = self._resources.server(received)
         if server.user_data.pop(received.params["key"], None) is None:
             return errors.NO_SUCH_USER_DATA
         self._resources.servers.put(server)
-        return Reply(204)
+        return NO_CONTENT
 
     def list_types(self, received: Received) -> Reply:
         zone = zone_of(received)

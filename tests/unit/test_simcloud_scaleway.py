@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
@@ -70,7 +71,8 @@ IP_KEYS = words("id address prefix reverse server organization project zone type
 TASK_KEYS = words("id description status href_from href_result started_at terminated_at progress zone")
 TYPE_KEYS = words(
     "alt_names arch ncpus ram gpu gpu_info mig_profile volumes_constraint per_volume_constraint"
-    " scratch_storage_max_size monthly_price hourly_price capabilities network block_bandwidth"
+    " scratch_storage_max_size scratch_storage_max_volumes_count monthly_price hourly_price capabilities"
+    " network block_bandwidth"
     " end_of_service"
 )
 
@@ -659,6 +661,34 @@ class Recorder(NodeBackend):
 
 
 class TestMachines:
+    def test_a_light_node_answers_at_the_public_ip_also_after_the_emulator_was_killed(
+        self, tmp_path: Path
+    ) -> None:
+        port = 10722
+        with running_simcloud(tmp_path / "state", nodes="light", ssh_port=port) as cloud:
+            sdk = Sdk(cloud)
+            server = sdk.create()
+            sdk.instance.set_server_user_data(server.id, "cloud-init", b"#cloud-config\n{}\n")
+            sdk.start(server.id)
+            address = sdk.server(server.id).public_ip.address
+
+            def greeting() -> str:
+                try:
+                    with socket.create_connection((address, port), timeout=5) as connection:
+                        return connection.recv(8).decode()
+                except ConnectionError:
+                    return "closed"
+
+            states(greeting, "SSH-2.0-".__eq__)
+            keys = sdk.instance.get_server_user_data(server.id, "ssh-host-public-keys").text
+            assert keys.startswith("ssh-ed25519 ")
+            cloud.kill()
+            assert greeting() == "closed"
+            cloud.restart()
+            states(greeting, "SSH-2.0-".__eq__)
+            sdk.act(server.id, "terminate")
+            states(greeting, "closed".__eq__)
+
     KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGqDL2uu2vYdbMQtRIzRPCe7nPLdTm1BrxtX1lA1dVYz me"
 
     def client(self, state: Path, backend: NodeBackend) -> TestClient:

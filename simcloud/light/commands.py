@@ -161,17 +161,32 @@ async def _on_host(machine: Machine, command: str, process: asyncssh.SSHServerPr
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
     )
-    feeding = asyncio.create_task(_feed(process, child))
+    assert child.stdout is not None
+    assert child.stderr is not None
+    pumps = [
+        asyncio.create_task(_feed(process, child)),
+        asyncio.create_task(_pump(child.stdout, process.stdout)),
+        asyncio.create_task(_pump(child.stderr, process.stderr)),
+    ]
     try:
-        await process.redirect(stdout=child.stdout, stderr=child.stderr, send_eof=False)
+        await asyncio.gather(*pumps[1:])
         status = await child.wait()
-        await process.stdout.drain()
-        await process.stderr.drain()
         return 128 - status if status < 0 else status
     finally:
-        feeding.cancel()
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+        await child.communicate()  # reads what is left, so that the pipes close
+
+
+async def _pump(source: asyncio.StreamReader, target: asyncssh.SSHWriter[bytes]) -> None:
+    """Pass output on, no faster than the client takes it."""
+    with suppress(OSError, asyncssh.Error):  # the client has gone, and with it, at once, this session
+        while data := await source.read(65536):
+            target.write(data)
+            await target.drain()
 
 
 async def _feed(process: asyncssh.SSHServerProcess[bytes], child: asyncio.subprocess.Process) -> None:

@@ -83,7 +83,7 @@ async def _session(machine: Machine, process: asyncssh.SSHServerProcess[bytes]) 
     closed = asyncio.create_task(process.wait_closed())
     await asyncio.wait({running, closed}, return_when=asyncio.FIRST_COMPLETED)
     if running.done():
-        with suppress(OSError):
+        with suppress(OSError, asyncssh.Error):  # the client closed the channel meanwhile
             process.exit(running.result())
     running.cancel()
     closed.cancel()

@@ -504,10 +504,11 @@ def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-async def test_closing_the_channel_ends_what_ran_in_it(node: Node) -> None:
+@pytest.mark.parametrize("command", ["exec sleep 1000", "exec cat /dev/zero"])
+async def test_closing_the_channel_ends_what_ran_in_it_and_nothing_else(node: Node, command: str) -> None:
     await node.start(None)
     connection = await node.connect()
-    process = await connection.create_process("echo $$; exec sleep 1000")
+    process = await connection.create_process(f"echo $$; {command}", encoding=None)
     pid = int(await process.stdout.readline())
     process.close()
 
@@ -515,6 +516,7 @@ async def test_closing_the_channel_ends_what_ran_in_it(node: Node) -> None:
         return not alive(pid)
 
     await until(ended)
+    assert await text(connection, "hostname") == "l4-0"
 
 
 async def test_logs_are_followed_until_the_reader_leaves(node: Node) -> None:

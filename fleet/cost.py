@@ -111,7 +111,7 @@ def total(costs: Iterable[Cost], rate: ExchangeRate | None = None) -> Cost:
 def node_cost_per_hour(
     cloud: str,
     zone: str,
-    type_name: str,
+    type_name: str | None,
     root_volume_gb: int,
     *,
     spot: bool = False,
@@ -121,8 +121,9 @@ def node_cost_per_hour(
 ) -> Cost:
     """What one node costs an hour.
 
-    ``root_volume_gb`` is in 10⁹ bytes. A node that is not ``running`` still pays for its volume and address,
-    and on Linode, which bills a plan until it is deleted, for everything.
+    ``root_volume_gb`` is in the cloud's own GB (10⁹ bytes; 2³⁰ for EBS). A node that is not ``running`` still
+    pays for its volume and address, and on Linode, which bills a plan until it is deleted, for everything.
+    ``type_name`` None: the server is gone and only its volume is left.
     """
     offer = (prices or catalog()).cloud(cloud)
     parts: list[Part] = []
@@ -130,13 +131,13 @@ def node_cost_per_hour(
     def cost(reason: str | None = None) -> Cost:
         return Cost(tuple(parts), offer.currency, reason)
 
-    found = offer.types.get(type_name)
-    if found is None:
-        return cost(f"{cloud} has no type {type_name!r} in the catalog; see: fleet catalog list {cloud}")
-    price = found.price(zone, spot=spot)
-    if price is None:
-        return cost(_unknown_server(found, zone, spot))
-    if running or offer.root_volume_included:
+    if type_name is not None and (running or offer.root_volume_included):
+        found = offer.types.get(type_name)
+        if found is None:
+            return cost(f"{cloud} has no type {type_name!r} in the catalog; see: fleet catalog list {cloud}")
+        price = found.price(zone, spot=spot)
+        if price is None:
+            return cost(_unknown_server(found, zone, spot))
         parts.append(Part("server", price.amount, price.as_of, price.source))
     if offer.root_volume_included:
         return cost()
@@ -146,7 +147,7 @@ def node_cost_per_hour(
             return cost(f"the price of a root volume in {cloud} {zone} is unknown")
         hourly = volume.per_gb_month * root_volume_gb / HOURS_PER_MONTH
         parts.append(Part("root volume", hourly, volume.as_of, volume.source))
-    if public_address:
+    if public_address and type_name is not None:
         address = offer.address_price(zone)
         if address is None:
             return cost(f"the price of a public address in {cloud} {zone} is unknown")

@@ -453,7 +453,9 @@ def diagnose(fault: Fault, stage: Stage, context: Context, seen: Iterable[str] =
         node=context.node,
         stage=stage.label,
         summary=fault.summary.format_map(words),
-        seen=tuple(quote(line, context.secrets) for line in seen if line.strip())[:QUOTED_LINES],
+        seen=tuple(dict.fromkeys(quote(line, context.secrets) for line in seen if line.strip()))[
+            :QUOTED_LINES
+        ],
         cause=fault.cause.format_map(words),
         next_command=fault.next_command.format_map(words),
     )

@@ -204,6 +204,7 @@ class _Gate:
         self._next_look_at = clock.now()
         self._inside = ""
         self._settling_since: float | None = None
+        self._missing: Failed | None = None
         self._restarts: int | None = None
 
     async def run(self) -> Report:
@@ -295,18 +296,18 @@ class _Gate:
         seen: str | None = None
         while True:
             if wait.left_s <= 0 and seen:
-                raise Failed(expired, [seen, *await self._last_words(expired)])
+                raise self._missing or Failed(expired, [seen, *await self._last_words(expired)])
             try:
                 node = self._connection or await self._reopen(min(wait.left_s, self._spec.timeouts.reboot_s))
                 seen = await look(node)
             except ConnectionLost as error:
                 await self._drop()
-                self._settling_since, seen = None, str(error)
+                self._settling_since, self._missing, seen = None, None, str(error)
                 self._progress.note(self._stage, f"{error}; waiting for the node to come back")
-                continue
             except Timeout as error:
                 seen = str(error)
             if seen is None:
+                self._missing = None
                 return
             self._progress.waiting(self._stage, what, seen, waited_s=wait.waited_s, limit_s=wait.limit_s)
             await self._clock.sleep(min(pause_s(wait.waited_s), max(wait.left_s, 0.0)))
@@ -345,9 +346,10 @@ class _Gate:
         """Something is missing although cloud-init is through: give the machine time for its reboot."""
         now = self._clock.now()
         self._settling_since = now if self._settling_since is None else self._settling_since
-        if now - self._settling_since < SETTLE_S:
-            return seen
-        raise Failed(fault, [seen])
+        self._missing = Failed(fault, [seen])
+        if now - self._settling_since >= SETTLE_S:
+            raise self._missing
+        return seen
 
     async def _judge_cloud_init(self, node: Connection, status: dict[str, Any]) -> None:
         errors = [str(error) for error in status.get("errors") or ()]

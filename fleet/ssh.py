@@ -286,7 +286,10 @@ class Connection:
                 raise ConnectionLost(self.target) from None
             raise NothingListens(f"{self.target}: {doing}: {error.reason}") from None
         except (asyncssh.DisconnectError, OSError) as error:
-            raise ConnectionLost(self.target, f"the connection was lost: {error}") from None
+            if self._connection.is_closed():
+                raise ConnectionLost(self.target, f"the connection was lost: {error}") from None
+            # Only this channel ended: what it led to hung up before it was asked.
+            raise NothingListens(f"{self.target}: {doing}: {error}") from None
 
 
 class _Replay:

@@ -159,6 +159,13 @@ async def test_a_machine_that_is_not_set_up_is_diagnosed(
     assert report.diagnosis and report.diagnosis.stage == "60 % WORKER_SSH_INSTALL"
 
 
+async def test_what_is_missing_is_named_even_if_time_runs_out_first(node: FakeNode) -> None:
+    node.commands["nvidia-smi"] = Answer("No devices were found\n", 6)
+    report = await check(node, timeouts=Timeouts(install_s=30))
+    assert fault_of(report) == "driver_not_loaded"
+    assert report.diagnosis and report.diagnosis.seen == ("nvidia-smi: No devices were found",)
+
+
 async def test_deprecated_user_data_alone_does_not_stop_a_node(node: FakeNode) -> None:
     node.commands["cloud-init status"] = cloud_init("done", 2, recoverable_errors={"DEPRECATED": ["old key"]})
     assert (await check(node)).ready

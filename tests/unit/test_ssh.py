@@ -185,6 +185,15 @@ async def test_a_port_nobody_listens_on_differs_from_one_that_does_not_answer(no
             await connection.http("GET", node.http_port, "/health", timeout_s=0.1)
 
 
+async def test_a_server_that_hangs_up_on_everybody_costs_the_answer_not_the_session(node: FakeNode) -> None:
+    async with connect(node.target) as connection:
+        rude = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0)
+        with pytest.raises(ssh.NothingListens):
+            await connection.http("GET", rude.sockets[0].getsockname()[1], "/health")
+        rude.close()
+        assert (await connection.http("GET", node.http_port, "/health")).status == 200
+
+
 async def test_a_forward_leads_to_the_nodes_port(node: FakeNode) -> None:
     node.http = vllm
     async with connect(node.target) as connection, connection.forward(node.http_port) as port:

@@ -10,6 +10,7 @@ print.
 import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -89,8 +90,11 @@ class PythonHost(language_pb2_grpc.LanguageRuntimeServicer):
         return proto.RuntimeOptionsResponse()
 
     def About(self, request: proto.AboutRequest, context: grpc.ServicerContext) -> proto.AboutResponse:
+        # Asked at the start of every command: another process only where it could answer differently.
         python = python_of(request.info, context)
-        version = ask(python, "import platform; print(platform.python_version())")
+        version = platform.python_version()
+        if not python.samefile(sys.executable):
+            version = ask(python, "import platform; print(platform.python_version())")
         return proto.AboutResponse(executable=str(python), version=version)
 
     def GetProgramDependencies(

@@ -6,10 +6,9 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 
 import grpc
-
-from tools.processes import GRACE_S
 
 # States and programs travel in one message each: the limit that Pulumi's own plugins set.
 CHANNEL_OPTIONS = [
@@ -19,7 +18,7 @@ CHANNEL_OPTIONS = [
 ]
 
 
-def serve(register: Callable[[grpc.Server], object], on_stop: Callable[[], None]) -> None:
+def serve(register: Callable[[grpc.Server], object], on_stop: Callable[[], None]) -> NoReturn:
     """Prints the port, as the engine expects, and serves until interrupted or until the engine is gone.
 
     `register` adds the service to the server; `on_stop` ends what its calls wait for.
@@ -37,7 +36,8 @@ def serve(register: Callable[[grpc.Server], object], on_stop: Callable[[], None]
     threading.Thread(target=_follow_engine, args=[stopped], daemon=True).start()
     stopped.wait()
     on_stop()
-    server.stop(grace=0).wait(GRACE_S)
+    # The engine waits for this at the end of every command, and tearing down Python would save nothing.
+    os._exit(0)
 
 
 def _follow_engine(stopped: threading.Event) -> None:

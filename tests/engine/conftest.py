@@ -1,0 +1,254 @@
+"""The real Pulumi engine for tests.
+
+The fixture `pulumi` makes stacks. Each has a project folder, a state backend and a passphrase of its own;
+plugins come from the checkout's PULUMI_HOME, which set-up filled.
+
+    def test_a_program_runs(pulumi):
+        stack = pulumi("import pulumi; pulumi.export('answer', 42)")
+        result = stack.run("up")                  # fails the test, with the whole output, if the engine fails
+        assert result.changes == {"create": 1}
+        assert stack.outputs() == {"answer": 42}
+
+- `pulumi(program, files={path: text}, config={key: value}, env={...})` writes `__main__.py` (dedented),
+  further files and the stack's settings. `pulumi(folder=PATH)` drives an existing project instead, with
+  state of its own. What a test leaves in a stack is destroyed after it.
+- `stack.run("up" | "preview" | "refresh" | "destroy", *flags, expect_failure=False, env={...})` asks no
+  questions and returns a `Result`: `code`, `stdout` (both streams, as a user reads them), `events` (the
+  engine's own, parsed), `changes` (operation → count) and `operations` (resource name → its operations),
+  both without "same".
+- `stack.start(…)` does not wait. It returns a `Running` with `interrupt()` (as Ctrl-C), `kill()` (SIGKILL,
+  as a crash) and `wait()` → `Result`. `stack.unlock()` makes a killed stack usable again, as `pulumi
+  cancel` does.
+- `stack.program(text)` replaces the program; `stack.outputs()` and `stack.state()` read the stack, secrets in
+  clear only with `show_secrets=True`; `stack.ask("config", "get", …)` is any other command's output.
+
+No wait is longer than `TIMEOUT_S`.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# A hung engine fails its test long before continuous integration gives up.
+TIMEOUT_S = 180.0
+
+UNATTENDED = {
+    "up": ["--yes", "--skip-preview"],
+    "destroy": ["--yes", "--skip-preview"],
+    "refresh": ["--yes", "--skip-preview"],
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.engine)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one engine command ended."""
+
+    code: int
+    stdout: str
+    events: list[dict[str, Any]]
+
+    @property
+    def changes(self) -> dict[str, int]:
+        """How many resources met each operation, as the engine sums up; unchanged ones are left out."""
+        sums = [event["summaryEvent"]["resourceChanges"] for event in self.events if "summaryEvent" in event]
+        return {op: count for op, count in sums[-1].items() if op != "same"} if sums else {}
+
+    @property
+    def operations(self) -> dict[str, list[str]]:
+        """What the engine did to each resource, by the resource's name."""
+        done: dict[str, list[str]] = {}
+        for event in self.events:
+            metadata = event.get("resourcePreEvent", {}).get("metadata")
+            if metadata and metadata["op"] != "same":
+                done.setdefault(metadata["urn"].rsplit("::", 1)[-1], []).append(metadata["op"])
+        return done
+
+
+@dataclass
+class Running:
+    """An engine command under way."""
+
+    process: subprocess.Popen[str]
+    event_log: Path
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """Ends the engine as a crash would, then the plugins: not all of them notice that it is gone."""
+        plugins = descendants(self.process.pid)
+        self.process.kill()
+        for pid in plugins:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait(TIMEOUT_S)
+
+    def wait(self, timeout_s: float = TIMEOUT_S) -> Result:
+        try:
+            stdout, _ = self.process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            stdout, _ = self.process.communicate()
+            pytest.fail(f"{self.process.args} was still running after {timeout_s:g} s:\n{stdout}")
+        lines = self.event_log.read_text().splitlines() if self.event_log.exists() else []
+        return Result(self.process.returncode, stdout, [json.loads(line) for line in lines])
+
+
+@dataclass
+class Stack:
+    """One stack of one project."""
+
+    folder: Path
+    workspace: Path
+    env: dict[str, str]
+    name: str = "test"
+    started: list[Running] = field(default_factory=list)
+
+    def program(self, text: str) -> None:
+        (self.folder / "__main__.py").write_text(textwrap.dedent(text))
+
+    def start(self, command: str, *flags: str, env: Mapping[str, str] | None = None) -> Running:
+        event_log = self.workspace / f"events-{len(self.started)}.jsonl"
+        unattended = [] if "--preview-only" in flags else UNATTENDED.get(command, [])
+        process = subprocess.Popen(
+            [
+                *("pulumi", command, *unattended, *flags, "--stack", self.name, "--non-interactive"),
+                *("--event-log", str(event_log), "--color", "never"),
+            ],
+            cwd=self.folder,
+            env=self.env | dict(env or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        running = Running(process, event_log)
+        self.started.append(running)
+        return running
+
+    def run(
+        self, command: str, *flags: str, expect_failure: bool = False, env: Mapping[str, str] | None = None
+    ) -> Result:
+        result = self.start(command, *flags, env=env).wait()
+        if (result.code != 0) != expect_failure:
+            pytest.fail(f"pulumi {command} {' '.join(flags)} ended with code {result.code}:\n{result.stdout}")
+        return result
+
+    def ask(self, *command: str) -> str:
+        done = subprocess.run(
+            ["pulumi", *command, "--stack", self.name, "--non-interactive"],
+            cwd=self.folder,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        if done.returncode != 0:
+            pytest.fail(f"{done.args} ended with code {done.returncode}:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def outputs(self, show_secrets: bool = False) -> dict[str, Any]:
+        flags = ["--show-secrets"] if show_secrets else []
+        outputs: dict[str, Any] = json.loads(self.ask("stack", "output", "--json", *flags))
+        return outputs
+
+    def state(self, show_secrets: bool = False) -> list[dict[str, Any]]:
+        flags = ["--show-secrets"] if show_secrets else []
+        exported = json.loads(self.ask("stack", "export", *flags))
+        resources: list[dict[str, Any]] = exported["deployment"].get("resources", [])
+        return resources
+
+    def unlock(self) -> None:
+        self.ask("cancel", "--yes")
+
+    def close(self) -> None:
+        for running in self.started:
+            if running.process.poll() is None:
+                running.kill()
+        if self.state():
+            self.unlock()
+            self.run("destroy")
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes below this one."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            # The second field, a name in parentheses, may hold spaces; the fourth is the parent.
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found = [pid]
+    for each in found:
+        found += children.get(each, [])
+    return found[1:]
+
+
+@pytest.fixture(scope="session")
+def engine_env() -> dict[str, str]:
+    """The settings of `make env`, whatever shell started the tests."""
+    script = 'settings="$(python3 tools/setup.py env)" && eval "$settings" && env -0'
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
+    )
+    if done.returncode != 0:
+        pytest.fail(f"set-up failed:\n{done.stderr}")
+    return dict(entry.split("=", 1) for entry in done.stdout.split("\0") if entry)
+
+
+@pytest.fixture
+def pulumi(engine_env: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Stack]]:
+    """Makes a stack; see the top of this file."""
+    stacks: list[Stack] = []
+
+    def make(
+        program: str = "",
+        *,
+        folder: Path | None = None,
+        files: Mapping[str, str] | None = None,
+        config: Mapping[str, str] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Stack:
+        workspace = tmp_path / f"stack-{len(stacks)}"
+        state = workspace / "state"
+        state.mkdir(parents=True)
+        own = {
+            "PULUMI_BACKEND_URL": f"file://{state}",
+            "PULUMI_CONFIG_PASSPHRASE": "a test's own",
+            "PULUMI_DEBUG_COMMANDS": "true",  # brings the flag --event-log
+        }
+        stack = Stack(folder or workspace / "project", workspace, engine_env | own | dict(env or {}))
+        if folder is None:
+            stack.folder.mkdir()
+            (stack.folder / "Pulumi.yaml").write_text("name: project\nruntime: python\n")
+            stack.program(program)
+        for path, text in (files or {}).items():
+            (stack.folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (stack.folder / path).write_text(textwrap.dedent(text))
+        stack.ask("stack", "init")
+        for key, value in (config or {}).items():
+            stack.ask("config", "set", key, value)
+        stacks.append(stack)
+        return stack
+
+    yield make
+    for stack in stacks:
+        stack.close()

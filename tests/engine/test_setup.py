@@ -1,0 +1,176 @@
+"""Set-up, the language host and the engine together."""
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.engine.conftest import ROOT, TIMEOUT_S, descendants
+from tools import setup
+
+DYNAMIC = """
+    import pulumi
+    from pulumi.dynamic import CreateResult, ReadResult, Resource, ResourceProvider
+
+    class Provider(ResourceProvider):
+        def create(self, props):
+            return CreateResult("one", props)
+
+        def read(self, id_, props):
+            found = {"size": int(open("size").read())}
+            return ReadResult(id_, found, found)
+
+    class Disk(Resource):
+        size: pulumi.Output[int]
+
+        def __init__(self, name, size):
+            super().__init__(Provider(), name, {"size": size})
+
+    pulumi.export("size", Disk("disk", 20).size)
+"""
+
+POLICY = """
+    from pulumi_policy import EnforcementLevel, PolicyPack, ResourceValidationPolicy
+    from limit import LARGEST
+
+    def small(args, report):
+        if args.props.get("size", 0) > LARGEST:
+            report(f"a disk of {args.props['size']:g} is larger than {LARGEST}")
+
+    PolicyPack("sizes", [ResourceValidationPolicy(
+        name="small", description="Disks are small.", enforcement_level=EnforcementLevel.MANDATORY,
+    validate=small, )])
+"""
+
+
+def test_a_second_set_up_does_nothing():
+    done = subprocess.run(
+        ["python3", "tools/setup.py"], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=True
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_a_missing_go_is_told_with_what_why_and_how(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        setup.SetupError, match=r"^Go 1\.25 or newer: builds the Pulumi engine .*: install it from"
+    ):
+        setup.build_engine(tmp_path / "engine", setup.engine_version())
+
+
+def test_a_release_that_is_not_the_published_one_is_refused(monkeypatch, tmp_path):
+    release = tmp_path / "pulumi.tar.gz"
+    release.write_bytes(b"not Pulumi")
+    monkeypatch.setattr(setup, "RELEASE_URL", release.as_uri())
+    with pytest.raises(setup.SetupError, match="not the published one"):
+        setup.download_engine(tmp_path / "engine", setup.engine_version())
+    assert not (tmp_path / "engine").exists()
+
+
+def test_a_folder_is_made_whole_or_not_at_all(tmp_path):
+    def fill_and_fail():
+        with setup.made_whole(tmp_path / "engine") as draft:
+            (draft / "half").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill_and_fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_program_previews_without_a_warning(pulumi):
+    result = pulumi("").run("preview")
+    assert result.changes == {"create": 1}
+    assert "warning" not in result.stdout
+
+
+def test_the_program_sees_its_settings_and_its_prints_reach_the_user(pulumi):
+    stack = pulumi(
+        """
+        import pulumi
+        print("said by the program")
+        pulumi.export("greeting", pulumi.Config().require("greeting"))
+        """,
+        config={"greeting": "hello"},
+    )
+    assert "said by the program" in stack.run("up").stdout
+    assert stack.outputs() == {"greeting": "hello"}
+
+
+def test_a_program_that_raises_fails_with_its_own_traceback(pulumi):
+    result = pulumi("raise LookupError('the reason')").run("preview", expect_failure=True)
+    assert "LookupError: the reason" in result.stdout
+
+
+def test_the_virtualenv_option_names_what_is_missing(pulumi):
+    stack = pulumi("")
+    (stack.folder / "Pulumi.yaml").write_text(
+        "name: project\nruntime: {name: python, options: {virtualenv: nowhere}}\n"
+    )
+    result = stack.run("preview", expect_failure=True)
+    assert "virtualenv" in result.stdout
+    assert "make setup" in result.stdout
+
+
+def test_refresh_finds_drift_in_a_dynamic_resource(pulumi):
+    stack = pulumi(DYNAMIC, files={"size": "20"})
+    assert stack.run("up").changes == {"create": 2}
+    stack.run("refresh", "--preview-only", "--expect-no-changes")
+    (stack.folder / "size").write_text("30")
+    drifted = stack.run("refresh", "--preview-only", "--expect-no-changes", expect_failure=True)
+    assert "disk" in drifted.stdout
+
+
+def test_a_mandatory_policy_stops_preview_and_finds_its_own_modules(pulumi):
+    stack = pulumi(
+        DYNAMIC,
+        files={
+            "size": "20",
+            "pack/PulumiPolicy.yaml": "runtime: python\n",
+            "pack/__main__.py": POLICY,
+            "pack/limit.py": "LARGEST = 10\n",
+        },
+    )
+    refused = stack.run("preview", "--policy-pack", "pack", expect_failure=True)
+    assert "a disk of 20 is larger than 10" in refused.stdout
+    (stack.folder / "pack" / "limit.py").write_text("LARGEST = 100\n")
+    stack.run("preview", "--policy-pack", "pack")
+
+
+@pytest.mark.parametrize("how", ["interrupt", "kill"])
+def test_an_engine_that_ends_takes_the_program_with_it(pulumi, how):
+    stack = pulumi(
+        """
+        import pathlib, time
+        pathlib.Path("started").touch()
+        time.sleep(600)
+        """
+    )
+    running = stack.start("up")
+    started = (stack.folder / "started").exists
+    wait_for(lambda: started() or running.process.poll() is not None, "the program to start")
+    assert started(), running.wait().stdout
+    below = descendants(running.process.pid)
+    if how == "kill":
+        running.process.kill()
+    else:
+        running.interrupt()
+    result = running.wait()
+    assert "Traceback" not in result.stdout
+    wait_for(lambda: not any(map(alive, below)), "the language host and the program to end")
+    stack.unlock()
+
+
+def wait_for(condition, what: str) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {TIMEOUT_S:g} s for {what}"
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

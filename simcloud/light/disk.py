@@ -56,8 +56,10 @@ class Disk:
         """Create or replace a file and the folders above it."""
         place = self.locate(path)
         place.parent.mkdir(parents=True, exist_ok=True)
-        # The mode is set before the content: a secret is never readable in between.
-        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        # A new file, since the old one may be read-only. The mode comes before the content, which may be
+        # secret.
+        place.unlink(missing_ok=True)
+        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, mode)
             file.write(data)

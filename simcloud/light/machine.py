@@ -223,11 +223,11 @@ class Machine:
         return self.docker.connection(port)
 
     async def restart_vllm(self) -> None:
-        """Start vLLM anew, with fresh containers, where the machine has everything for it."""
+        """Start vLLM anew, with fresh containers, if it was ever started."""
         with suppress(NoSuchUnit):
-            await self.docker.close()
-            await self.systemd.stop("vllm.service")
-            self.systemd.check_paths()
+            if self.systemd.unit("vllm.service").active != "inactive":
+                await self.docker.close()
+                await self.systemd.restart("vllm.service")
 
     def _execute(self, argv: list[str], directory: str, log: Log) -> Coroutine[Any, Any, int]:
         return commands.run_unit_command(self, argv, directory, log)

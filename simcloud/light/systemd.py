@@ -125,15 +125,16 @@ class Systemd:
             wanted = self.settings(unit.name)
             if not all(map(self._holds, wanted.get("ConditionPathExists", []))):
                 return True
+            if "ExecStart" not in wanted:
+                unit.log.write(f"{unit.name}: Service has no ExecStart= setting. Refusing.")
+                return self._fail(unit, "bad-setting")
             unit.become("activating", "start")
             unit.log.write(f"Starting {unit.name}...")
             oneshot = wanted.get("Type", ["simple"])[-1] == "oneshot"
             for line in [*wanted.get("ExecStartPre", []), *(wanted.get("ExecStart", []) if oneshot else [])]:
                 if status := await self._run(unit, line):
-                    unit.status, unit.result = status, "exit-code"
-                    unit.become("failed", "failed")
-                    unit.log.write(f"{unit.name}: Failed with result 'exit-code'.")
-                    return False
+                    unit.status = status
+                    return self._fail(unit, "exit-code")
             unit.status, unit.result = 0, "success"
             if not oneshot:
                 unit.become("active", "running")
@@ -143,6 +144,12 @@ class Systemd:
                 unit.become("inactive", "dead")
             unit.log.write(f"Finished {unit.name}.")
             return True
+
+    def _fail(self, unit: Unit, result: str) -> bool:
+        unit.result = result
+        unit.become("failed", "failed")
+        unit.log.write(f"{unit.name}: Failed with result '{result}'.")
+        return False
 
     async def stop(self, name: str) -> None:
         unit = self.unit(name)

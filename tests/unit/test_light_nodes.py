@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import gzip
+import io
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,6 +19,9 @@ import openai
 import pytest
 import yaml
 
+from fleet.gate import GateSpec, check
+from fleet.progress import Progress
+from fleet.ssh import Target
 from simcloud.light import LightNodes
 from simcloud.nodes import Boot
 
@@ -526,6 +530,23 @@ async def test_logs_are_followed_until_the_reader_leaves(node: Node) -> None:
         assert "Uvicorn running" in await asyncio.wait_for(process.stdout.readline(), DEADLINE_S)
         await run(connection, "docker restart vllm")
         assert "Automatically detected" in await asyncio.wait_for(process.stdout.readline(), DEADLINE_S)
+
+
+async def test_the_readiness_gate_takes_a_light_node_to_the_end(node: Node, tmp_path: Path) -> None:
+    await node.serve(user_data(power_state={"mode": "reboot", "condition": False}))
+    key = tmp_path / "key"
+    USER_KEY.write_private_key(key)
+    key.chmod(0o600)
+    target = Target(
+        host=node.boot.address,
+        host_keys=(node.published["ssh-host-public-keys"].decode().strip(),),
+        port=node.port,
+        private_key_path=key,
+    )
+    spec = GateSpec(node="l4-0", cloud="scaleway", target=target, served_model=MODEL, api_key=KEY)
+    report = await check(spec, Progress("l4-0", stream=io.StringIO()))
+    assert report.ready, report.diagnosis
+    assert "docker" in {stage["stage"] for stage in report.boot}
 
 
 async def test_fifty_nodes_in_one_process_all_serve(tmp_path: Path) -> None:

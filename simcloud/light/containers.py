@@ -71,7 +71,6 @@ class Container:
     restarts: int = 0
     started_at: float = 0.0
     finished_at: float = 0.0
-    oom_killed: bool = False
     simulator: Simulator | None = None
     log: Log = field(default_factory=Log)
     task: asyncio.Task[None] | None = None

@@ -1,0 +1,128 @@
+"""How many tokens the cache holds, and how many requests of full length.
+
+V1 groups the layers of a hybrid model so that every block has the same size and all groups draw from one pool
+(`vllm/v1/core/kv_cache_utils.py`); V0 gives every layer every token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from fleet.fit.architecture import Architecture, Layer
+from fleet.fit.versions import BatchLimits, VllmVersion, has_hybrid_kv_cache, reports_capacity_by_concurrency
+
+BLOCK_TOKENS = 16
+
+_CACHE_BYTES = {
+    "bfloat16": 2,
+    "float16": 2,
+    "half": 2,
+    "fp8": 1,
+    "fp8_e4m3": 1,
+    "fp8_e5m2": 1,
+    "fp8_inc": 1,
+    "int8": 1,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class KvCapacity:
+    """`tokens` as vLLM logs them; `concurrency` is how many requests of max_model_len fit; `needed_bytes` is one's share."""
+
+    tokens: int
+    concurrency: float
+    needed_bytes: int
+
+
+def cache_bytes(kv_cache_dtype: str, dtype_bytes: int) -> int:
+    """Bytes a cached number takes.
+
+    Raises ValueError for a data type nobody knows.
+    """
+    if kv_cache_dtype == "auto":
+        return min(dtype_bytes, 2)
+    if kv_cache_dtype not in _CACHE_BYTES:
+        raise ValueError(
+            f"kv_cache_dtype: {kv_cache_dtype!r} is not known; give one of auto, {', '.join(_CACHE_BYTES)}"
+        )
+    return _CACHE_BYTES[kv_cache_dtype]
+
+
+def token_bytes(architecture: Architecture, *, tensor_parallel_size: int, value_bytes: int) -> int:
+    """Bytes one token leaves in one layer of one rank.
+
+    With more ranks than key-value heads each rank keeps one head; a latent vector is whole on every rank.
+    """
+    if architecture.latent is not None:
+        return architecture.latent.cached_values * value_bytes
+    heads = max(1, architecture.kv_heads // tensor_parallel_size)
+    return 2 * heads * architecture.head_dim * value_bytes
+
+
+def kv_capacity(
+    architecture: Architecture,
+    available_bytes: float,
+    *,
+    max_model_len: int,
+    limits: BatchLimits,
+    version: VllmVersion,
+    v1: bool,
+    tensor_parallel_size: int,
+    pipeline_parallel_size: int,
+    value_bytes: int,
+) -> KvCapacity:
+    """What fits into `available_bytes` of the fullest rank; nothing, when they are negative."""
+    per_token = token_bytes(architecture, tensor_parallel_size=tensor_parallel_size, value_bytes=value_bytes)
+    kinds = Counter(_kept(layer, hybrid=v1 and has_hybrid_kv_cache(version)) for layer in architecture.layers)
+    layers = {kind: math.ceil(count / pipeline_parallel_size) for kind, count in kinds.items()}
+    block_tokens = _block_tokens(architecture, per_token, tensor_parallel_size)
+    # Groups of equal size: as many layers as the rarest kind has, unless the kinds are nearly as many.
+    rarest, commonest = min(layers.values()), max(layers.values())
+    group_layers = commonest if commonest < 1.25 * rarest else rarest
+    groups = {kind: math.ceil(count / group_layers) for kind, count in layers.items()}
+    block_bytes = per_token * block_tokens * group_layers
+    request_blocks = sum(
+        count * _blocks_per_request(kind, max_model_len, limits.max_num_batched_tokens, block_tokens)
+        for kind, count in groups.items()
+    )
+    blocks = max(0, int(available_bytes // block_bytes))
+    concurrency = blocks / request_blocks
+    tokens = blocks // sum(groups.values()) * block_tokens
+    if not v1:
+        concurrency = tokens / max_model_len
+    elif reports_capacity_by_concurrency(version) or architecture.linear is not None:
+        tokens = int(concurrency * max_model_len)
+    return KvCapacity(tokens, concurrency, request_blocks * block_bytes)
+
+
+def _kept(layer: Layer, *, hybrid: bool) -> Layer:
+    return layer if hybrid or layer.attention == "linear" else Layer()
+
+
+def _block_tokens(architecture: Architecture, per_token: int, tensor_parallel_size: int) -> int:
+    """Tokens of a block: 16, or as many as make it as large as a linear layer's state, which shares the pool."""
+    linear = architecture.linear
+    if linear is None:
+        return BLOCK_TOKENS
+    state = linear.value_heads * linear.key_dim * linear.value_dim * 4  # kept in single precision
+    convolution = (
+        (linear.kernel - 1)
+        * (2 * linear.key_heads * linear.key_dim + linear.value_heads * linear.value_dim)
+        * 2
+    )
+    needed = (state + convolution) / tensor_parallel_size / per_token
+    return BLOCK_TOKENS * math.ceil(needed / BLOCK_TOKENS)
+
+
+def _blocks_per_request(kind: Layer, max_model_len: int, batched_tokens: int, block_tokens: int) -> int:
+    """Blocks of one layer a request of full length holds at most (`max_memory_usage_bytes` of each cache spec)."""
+    if kind.attention == "linear":
+        return 1
+    if kind.attention == "sliding":
+        # One more, since a window need not begin with a block.
+        return math.ceil(min(kind.window - 1 + batched_tokens, max_model_len) / block_tokens) + 1
+    if kind.attention == "chunked":
+        return math.ceil(min(kind.window + batched_tokens, max_model_len) / block_tokens)
+    return math.ceil(max_model_len / block_tokens)

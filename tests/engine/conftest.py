@@ -16,9 +16,9 @@ plugins come from the checkout's PULUMI_HOME, which set-up filled.
   questions and returns a `Result`: `code`, `stdout` (both streams, as a user reads them), `events` (the
   engine's own, parsed), `changes` (operation → count) and `operations` (resource name → its operations),
   both without "same".
-- `stack.start(…)` does not wait. It returns a `Running` with `interrupt()` (as Ctrl-C), `kill()` (SIGKILL,
-  as a crash) and `wait()` → `Result`. `stack.unlock()` makes a killed stack usable again, as `pulumi
-  cancel` does.
+- `stack.start(…)` does not wait. It returns a `Running` with `interrupt()` (as Ctrl-C), `kill()` (SIGKILL, as
+  a crash), `wait_until(condition, what)` and `wait()` → `Result`. `stack.unlock()` makes a killed stack
+  usable again, as `pulumi cancel` does.
 - `stack.program(text)` replaces the program; `stack.outputs()` and `stack.state()` read the stack, secrets in
   clear only with `show_secrets=True`; `stack.ask("config", "get", …)` is any other command's output.
 
@@ -31,6 +31,7 @@ import os
 import signal
 import subprocess
 import textwrap
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,6 +99,12 @@ class Running:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait(TIMEOUT_S)
+
+    def wait_until(self, condition: Callable[[], object], what: str) -> None:
+        """Waits for something that happens while the command runs; fails the test if it ends before."""
+        wait_for(lambda: condition() or self.process.poll() is not None, what)
+        if not condition():
+            pytest.fail(f"the engine ended while waiting for {what}:\n{self.wait().stdout}")
 
     def wait(self, timeout_s: float = TIMEOUT_S) -> Result:
         try:
@@ -200,6 +207,23 @@ def descendants(pid: int) -> list[int]:
     for each in found:
         found += children.get(each, [])
     return found[1:]
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that ended but that nobody has waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    """Waits until the condition holds; after `TIMEOUT_S` the test fails and says what it waited for."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {TIMEOUT_S:g} s for {what}")
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,10 @@
 """Set-up, the language host and the engine together."""
 
 import subprocess
-import time
-from pathlib import Path
 
 import pytest
 
-from tests.engine.conftest import ROOT, TIMEOUT_S, descendants
+from tests.engine.conftest import ROOT, TIMEOUT_S, alive, descendants, wait_for
 from tools import setup
 
 DYNAMIC = """
@@ -148,9 +146,7 @@ def test_an_engine_that_ends_takes_the_program_with_it(pulumi, how):
         """
     )
     running = stack.start("up")
-    started = (stack.folder / "started").exists
-    wait_for(lambda: started() or running.process.poll() is not None, "the program to start")
-    assert started(), running.wait().stdout
+    running.wait_until((stack.folder / "started").exists, "the program to start")
     below = descendants(running.process.pid)
     if how == "kill":
         running.process.kill()
@@ -160,17 +156,3 @@ def test_an_engine_that_ends_takes_the_program_with_it(pulumi, how):
     assert "Traceback" not in result.stdout
     wait_for(lambda: not any(map(alive, below)), "the language host and the program to end")
     stack.unlock()
-
-
-def wait_for(condition, what: str) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {TIMEOUT_S:g} s for {what}"
-        time.sleep(0.05)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

@@ -1,0 +1,130 @@
+"""Machines for tests: real boots, one at a time, and snapshots of them for what needs no first boot.
+
+`await lab.boot("linode", user_data)` starts a machine; the `Guest` it gives is how a test looks inside, over
+SSH.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+import uuid
+from pathlib import Path
+
+import asyncssh
+
+from simcloud.nodes import Boot
+from simcloud.vm.backend import Ground, Snapshot, VmNodes
+
+SSH_PORT = 10022
+
+
+class Lab:
+    """Starts machines; each new one takes the place of the one before, for there are but two processors."""
+
+    def __init__(self, backend: VmNodes, ground: Ground, directory: Path) -> None:
+        self.backend = backend
+        self.ground = ground
+        self._directory = directory
+        self._key = asyncssh.generate_private_key("ssh-ed25519")
+        self._current: Guest | None = None
+
+    async def boot(self, cloud: str, user_data: bytes | None) -> Guest:
+        """A first boot."""
+        guest = await self._guest(cloud, user_data)
+        await self.backend.start(guest.boot)
+        return guest
+
+    async def boot_from(self, snapshot: Snapshot, like: Guest) -> Guest:
+        """A machine that goes on where `like` was when the snapshot was taken; it has a name of its own."""
+        guest = await self._guest(like.boot.cloud, like.boot.user_data)
+        guest = dataclasses.replace(guest, key=like.key)
+        await self.backend.start_from(snapshot, guest.boot)
+        return guest
+
+    async def snapshot(self, guest: Guest, name: str) -> Snapshot:
+        return await self.backend.snapshot(guest.boot.server_id, name, self._directory)
+
+    async def stop(self) -> None:
+        if self._current is not None:
+            await self.backend.stop(self._current.boot.server_id)
+            self._current = None
+
+    async def _guest(self, cloud: str, user_data: bytes | None) -> Guest:
+        await self.stop()
+        identity = uuid.uuid4()
+        published: dict[str, bytes] = {}
+
+        async def publish(key: str, value: bytes) -> None:
+            published[key] = value
+
+        boot = Boot(
+            cloud=cloud,
+            server_id=str(identity),
+            name=f"node-{identity.hex[:6]}",
+            address=f"127.0.{identity.bytes[0] % 250 + 2}.{identity.bytes[1] % 250 + 2}",
+            user_data=user_data,
+            authorized_keys=(self._key.export_public_key().decode().strip(),),
+            gpu_model="NVIDIA L4",
+            gpu_count=2,
+            gpu_memory_mib=23034,
+            disk_gb=200,
+            directory=self._directory / identity.hex,
+            publish=publish,
+        )
+        boot.directory.mkdir()
+        self._current = Guest(boot, self.backend, self._key, published, self.ground.speed_factor)
+        return self._current
+
+
+@dataclasses.dataclass(frozen=True)
+class Guest:
+    """A machine as seen from outside."""
+
+    boot: Boot
+    backend: VmNodes
+    key: asyncssh.SSHKey
+    published: dict[str, bytes]
+    speed_factor: float
+
+    async def run(self, command: str, *, user: str = "root", deadline_s: float = 120) -> str:
+        """Standard output of a shell command; AssertionError with its standard error when it fails."""
+        done = await self.attempt(command, user=user, deadline_s=deadline_s)
+        assert done.exit_status == 0, f"{command}: {done.exit_status}\n{done.stdout!s}\n{done.stderr!s}"
+        return str(done.stdout)
+
+    async def attempt(
+        self, command: str, *, user: str = "root", deadline_s: float = 120
+    ) -> asyncssh.SSHCompletedProcess:
+        """The command's end, whatever it is. Raises OSError or asyncssh.Error while SSH is not there."""
+        async with asyncssh.connect(
+            self.boot.address, SSH_PORT, username=user, client_keys=[self.key], known_hosts=None, config=[],
+            connect_timeout=20, login_timeout=20,
+        ) as connection:  # fmt: skip
+            return await connection.run(command, timeout=deadline_s * self.speed_factor)
+
+    async def until(self, command: str, *, user: str = "root", deadline_s: float) -> str:
+        """Standard output of the command once it succeeds; it is tried over reboots.
+
+        AssertionError after the deadline (times the host's speed factor), with what was last seen.
+        """
+        end = time.monotonic() + deadline_s * self.speed_factor
+        seen: object = "nothing"
+        while time.monotonic() < end:
+            try:
+                done = await self.attempt(command, user=user)
+                if done.exit_status == 0:
+                    return str(done.stdout)
+                seen = f"{done.exit_status}: {done.stdout!s}{done.stderr!s}"
+            except (OSError, asyncssh.Error) as error:
+                seen = repr(error)
+            await asyncio.sleep(1)
+        raise AssertionError(
+            f"{command} did not succeed in {deadline_s:.0f} s; last {seen}\n{self.console()}"
+        )
+
+    def console(self) -> str:
+        """The last lines the machine wrote to its serial console."""
+        console = self.boot.directory / "console.log"
+        return "\n".join(console.read_text(errors="replace").splitlines()[-40:]) if console.exists() else ""

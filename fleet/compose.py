@@ -11,13 +11,8 @@ from typing import Any
 
 import yaml
 
-from fleet.fit.flags import supported
+from fleet import layout
 from fleet.settings import Secrets, Serving
-
-DIRECTORY = "/opt/llm"
-COMPOSE_PATH = f"{DIRECTORY}/docker-compose.yml"
-ENV_PATH = f"{DIRECTORY}/.env"
-WEBUI_PORT = 3000
 
 PORT = "${PORT}"
 """How the compose file names vLLM's port."""
@@ -42,7 +37,7 @@ def serve_arguments(serving: Serving) -> list[str]:
         ("--distributed-executor-backend", serving.distributed_executor_backend),
         ("--gpu-memory-utilization", f"{serving.gpu_memory_utilization:g}"),
         ("--max-num-seqs", serving.max_num_seqs),
-        ("--swap-space", serving.swap_space_gb if supported("--swap-space", serving.image) else None),
+        ("--swap-space", serving.swap_space_gb),
     ]
     words = [
         word
@@ -69,7 +64,7 @@ def compose_document(serving: Serving) -> dict[str, Any]:
             **{name: _literal(value) for name, value in serving.environment.items()},
         },
         "ports": [f"127.0.0.1:{PORT}:{PORT}"],
-        "volumes": ["/var/lib/llm/models:/models", "/var/lib/llm/cache:/cache"],
+        "volumes": [f"{layout.MODELS_DIRECTORY}:/models", f"{layout.CACHE_DIRECTORY}:/cache"],
         "command": serve_arguments(serving),
         "healthcheck": {
             "test": ["CMD", "curl", "-fsS", "-m", "5", f"http://127.0.0.1:{PORT}/health"],
@@ -91,7 +86,7 @@ def compose_document(serving: Serving) -> dict[str, Any]:
                 # Compose takes it from .env; the key itself is never in this file.
                 "OPENAI_API_KEY": "${VLLM_API_KEY}",
             },
-            "ports": [f"127.0.0.1:{WEBUI_PORT}:8080"],
+            "ports": [f"127.0.0.1:{layout.WEBUI_PORT}:8080"],
             "volumes": ["/var/lib/llm/open-webui:/app/backend/data"],
         }
     return {"name": "llm", "services": services}

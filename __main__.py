@@ -1,0 +1,41 @@
+"""The stack: settings → nodes, each with its serving → exports. See `components/`."""
+
+from __future__ import annotations
+
+import sys
+
+import pulumi
+
+from components.node import GpuNode, GpuNodeArgs
+from fleet import settings
+from fleet.cost import total
+
+
+def main() -> None:
+    """Read the configuration, declare every node, export what a user needs next."""
+    config = settings.load(pulumi.Config(settings.PROJECT))
+    nodes = {node.name: declare(node, config) for node in config.nodes}
+    pulumi.export("nodes", {name: node.outputs() for name, node in nodes.items()})
+    cost = total(node.cost for node in nodes.values())
+    pulumi.export("cost_per_hour", cost.total)
+    pulumi.export("cost_per_month", cost.per_month)
+    pulumi.export("currency", cost.currency)
+
+
+def declare(node: settings.Node, config: settings.StackSettings) -> GpuNode:
+    """One node of its cloud's kind. A cloud's module, with its provider's SDK, is loaded where it is used."""
+    args = GpuNodeArgs(node=node, access=config.access, health=config.health, secrets=config.secrets)
+    match node:
+        case settings.ScalewayNode():
+            from components.scaleway.node import ScalewayGpuNode  # noqa: PLC0415
+
+            return ScalewayGpuNode(node.name, args)
+    raise NotImplementedError(node.cloud)
+
+
+try:
+    main()
+except settings.SettingsError as error:
+    # Nothing has been registered yet. The message is the whole story; a stack trace would bury it.
+    pulumi.log.error(str(error))
+    sys.exit(1)

@@ -1,0 +1,78 @@
+"""What every dynamic resource here shares: a clean error, enough concurrency, checked inputs.
+
+Pulumi runs all dynamic resources of a program in one Python process. This module holds what has to be
+said to that process once; the providers themselves live beside the cloud they talk to.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import sys
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pulumi.dynamic import CheckFailure, CheckResult, ConfigureRequest, DiffResult, ResourceProvider
+
+CONCURRENT_CALLS = 64
+"""Calls the provider process serves at a time. They wait for clouds, they do not compute."""
+
+
+class CloudProvider(ResourceProvider):
+    """Base of the dynamic providers.
+
+    Subclasses say which inputs replace the resource and which are only compared; they implement create,
+    read, update and delete over a tested client. An input that is neither is not compared at all.
+    """
+
+    # The serialized provider is a reference to a class and carries no secret: keeping it plain keeps
+    # state readable and spares an encryption per resource.
+    serialize_as_secret_always = False
+
+    version = "1"
+    """Stored with every resource, so that a change of provider code shows as an update."""
+    replace_on: frozenset[str] = frozenset()
+    """Inputs whose change needs a new object."""
+    update_on: frozenset[str] = frozenset()
+    """Inputs whose change is made in place."""
+
+    def configure(self, req: ConfigureRequest) -> None:
+        """Called once in the provider process, before the first call."""
+        # The host process reports a failure with its own stack; the user needs the message alone.
+        sys.tracebacklimit = 0
+        _widen_thread_pool(CONCURRENT_CALLS)
+
+    def check(self, olds: dict[str, Any], news: dict[str, Any]) -> CheckResult:
+        """Accept the inputs, or say what is wrong with them before anything is called."""
+        failures = [CheckFailure(field, reason) for field, reason in self.failures(olds, news)]
+        return CheckResult({**news, "provider_version": self.version}, failures)
+
+    def failures(self, olds: Mapping[str, Any], news: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+        """Wrong inputs as (field, message with mend); none by default."""
+        return ()
+
+    def diff(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
+        """Compare what the cloud was last seen to have with what is wanted."""
+        replaces = sorted(key for key in self.replace_on if self.differs(key, olds, news))
+        updates = [key for key in (*self.update_on, "provider_version") if self.differs(key, olds, news)]
+        return DiffResult(
+            changes=bool(replaces or updates), replaces=replaces, stables=[], delete_before_replace=False
+        )
+
+    def differs(self, key: str, olds: Mapping[str, Any], news: Mapping[str, Any]) -> bool:
+        """Whether one input differs from what is there."""
+        return bool(olds.get(key) != news.get(key))
+
+
+def _widen_thread_pool(workers: int) -> None:
+    """Let the process serve more than its four calls at a time.
+
+    Pulumi's host serves dynamic resources from a pool of four threads, so of ten nodes waiting to start six
+    would wait for the others. The pool has no setting; its size is a plain attribute of CPython's executor,
+    reached through the arguments of the worker thread we are running in. Where that ever changes, nodes
+    start four at a time again; a test with the real engine notices.
+    """
+    arguments = getattr(threading.current_thread(), "_args", ())
+    executor = arguments[0]() if arguments and callable(arguments[0]) else None
+    if isinstance(executor, concurrent.futures.ThreadPoolExecutor):
+        executor._max_workers = max(executor._max_workers, workers)

@@ -1,0 +1,150 @@
+"""What a GPU node is on every cloud: the same outputs, the same tags, the same way to serve."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pulumi
+from pulumi import Input, Output
+
+from components.serving import Delivery, ServedModel
+from fleet import layout, settings
+from fleet.cost import Cost, node_cost_per_hour
+
+OWNER_TAG = "vllm-fleet-owner"
+"""Carries a random id that is in state before anything is created: what a crash leaves is found by it."""
+NODE_TAG = "vllm-fleet-node"
+"""Carries stack/node, for people."""
+PENDING_TAG = "vllm-fleet-pending"
+"""On a server that is not in state yet; only such a server is ever adopted."""
+
+
+@dataclass(frozen=True)
+class GpuNodeArgs:
+    """Everything a node is made from, already checked."""
+
+    node: settings.Node
+    access: settings.Access
+    health: settings.Health
+    secrets: settings.Secrets
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a cloud's part of a node hands to the part that is the same everywhere."""
+
+    server_id: Output[str]
+    public_ip: Output[str]
+    host_keys: Output[Sequence[str]]
+    """OpenSSH public keys, known before the first connection."""
+    root_volume_gb: Output[int]
+    ssh_user: str
+    ready_when: Sequence[pulumi.Resource]
+    """What must exist before the machine can be reached."""
+    hints: dict[str, Input[str]]
+    """Names a diagnosis quotes: zone, server, security group."""
+
+
+class GpuNode(pulumi.ComponentResource):
+    """A GPU node serving a model. One subclass a cloud; the outputs below are the contract."""
+
+    server_id: Output[str]
+    """The server's id in its cloud."""
+    public_ip: Output[str]
+    ssh_command: Output[str]
+    """Opens a shell on the node, the host verified against the pinned key."""
+    tunnel_command: Output[str]
+    """Forwards the node's vLLM (and Open WebUI) to the same ports of this machine."""
+    endpoint: Output[str]
+    """Base URL of the OpenAI API once the tunnel is open."""
+    model: Output[str]
+    """Name clients ask for."""
+    cost: Cost
+    """Server, volume and address, in the cloud's currency; unknown where the catalog does not know."""
+    type: Output[str]
+    root_volume_gb: Output[int]
+    """Size the cloud reports, in 10⁹ bytes."""
+    status: Output[str]
+    """`ready` when the gate passed; `provisioned` when it is switched off."""
+
+    def _serve(self, name: str, args: GpuNodeArgs, machine: Machine) -> None:
+        """Bring the model up on the machine and register the outputs."""
+        node = args.node
+        served = ServedModel(
+            f"{name}-serving",
+            Delivery(
+                node=node,
+                access=args.access,
+                health=args.health,
+                secrets=args.secrets,
+                server_id=machine.server_id,
+                host=machine.public_ip,
+                host_keys=machine.host_keys,
+                ssh_user=machine.ssh_user,
+                hints=machine.hints,
+            ),
+            pulumi.ResourceOptions(parent=self, depends_on=list(machine.ready_when)),
+        )
+        self.cost = node_cost_per_hour(
+            node.cloud, node.location, node.instance_type().name, node.root_volume_gb
+        )
+        self.type = Output.from_input(node.type)
+        self.server_id = machine.server_id
+        self.public_ip = machine.public_ip
+        contact = Output.all(machine.public_ip, machine.host_keys)
+        self.ssh_command = contact.apply(lambda c: ssh_command(args.access, machine.ssh_user, *c))
+        self.tunnel_command = contact.apply(
+            lambda c: tunnel_command(args.access, node.serving, machine.ssh_user, *c)
+        )
+        self.endpoint = Output.from_input(f"http://127.0.0.1:{node.serving.port}/v1")
+        self.model = Output.from_input(node.serving.served_name)
+        self.root_volume_gb = machine.root_volume_gb
+        self.status = served.status
+        self.register_outputs(self.outputs())
+
+    def outputs(self) -> dict[str, Output[Any]]:
+        """The contract, as `pulumi stack output nodes` shows it."""
+        return {
+            "id": self.server_id,
+            "type": self.type,
+            "public_ip": self.public_ip,
+            "ssh_command": self.ssh_command,
+            "tunnel_command": self.tunnel_command,
+            "endpoint": self.endpoint,
+            "model": self.model,
+            "cost_per_hour": Output.from_input(self.cost.total),
+            "currency": Output.from_input(self.cost.currency),
+            "root_volume_gb": self.root_volume_gb,
+            "status": self.status,
+        }
+
+
+def _ssh(access: settings.Access, user: str, host: str, host_keys: Sequence[str], *options: str) -> str:
+    """An ssh command line that trusts the node's pinned key and nothing else."""
+    key = str(access.ssh_private_key_path)
+    # A quoted ~ would not be the home directory.
+    identity = f"~/{shlex.quote(key[2:])}" if key.startswith("~/") else shlex.quote(key)
+    port = [] if access.ssh_port == 22 else ["-p", str(access.ssh_port)]
+    ed25519 = next((line for line in host_keys if line.startswith("ssh-ed25519 ")), host_keys[0])
+    trust = [
+        *("-o", f"KnownHostsCommand=/bin/echo %H {' '.join(ed25519.split()[:2])}"),
+        *("-o", "UserKnownHostsFile=/dev/null", "-o", "StrictHostKeyChecking=yes"),
+    ]
+    return f"ssh -i {identity} {shlex.join([*port, *trust, *options, f'{user}@{host}'])}"
+
+
+def ssh_command(access: settings.Access, user: str, host: str, host_keys: Sequence[str]) -> str:
+    """The command that opens a shell."""
+    return _ssh(access, user, host, host_keys)
+
+
+def tunnel_command(
+    access: settings.Access, serving: settings.Serving, user: str, host: str, host_keys: Sequence[str]
+) -> str:
+    """The command that forwards the node's loopback ports to this machine's."""
+    ports = [serving.port, *([layout.WEBUI_PORT] if serving.webui else [])]
+    forwards = [part for port in ports for part in ("-L", f"127.0.0.1:{port}:127.0.0.1:{port}")]
+    return _ssh(access, user, host, host_keys, "-N", "-o", "ExitOnForwardFailure=yes", *forwards)

@@ -1,0 +1,100 @@
+"""A GPU node on Scaleway."""
+
+from __future__ import annotations
+
+import pulumi
+from pulumi import Output, ResourceOptions
+
+from components.node import NODE_TAG, GpuNode, GpuNodeArgs, Machine
+from components.scaleway.resources import HostKeys, NodeOwner, Power, RootVolume, SecurityGroup, Server
+from fleet import settings, userdata
+
+
+class ScalewayGpuNode(GpuNode):
+    """Security group → server, created stopped → root volume grown → power on → host keys → serving.
+
+    The order is Scaleway's validated one: the volume that an image brings is 20 GB, and it must have its size
+    before the first start. SSH keys come from the Scaleway project.
+    """
+
+    def __init__(self, name: str, args: GpuNodeArgs, opts: ResourceOptions | None = None) -> None:
+        super().__init__("vllm-fleet:scaleway:GpuNode", name, None, opts)
+        node = args.node
+        assert isinstance(node, settings.ScalewayNode)
+        zone = str(node.zone)
+        label = f"{pulumi.get_stack()}-{node.name}"
+        tags = [f"{NODE_TAG}={pulumi.get_stack()}/{node.name}", *node.tags]
+        host = userdata.HostPart.scaleway(node, args.secrets)
+
+        owner = NodeOwner(f"{name}-owner", zone=zone, node=node.name, opts=ResourceOptions(parent=self))
+        group = SecurityGroup(
+            f"{name}-security-group",
+            zone=zone,
+            node=node.name,
+            owner=owner.id,
+            label=label,
+            tags=tags,
+            ssh_cidrs=args.access.ssh_cidrs,
+            ssh_port=args.access.ssh_port,
+            opts=ResourceOptions(parent=self),
+        )
+        server = Server(
+            f"{name}-server",
+            zone=zone,
+            node=node.name,
+            owner=owner.id,
+            label=label,
+            tags=tags,
+            commercial_type=node.type,
+            image=node.image,
+            security_group_id=group.id,
+            user_data=host.user_data(),
+            host_digest=host.digest(),
+            # The machine holds everything that costs hours to rebuild.
+            opts=ResourceOptions(parent=self, protect=node.protect),
+        )
+        volume = RootVolume(
+            f"{name}-root-volume",
+            zone=zone,
+            node=node.name,
+            owner=owner.id,
+            volume_id=server.root_volume_id,
+            size_gb=node.root_volume_gb,
+            opts=ResourceOptions(parent=self),
+        )
+        power = Power(
+            f"{name}-power",
+            zone=zone,
+            node=node.name,
+            server_id=server.id,
+            # The volume has to have its size before the first start.
+            opts=ResourceOptions(parent=self, depends_on=[volume]),
+        )
+        keys = HostKeys(
+            f"{name}-host-keys",
+            zone=zone,
+            node=node.name,
+            server_id=server.id,
+            deadline_s=args.health.ssh_timeout_s,
+            opts=ResourceOptions(parent=self, depends_on=[power]),
+        )
+        self._serve(
+            name,
+            args,
+            Machine(
+                server_id=server.id,
+                public_ip=power.public_ip,
+                host_keys=keys.keys,
+                root_volume_gb=volume.size_gb.apply(int),
+                ssh_user="root",
+                ready_when=[power, keys],
+                hints={
+                    "zone": zone,
+                    "server_id": server.id,
+                    "security_group": group.id,
+                    "console_url": Output.concat(
+                        "https://console.scaleway.com/instance/servers/", zone, "/", server.id
+                    ),
+                },
+            ),
+        )

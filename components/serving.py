@@ -1,0 +1,128 @@
+"""The model on a node: its files delivered over SSH, then the gate. Both are Commands, so each runs exactly
+when its inputs changed, and one that failed never enters state and runs again at the next `up`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pulumi
+from pulumi import Input, Output, ResourceOptions
+from pulumi_command import local
+
+from fleet import compose, settings
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What is served, where, and how to get there."""
+
+    node: settings.Node
+    access: settings.Access
+    health: settings.Health
+    secrets: settings.Secrets
+    server_id: Input[str]
+    host: Input[str]
+    host_keys: Input[Sequence[str]]
+    ssh_user: str
+    hints: dict[str, Input[str]]
+
+
+class ServedModel(pulumi.ComponentResource):
+    """Delivers a node's serving files and waits until the model answers."""
+
+    status: Output[str]
+    """`ready`, or `provisioned` with the gate switched off."""
+
+    def __init__(self, name: str, args: Delivery, opts: ResourceOptions | None = None) -> None:
+        super().__init__("vllm-fleet:serving:ServedModel", name, None, opts)
+        serving, health, secrets = args.node.serving, args.health, args.secrets
+        target = {
+            "host": args.host,
+            "port": args.access.ssh_port,
+            "user": args.ssh_user,
+            "private_key_path": str(args.access.ssh_private_key_path),
+            "host_keys": args.host_keys,
+        }
+
+        rollout = _run(
+            f"{name}-rollout",
+            "fleet.rollout",
+            {
+                "node": args.node.name,
+                "cloud": args.node.cloud,
+                "target": target,
+                "hints": args.hints,
+                "compose": compose.compose_file(serving),
+                "environment": compose.env_file(compose.plain_environment(serving)),
+                "ssh_s": health.ssh_timeout_s,
+            },
+            {
+                "FLEET_SECRET_ENVIRONMENT": Output.secret(
+                    compose.env_file(compose.secret_environment(secrets))
+                )
+            },
+            [args.server_id],
+            ResourceOptions(parent=self),
+        )
+        if not health.enabled:
+            self.status = Output.unsecret(rollout.stdout.apply(lambda _: "provisioned"))
+            self.register_outputs({"status": self.status})
+            return
+
+        gate = _run(
+            f"{name}-gate",
+            "fleet.gate",
+            {
+                "node": args.node.name,
+                "cloud": args.node.cloud,
+                "target": target,
+                "hints": args.hints,
+                "vllm_port": serving.port,
+                "served_model": serving.served_name,
+                "container_name": serving.container_name,
+                "timeouts": {
+                    "ssh_s": health.ssh_timeout_s,
+                    "install_s": health.install_timeout_s,
+                    "ready_s": health.ready_timeout_s,
+                    "token_s": health.first_token_timeout_s,
+                },
+            },
+            {"FLEET_API_KEY": Output.secret(secrets.api_key.get_secret_value())},
+            # A new release is a new question, even where the gate's own inputs did not change.
+            [args.server_id, rollout.stdout],
+            ResourceOptions(parent=self, depends_on=[rollout]),
+        )
+        self.status = Output.unsecret(gate.stdout.apply(lambda _: "ready"))
+        self.register_outputs({"status": self.status})
+
+
+def _python() -> str:
+    """This interpreter, relative to the project where it can be, so that checkouts can share a stack."""
+    inside = Path(sys.executable).is_relative_to(Path.cwd())
+    return str(Path(sys.executable).relative_to(Path.cwd()) if inside else sys.executable)
+
+
+def _run(
+    name: str,
+    module: str,
+    spec: dict[str, object],
+    secret_environment: dict[str, Output[str]],
+    triggers: list[Input[object]],
+    opts: ResourceOptions,
+) -> local.Command:
+    """`python -m MODULE` with a spec on stdin: nothing is interpolated into a shell, no secret is in it."""
+    return local.Command(
+        name,
+        local.CommandArgs(
+            create=f"{_python()} -m {module}",
+            stdin=Output.json_dumps(spec, sort_keys=True),
+            environment=secret_environment,
+            triggers=triggers,
+            # Progress goes to stderr and is shown; the report on stdout is for the state alone.
+            logging=local.Logging.STDERR,
+        ),
+        opts,
+    )

@@ -8,6 +8,8 @@ Standard library only: this runs before anything is installed. What a checkout n
 `.fleet`; what all checkouts share (uv, the engine) in the user's cache. Progress goes to standard error.
 """
 
+from __future__ import annotations  # an older Python gets as far as being told that it is too old
+
 import argparse
 import contextlib
 import fcntl
@@ -52,6 +54,8 @@ RELEASE_SHA256 = {
 }
 # Where no release can be had, the answer should come before anyone wonders.
 DOWNLOAD_TIMEOUT_S = 5.0
+# Building the engine takes 3 min on two cores; a slow machine on a slow network is given ten times that.
+COMMAND_TIMEOUT_S = 1800.0
 
 
 class SetupError(Exception):
@@ -79,14 +83,23 @@ def run(argv: list[str | Path], **env: str) -> str:
     """Runs a command to its end, with `env` added, and returns what it printed.
 
     Raises:
-        SetupError: it failed; the message carries the end of its output.
+        SetupError: it failed, and the message carries the end of its output; or it took too long.
     """
-    done = subprocess.run(
-        argv, env=os.environ | env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
+    command = shlex.join(map(str, argv))
+    try:
+        done = subprocess.run(
+            argv,
+            env={**os.environ, **env},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise SetupError(f"`{command}` did not end within {COMMAND_TIMEOUT_S:g} s") from error
     if done.returncode != 0:
         tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-20:])
-        command = shlex.join(map(str, argv))
         raise SetupError(f"`{command}` ended with code {done.returncode}:\n{tail}")
     return done.stdout
 
@@ -153,8 +166,8 @@ def uv() -> Path:
                 run([sys.executable, "-m", "venv", draft])
             except SetupError as error:
                 raise SetupError(
-                    "Python's venv module: creates the project's environment: install it "
-                    f"(Debian: apt install python3-venv)\n{error}"
+                    "missing: Python's venv module, which creates the project's environment; "
+                    f"install it, on Debian with `apt install python3-venv`\n{error}"
                 ) from error
             run([draft / "bin" / "python", "-m", "pip", "install", "-q", "--require-hashes", "-r", lock])
     return home / "bin" / "uv"
@@ -223,11 +236,15 @@ def engine_on_path() -> Engine | None:
         kept = json.loads(known.read_text())
         if kept["identity"] == identity:
             return Engine(Path(found).parent, "path") if kept["usable"] else None
-    version = version_of(run([pulumi, "version"], PULUMI_SKIP_UPDATE_CHECK="true"))
-    usable = version >= ENGINE_MIN and (pulumi.parent / "pulumi-language-python").exists()
-    if not usable:
+    version = run([pulumi, "version"], PULUMI_SKIP_UPDATE_CHECK="true").strip()
+    usable = True
+    if version_of(version) < ENGINE_MIN:
         needed = ".".join(map(str, ENGINE_MIN))
-        say(f"setup: not using {found}: it is {version} (needed: {needed}) or lacks pulumi-language-python")
+        say(f"setup: not using {found}: it is {version}, and {needed} or newer is needed")
+        usable = False
+    elif not (pulumi.parent / "pulumi-language-python").exists():
+        say(f"setup: not using {found}: pulumi-language-python does not lie beside it")
+        usable = False
     known.write_text(json.dumps({"identity": identity, "usable": usable}))
     return Engine(Path(found).parent, "path") if usable else None
 
@@ -236,8 +253,7 @@ def download_engine(target: Path, version: str) -> None:
     """The official release, verified.
 
     Raises:
-        OSError: it cannot be fetched here.
-        SetupError: what was fetched is not what was published.
+        OSError: it cannot be fetched here, or what was fetched is not what was published.
     """
     machine = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm64"}.get(
         platform.machine().lower()
@@ -253,9 +269,7 @@ def download_engine(target: Path, version: str) -> None:
                 sha.update(chunk)
                 archive.write(chunk)
         if sha.hexdigest() != RELEASE_SHA256[version, build]:
-            raise SetupError(
-                f"{url} has SHA-256 {sha.hexdigest()}, not the published one: do not trust this network"
-            )
+            raise OSError(f"what {url} gives has SHA-256 {sha.hexdigest()}, which is not the published one")
         archive.seek(0)
         with tarfile.open(fileobj=archive) as tar, made_whole(target) as draft:
             for member in tar:
@@ -274,8 +288,8 @@ def build_engine(target: Path, version: str) -> None:
     if not go or version_of(run([go, "version"])) < GO_MIN:
         needed = ".".join(map(str, GO_MIN))
         raise SetupError(
-            f"Go {needed} or newer: builds the Pulumi engine where its release cannot be downloaded: "
-            "install it from go.dev/dl, or put a Pulumi ≥ 3.230 on PATH"
+            f"missing: Go {needed} or newer, which builds the Pulumi engine where its release cannot be "
+            "downloaded; install it from go.dev/dl, or put Pulumi 3.230 or newer on PATH"
         )
     flags = f"-X github.com/pulumi/pulumi/sdk/v3/go/common/version.Version=v{version}"
     with made_whole(target) as draft:
@@ -417,7 +431,8 @@ def main() -> None:
     if sys.version_info < PYTHON_MIN:
         needed = ".".join(map(str, PYTHON_MIN))
         raise SetupError(
-            f"Python {needed} or newer: runs everything here: this is {platform.python_version()}"
+            f"missing: Python {needed} or newer, which everything here runs on (this is "
+            f"{platform.python_version()}); install it and name it, as in `make PYTHON=python3.12 setup`"
         )
     LOCAL.mkdir(exist_ok=True)
     with locked(LOCAL / ".lock"):
@@ -432,4 +447,6 @@ if __name__ == "__main__":
     try:
         main()
     except SetupError as error:
-        sys.exit(f"setup: missing: {error}")
+        sys.exit(f"setup: {error}")
+    except KeyboardInterrupt:
+        sys.exit("setup: interrupted; the next set-up goes on from here")

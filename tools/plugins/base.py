@@ -319,7 +319,9 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
         with _told(context):
             call = self._call("", 0)
             returned = self._functions[request.tok](call, reveal(decode_props(request.args)))
-        return provider_pb2.InvokeResponse(**{"return": encode_props(returned)})
+        response = provider_pb2.InvokeResponse()
+        getattr(response, "return").CopyFrom(encode_props(returned))
+        return response
 
     def Cancel(self, request: Empty, context: grpc.ServicerContext) -> Empty:
         self.stop()

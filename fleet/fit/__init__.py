@@ -1,4 +1,4 @@
-"""The fit planner: weights, cache and overheads of a model on given cards, as vLLM itself would count them."""
+"""The fit planner: weights, cache and overheads of a model on given cards, as vLLM counts them."""
 
 from fleet.fit.architecture import Architecture, ConfigError
 from fleet.fit.gpus import Gpu, gpu, gpu_from_memory

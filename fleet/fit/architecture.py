@@ -1,13 +1,13 @@
-"""A model's shape, read from its Hugging Face `config.json`: what it weighs and what one token leaves in the cache.
+"""A model's shape, read from its Hugging Face `config.json`: its weights, and what a token leaves cached.
 
-Parameter counts are exact for the families tried in the tests. Names follow `transformers`' configuration classes; where a
-family hides a value, vLLM's model file of that name says how it is derived.
+Parameter counts are exact for the families tried in the tests. Names follow `transformers`' configuration
+classes; where a family hides a value, vLLM's model file of that name says how it is derived.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Config = Mapping[str, Any]
@@ -43,9 +43,24 @@ _QK_NORM = {"qwen3", "qwen3_moe", "qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_n
 _FOUR_NORMS = {"gemma2", "gemma3", "gemma3_text"}
 _TIED_BY_DEFAULT = {"gemma", "gemma2", "gemma3", "gemma3_text", "cohere", "cohere2", "opt", "gpt2", "falcon"}
 # Largest image an encoder is profiled with, in language-model tokens: the processors' own limits
-# (Qwen-VL: 12.8 megapixels at 28 x 28 a token; Pixtral 1540 px at patch 14, merged 2 x 2; InternVL 12 tiles + 1).
-_MAX_IMAGE_TOKENS = {"qwen2_vl": 16384, "qwen2_5_vl": 16384, "qwen3_vl": 16384, "qwen3_vl_moe": 16384, "mistral3": 3025,
-                     "pixtral": 4096, "gemma3": 256, "llava": 576, "internvl_chat": 3328, "llama4": 2448}  # fmt: skip
+# (Qwen-VL: 12.8 megapixels at 28 x 28 a token; Pixtral 1540 px at patch 14, merged 2 x 2; InternVL 12 tiles +
+# 1).
+_MAX_IMAGE_TOKENS = {
+    "qwen2_vl": 16384,
+    "qwen2_5_vl": 16384,
+    "qwen3_vl": 16384,
+    "qwen3_vl_moe": 16384,
+    "mistral3": 3025,
+    "pixtral": 4096,
+    "gemma3": 256,
+    "llava": 576,
+    "internvl_chat": 3328,
+    "llama4": 2448,
+}
+
+# Videos of 14 frames, two to a step, each frame as large as an image
+# (vllm/model_executor/models/qwen2_vl.py).
+_MAX_VIDEO_TOKENS = {"qwen2_vl": 7 * 16384, "qwen2_5_vl": 7 * 16384}
 
 
 class ConfigError(ValueError):
@@ -78,7 +93,7 @@ class LatentAttention:
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """A mixture of experts: `layers` of the model have `count` experts, of which a token visits `per_token`."""
+    """A mixture of experts: `layers` of the model have `count` experts, a token visits `per_token`."""
 
     count: int
     per_token: int
@@ -100,26 +115,27 @@ class LinearAttention:
 
 @dataclass(frozen=True, slots=True)
 class VisionTower:
-    """An image encoder. `max_image_tokens` counts language-model tokens, each made of `merge` patches."""
+    """An image encoder. Its largest items count in language-model tokens of `merge` patches each."""
 
     parameters: int
     hidden_size: int
     intermediate_size: int
     merge: int
     max_image_tokens: int
+    max_video_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
     """Parameter counts by how they are stored and sharded."""
 
-    attention: int
-    feed_forward: int
-    experts: int
-    embedding: int
-    lm_head: int
-    vision: int
-    small: int  # norms, biases, routers: never quantized, copied to every rank
+    attention: int = 0
+    feed_forward: int = 0
+    experts: int = 0
+    embedding: int = 0
+    lm_head: int = 0
+    vision: int = 0
+    small: int = 0  # norms, biases, routers: never quantized, copied to every rank
 
     @property
     def total(self) -> int:
@@ -183,8 +199,7 @@ class Architecture:
         latent = _latent(text)
         experts = _experts(text, model_type, count)
         linear = _linear(text) if any(layer.attention == "linear" for layer in layers) else None
-        vision = _vision(config, hidden)
-        return cls(
+        shape = cls(
             model_type=model_type,
             hidden_size=hidden,
             vocab_size=vocab,
@@ -196,27 +211,14 @@ class Architecture:
             layers=layers,
             max_model_len=_max_model_len(text),
             dtype_bytes=4 if str(text.get("torch_dtype") or text.get("dtype")) == "float32" else 2,
-            parameters=_parameters(
-                text,
-                model_type,
-                hidden,
-                heads,
-                kv_heads,
-                head_dim,
-                intermediate,
-                vocab,
-                layers,
-                latent,
-                experts,
-                linear,
-                vision.parameters if vision else 0,
-            ),  # fmt: skip
+            parameters=Parameters(),
             quantization=dict(config.get("quantization_config") or text.get("quantization_config") or {}),
             experts=experts,
             latent=latent,
             linear=linear,
-            vision=vision,
+            vision=_vision(config, hidden),
         )
+        return replace(shape, parameters=_parameters(text, shape))
 
 
 def _nested(config: Config) -> Config:
@@ -277,7 +279,7 @@ _LAYER_TYPES: dict[str, AttentionKind] = {
 
 
 def _layers(config: Config, model_type: str, count: int) -> tuple[Layer, ...]:
-    """The attention of each layer: as `layer_types` says, else by the family's rule (vLLM's model file of the name)."""
+    """The attention of each layer: what `layer_types` says, else the family's rule (vLLM's model file)."""
     window = int(config.get("sliding_window") or 0)
     chunk = int(config.get("attention_chunk_size") or 8192)
     sizes = {"full": 0, "linear": 0, "sliding": window, "chunked": chunk}
@@ -378,27 +380,21 @@ def _vision(config: Config, text_hidden: int) -> VisionTower | None:
         intermediate_size=intermediate,
         merge=merge,
         max_image_tokens=_MAX_IMAGE_TOKENS.get(family, 2048),
+        max_video_tokens=_MAX_VIDEO_TOKENS.get(family, 0),
     )
 
 
-def _parameters(
-    config: Config,
-    model_type: str,
-    hidden: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    intermediate: int,
-    vocab: int,
-    layers: tuple[Layer, ...],
-    latent: LatentAttention | None,
-    experts: Experts | None,
-    linear: LinearAttention | None,
-    vision: int,
-) -> Parameters:
+def _parameters(config: Config, shape: Architecture) -> Parameters:
+    hidden, heads, kv_heads, head_dim = (
+        shape.hidden_size,
+        shape.attention_heads,
+        shape.kv_heads,
+        shape.head_dim,
+    )
+    model_type, layers, experts, linear = shape.model_type, shape.layers, shape.experts, shape.linear
     count = len(layers)
     linear_layers = sum(layer.attention == "linear" for layer in layers)
-    attention, small = _attention_parameters(hidden, heads, kv_heads, head_dim, latent)
+    attention, small = _attention_parameters(shape)
     if model_type in _QKV_BIAS or config.get("attention_bias"):
         small += (heads + 2 * kv_heads) * head_dim
     if config.get("attention_bias"):
@@ -417,9 +413,9 @@ def _parameters(
         small += linear_layers * (
             linear.kernel * (2 * keys + values) + 2 * linear.value_heads + linear.value_dim
         )
-    matrices = 2 if model_type in _UNGATED else 3
+    matrices = 3 if shape.gated else 2
     moe_layers = experts.layers if experts else 0
-    feed_forward = (count - moe_layers) * matrices * hidden * intermediate
+    feed_forward = (count - moe_layers) * matrices * hidden * shape.intermediate_size
     expert_parameters = 0
     if experts:
         feed_forward += moe_layers * 3 * hidden * experts.shared_intermediate_size
@@ -437,19 +433,18 @@ def _parameters(
         attention=attention,
         feed_forward=feed_forward,
         experts=expert_parameters,
-        embedding=vocab * hidden,
-        lm_head=0 if tied else vocab * hidden,
-        vision=vision,
+        embedding=shape.vocab_size * hidden,
+        lm_head=0 if tied else shape.vocab_size * hidden,
+        vision=shape.vision.parameters if shape.vision else 0,
         small=small,
     )
 
 
-def _attention_parameters(
-    hidden: int, heads: int, kv_heads: int, head_dim: int, latent: LatentAttention | None
-) -> tuple[int, int]:
+def _attention_parameters(shape: Architecture) -> tuple[int, int]:
     """Matrices, and norms, of one attention layer."""
+    hidden, heads, latent = shape.hidden_size, shape.attention_heads, shape.latent
     if latent is None:
-        return hidden * head_dim * (2 * heads + 2 * kv_heads), 0
+        return hidden * shape.head_dim * (2 * heads + 2 * shape.kv_heads), 0
     query = heads * (latent.nope_dim + latent.rope_dim)
     projections = (hidden + query) * latent.query_rank if latent.query_rank else hidden * query
     projections += hidden * (latent.kv_rank + latent.rope_dim)

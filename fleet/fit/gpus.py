@@ -1,8 +1,8 @@
 """Graphics cards: the memory the driver reports, and the compute capability.
 
-A card's marketing number is not what a process can use: `torch.cuda.mem_get_info` of an L4 "24 GB" says 22.0 GiB.
-`gpus.json` holds the totals seen in published vLLM logs and out-of-memory messages; compute capabilities are NVIDIA's
-(https://developer.nvidia.com/cuda-gpus).
+A card's marketing number is not what a process can use: `torch.cuda.mem_get_info` of an L4 "24 GB" says 22.0
+GiB. `gpus.json` holds the totals seen in published vLLM logs and out-of-memory messages; compute capabilities
+are NVIDIA's (https://developer.nvidia.com/cuda-gpus).
 """
 
 from __future__ import annotations
@@ -59,13 +59,15 @@ def gpu(name: str) -> Gpu:
 def gpu_from_memory(memory_gib: float) -> Gpu:
     """The card that memory size speaks of, with that size.
 
-    A whole number that is a marketing size (24, 48, 80 …) stands for the smallest total a card sold as such reports; any
-    other number is taken as the driver's own. The name is that of the card with the nearest known total.
+    A whole number that is a marketing size (24, 48, 80 …) stands for the smallest total a card sold as such
+    reports; any other number is taken as the driver's own. The name is that of the card with the nearest
+    known total.
     """
     if memory_gib == int(memory_gib):
         sold_as = [card for card in gpus().values() if card.nominal_gb == int(memory_gib)]
         if sold_as:
-            # Both 80 GB cards report the same; the H100 is given the larger batch, so it is the careful guess.
+            # Both 80 GB cards report the same; the H100 is given the larger batch, so it is the careful
+            # guess.
             return min(sold_as, key=lambda card: (card.is_a100, card.memory_gib))
     nearest = min(
         gpus().values(), key=lambda card: min(abs(memory_gib - total) for total in card.reported_gib)

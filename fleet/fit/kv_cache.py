@@ -29,7 +29,7 @@ _CACHE_BYTES = {
 
 @dataclass(frozen=True, slots=True)
 class KvCapacity:
-    """`tokens` as vLLM logs them; `concurrency` is how many requests of max_model_len fit; `needed_bytes` is one's share."""
+    """`tokens` as vLLM logs them, how many requests of max_model_len fit, and the bytes one of them needs."""
 
     tokens: int
     concurrency: float
@@ -102,7 +102,7 @@ def _kept(layer: Layer, *, hybrid: bool) -> Layer:
 
 
 def _block_tokens(architecture: Architecture, per_token: int, tensor_parallel_size: int) -> int:
-    """Tokens of a block: 16, or as many as make it as large as a linear layer's state, which shares the pool."""
+    """Tokens of a block: 16, or as many as are as large as a linear layer's state, which shares the pool."""
     linear = architecture.linear
     if linear is None:
         return BLOCK_TOKENS
@@ -117,7 +117,7 @@ def _block_tokens(architecture: Architecture, per_token: int, tensor_parallel_si
 
 
 def _blocks_per_request(kind: Layer, max_model_len: int, batched_tokens: int, block_tokens: int) -> int:
-    """Blocks of one layer a request of full length holds at most (`max_memory_usage_bytes` of each cache spec)."""
+    """Blocks a request of full length holds at most (`max_memory_usage_bytes` of each cache spec)."""
     if kind.attention == "linear":
         return 1
     if kind.attention == "sliding":

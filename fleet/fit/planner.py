@@ -1,7 +1,7 @@
 """Does this model fit these cards, and if not, what is the nearest setting that does.
 
-`plan` answers for one configuration, `nearest_fit` searches a bounded neighbourhood of it. Both are arithmetic on plain
-values: no network, no GPU.
+`plan` answers for one configuration, `nearest_fit` searches a bounded neighbourhood of it. Both are
+arithmetic on plain values: no network, no GPU.
 """
 
 from __future__ import annotations
@@ -28,15 +28,24 @@ from fleet.fit.versions import (
 MAX_UTILIZATION = 0.95
 """The most this project lets vLLM take: what is left serves the CUDA context and graphs."""
 
-# Held by the CUDA context before vLLM starts: published start-ups report 0.38 to 0.63 GiB less free than total.
+# Held by the CUDA context before vLLM starts: published start-ups report 0.38 to 0.63 GiB less free than
+# total.
 _CONTEXT_AT_START_GIB = 0.35
+_COUNTS = (
+    "gpus",
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+)
 _SMALLEST_LENGTH = 2048
 _LENGTH_STEP = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class FitRequest:
-    """One configuration. What is None takes the engine's default for the version and card; sizes are in GiB."""
+    """One configuration, sizes in GiB. What is None takes the engine's default for version and card."""
 
     architecture: Architecture
     gpu: Gpu
@@ -57,14 +66,14 @@ class FitRequest:
     """VLLM_USE_V1, where the environment sets it."""
 
     def __post_init__(self) -> None:
-        for name in ("gpus", "tensor_parallel_size", "pipeline_parallel_size", "max_model_len", "max_num_seqs",
-                     "max_num_batched_tokens"):  # fmt: skip
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: {value} is not positive; give 1 or more")
         if self.gpu_memory_utilization is not None and not 0 < self.gpu_memory_utilization <= 1:
             raise ValueError(
-                f"gpu_memory_utilization: {self.gpu_memory_utilization} is not a share of the memory; give 0.90 for 90 %"
+                f"gpu_memory_utilization: {self.gpu_memory_utilization} is no share of the memory; "
+                "give 0.90 for 90 %"
             )
         if self.weights_gib is not None and self.weights_gib <= 0:
             raise ValueError(
@@ -119,10 +128,10 @@ def plan(request: FitRequest, *, suggest: bool = True) -> FitReport:
 
 
 def nearest_fit(request: FitRequest) -> dict[str, Any] | None:
-    """The flags whose change makes `request` fit, fewest changes first, keeping the context where that is possible.
+    """The flags whose change makes `request` fit: fewest first, keeping the context where possible.
 
-    Tried are: tensor parallelism over the cards there are, utilization up to 0.95, fewer sequences, an fp8 cache, a shorter
-    context; when none serves, more cards of the same kind, up to 8.
+    Tried are: tensor parallelism over the cards there are, utilization up to 0.95, fewer sequences, an fp8
+    cache, a shorter context; when none serves, more cards of the same kind, up to 8.
     """
     candidates = sorted(_alternatives(request), key=len)
     for changes in candidates:
@@ -142,18 +151,20 @@ def nearest_fit(request: FitRequest) -> dict[str, Any] | None:
 
 
 def _alternatives(request: FitRequest) -> Iterator[dict[str, Any]]:
-    """Every combination of the changes that leave the context as it is, gentlest first, the empty one included."""
+    """Every combination of changes that leave the context as it is, none included, gentlest first."""
     heads = request.architecture.attention_heads
-    ranks = [{}] + [
+    ranks: list[dict[str, Any]] = [{}] + [
         {"tensor_parallel_size": size}
         | ({"pipeline_parallel_size": 1} if request.pipeline_parallel_size > 1 else {})
         for size in (1, 2, 4, 8, 16)
         if size <= request.gpus and heads % size == 0 and size != request.tensor_parallel_size
     ]
     utilization = request.gpu_memory_utilization or default_utilization(request.version)
-    more = [{}] + ([{"gpu_memory_utilization": MAX_UTILIZATION}] if utilization < MAX_UTILIZATION else [])
+    more: list[dict[str, Any]] = [{}] + (
+        [{"gpu_memory_utilization": MAX_UTILIZATION}] if utilization < MAX_UTILIZATION else []
+    )
     sequences = _limits(request).max_num_seqs
-    fewer = [{}] + [{"max_num_seqs": count} for count in (128, 32) if count < sequences]
+    fewer: list[dict[str, Any]] = [{}] + [{"max_num_seqs": count} for count in (128, 32) if count < sequences]
     fp8: list[dict[str, Any]] = [{}]
     if request.gpu.compute_capability >= 8.9 and cache_bytes(request.kv_cache_dtype, 2) > 1:
         fp8.append({"kv_cache_dtype": "fp8"})
@@ -196,7 +207,7 @@ def _judge(request: FitRequest) -> FitReport:
         pipeline_parallel_size=request.pipeline_parallel_size,
         value_bytes=cache_bytes(request.kv_cache_dtype, request.architecture.dtype_bytes),
     )
-    obstacle = _impossible(request, weights, v1=v1) or _too_little_memory(
+    obstacle = next(_impossible(request, weights, v1=v1), None) or _too_little_memory(
         request, memory, budget, capacity, length
     )
     total_weights = memory.weights * request.tensor_parallel_size * request.pipeline_parallel_size
@@ -232,7 +243,12 @@ def _rank_memory(request: FitRequest, weights: WeightFormat, limits: BatchLimits
         ),
         non_torch=non_torch_gib(request.version, v1=v1, ranks=tp * pp),
         activation=activation_gib(
-            request.architecture, limits, version=request.version, v1=v1, tensor_parallel_size=tp
+            request.architecture,
+            limits,
+            version=request.version,
+            v1=v1,
+            tensor_parallel_size=tp,
+            max_model_len=_max_model_len(request),
         ),
         cuda_graphs=cuda_graphs_gib(
             request.architecture, version=request.version, enforce_eager=request.enforce_eager
@@ -269,30 +285,32 @@ def _limits(request: FitRequest) -> BatchLimits:
     )
 
 
-def _impossible(request: FitRequest, weights: WeightFormat, *, v1: bool) -> str | None:
+def _impossible(request: FitRequest, weights: WeightFormat, *, v1: bool) -> Iterator[str]:
     """What no amount of memory mends."""
-    architecture, tp = request.architecture, request.tensor_parallel_size
-    ranks = tp * request.pipeline_parallel_size
-    if ranks > request.gpus:
-        return f"tensor_parallel_size {tp} x pipeline_parallel_size {request.pipeline_parallel_size} needs {ranks} GPUs, there are {request.gpus}"
-    if architecture.attention_heads % tp:
-        return f"tensor_parallel_size {tp} does not divide the model's {architecture.attention_heads} attention heads"
-    if architecture.latent is None and max(architecture.kv_heads, tp) % min(architecture.kv_heads, tp):
-        return f"tensor_parallel_size {tp} and the model's {architecture.kv_heads} key-value heads do not divide each other"
-    if request.pipeline_parallel_size > len(architecture.layers):
-        return f"pipeline_parallel_size {request.pipeline_parallel_size} exceeds the model's {len(architecture.layers)} layers"
+    architecture, tp, pp = request.architecture, request.tensor_parallel_size, request.pipeline_parallel_size
+    heads, kv_heads = architecture.attention_heads, architecture.kv_heads
+    if tp * pp > request.gpus:
+        yield (
+            f"tensor_parallel_size {tp} x pipeline_parallel_size {pp} needs {tp * pp} GPUs, "
+            f"there are {request.gpus}"
+        )
+    if heads % tp:
+        yield f"tensor_parallel_size {tp} does not divide the model's {heads} attention heads"
+    if architecture.latent is None and max(kv_heads, tp) % min(kv_heads, tp):
+        yield f"tensor_parallel_size {tp} and the {kv_heads} key-value heads do not divide each other"
+    if pp > len(architecture.layers):
+        yield f"pipeline_parallel_size {pp} exceeds the model's {len(architecture.layers)} layers"
     if request.gpu.compute_capability < weights.min_compute_capability:
-        return (
+        yield (
             f"quantization {weights.method} needs compute capability {weights.min_compute_capability}, "
             f"a {request.gpu.name} has {request.gpu.compute_capability}"
         )
     left = request.gpu.memory_gib * (1 - _utilization(request))
     if v1 and left < _CONTEXT_AT_START_GIB:
-        return (
-            f"gpu_memory_utilization {_utilization(request):.2f} leaves {left:.2f} GiB, less than the CUDA context already "
-            f"holds when vLLM starts; {MAX_UTILIZATION} works"
+        yield (
+            f"gpu_memory_utilization {_utilization(request):.2f} leaves {left:.2f} GiB, less than the CUDA "
+            f"context already holds when vLLM starts; {MAX_UTILIZATION} works"
         )
-    return None
 
 
 def _too_little_memory(
@@ -300,7 +318,8 @@ def _too_little_memory(
 ) -> str | None:
     if capacity.concurrency >= 1:
         return None
-    spent = f"weights {memory.weights:.1f}, activations {memory.activation:.1f}, other {memory.non_torch + memory.cuda_graphs:.1f}"
+    other = memory.non_torch + memory.cuda_graphs
+    spent = f"weights {memory.weights:.1f}, activations {memory.activation:.1f}, other {other:.1f}"
     share = f"{budget:.1f} GiB ({_utilization(request):.0%} of {request.gpu.memory_gib:.1f})"
     if memory.weights >= budget:
         return f"the weights take {memory.weights:.1f} GiB a GPU, more than the {share} vLLM may use"
@@ -314,24 +333,30 @@ def _too_little_memory(
 
 def _room(request: FitRequest, capacity: KvCapacity, available: float, length: int) -> str:
     return (
-        f"{available:.1f} GiB of KV cache a GPU hold {capacity.tokens:,} tokens: {capacity.concurrency:.2f} requests of "
-        f"{length:,} tokens at once"
+        f"{available:.1f} GiB of KV cache a GPU hold {capacity.tokens:,} tokens: "
+        f"{capacity.concurrency:.2f} requests of {length:,} tokens at once"
     )
 
 
 def _warnings(request: FitRequest, length: int) -> Iterator[str]:
     if length > request.architecture.max_model_len:
         yield (
-            f"max_model_len {length:,} exceeds the {request.architecture.max_model_len:,} of the model's config.json: vLLM "
-            "refuses it unless rope scaling (such as YaRN) is set as well"
+            f"max_model_len {length:,} exceeds the {request.architecture.max_model_len:,} of the model's "
+            "config.json: vLLM refuses it unless rope scaling (such as YaRN) is set as well"
         )
     if _utilization(request) > MAX_UTILIZATION:
-        yield f"gpu_memory_utilization {_utilization(request)} is above {MAX_UTILIZATION}: CUDA graphs may not find room"
+        yield (
+            f"gpu_memory_utilization {_utilization(request)} is above {MAX_UTILIZATION}: "
+            "CUDA graphs may not find room"
+        )
 
 
 def host_memory_gib(request: FitRequest, total_weights_gib: float) -> float:
-    """RAM the machine needs in GiB: 4 for the system and the server, 4 for each rank's process, the swap space (4 GiB a
-    GPU unless set, gone since 0.18), and a checkpoint shard of at most 10 GB being read by each rank."""
+    """RAM the machine needs in GiB.
+
+    4 for the system and the server, 4 for each rank's process, the swap space (4 a GPU unless set, gone
+    since 0.18), and the checkpoint's shards being read, at most 10 together.
+    """
     ranks = request.tensor_parallel_size * request.pipeline_parallel_size
     swap = request.swap_space_gib if request.swap_space_gib is not None else 4.0
     if request.version >= (0, 18):
@@ -340,5 +365,5 @@ def host_memory_gib(request: FitRequest, total_weights_gib: float) -> float:
 
 
 def disk_gib(total_weights_gib: float) -> float:
-    """Disk the serving needs in GiB: the weights, 30 for the unpacked image of vLLM, 10 for compile caches and logs."""
+    """Disk needed in GiB: the weights, 30 for vLLM's unpacked image, 10 for compile caches and logs."""
     return total_weights_gib + 40

@@ -1,7 +1,8 @@
 """How many bits a weight takes in each quantization, and which cards can run it.
 
-Group-wise formats carry a 16-bit scale and a zero point of the weight's own width per group. Compute capability floors are
-those of vLLM 0.9.2's `get_min_capability` in `vllm/model_executor/layers/quantization/`.
+Group-wise formats carry a 16-bit scale and a zero point of the weight's own width per group. Compute
+capability floors are those of vLLM 0.9.2's `get_min_capability` in
+`vllm/model_executor/layers/quantization/`.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def known_quantizations() -> tuple[str, ...]:
 
 
 def weight_format(quantization: str | None, checkpoint: Mapping[str, Any], dtype_bytes: int) -> WeightFormat:
-    """The format of the weights: `quantization` as asked for, else what the checkpoint's `quantization_config` says.
+    """The format of the weights: as asked for, else as the checkpoint's `quantization_config` says.
 
     Raises ValueError for a quantization nobody knows.
     """

@@ -1,7 +1,8 @@
 """vLLM versions, and what the engine assumes in each when nothing is said.
 
-The numbers come from reading vLLM's sources at 0.6.6, 0.9.2, 0.10.2, 0.11.0, 0.12.0, 0.15.1, 0.18.1, 0.19.1, 0.20.2,
-0.22.1, 0.26.0 and 0.33.0 (`vllm/engine/arg_utils.py`, `vllm/config`, `vllm/envs.py`, `vllm/v1/worker/gpu_worker.py`).
+The numbers come from reading vLLM's sources at 0.6.6, 0.9.2, 0.10.2, 0.11.0, 0.12.0, 0.15.1, 0.18.1, 0.19.1,
+0.20.2, 0.22.1, 0.26.0 and 0.33.0 (`vllm/engine/arg_utils.py`, `vllm/config`, `vllm/envs.py`,
+`vllm/v1/worker/gpu_worker.py`).
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class VllmVersion(NamedTuple):
         match = _VERSION.match(tag.strip())
         if match is None:
             raise ValueError(
-                f"vllm_version: {text!r} names no vLLM release; give one such as 0.9.2, or pin the image by a tag such as "
-                "vllm/vllm-openai:v0.9.2"
+                f"vllm_version: {text!r} names no vLLM release; give one such as 0.9.2, or pin the image "
+                "by a tag such as vllm/vllm-openai:v0.9.2"
             )
         return cls(int(match[1]), int(match[2]), int(match[3] or 0))
 
@@ -49,8 +50,8 @@ def default_utilization(version: VllmVersion) -> float:
 def uses_v1_engine(version: VllmVersion, compute_capability: float, kv_cache_dtype: str) -> bool:
     """Whether the V1 engine runs; it sizes its memory otherwise than V0.
 
-    V1 is the default since 0.8. Until 0.10 cards older than Ampere, and an fp8 cache on cards other than Hopper, fall
-    back to V0 (`EngineArgs._is_v1_supported_oracle` of 0.9.2).
+    V1 is the default since 0.8. Until 0.10 cards older than Ampere, and an fp8 cache on cards other than
+    Hopper, fall back to V0 (`EngineArgs._is_v1_supported_oracle` of 0.9.2).
     """
     if version < (0, 8):
         return False
@@ -67,7 +68,7 @@ class BatchLimits(NamedTuple):
     max_num_seqs: int
 
 
-def batch_limits(  # noqa: PLR0911 - one line per rule of the engine reads better than a table of lambdas
+def batch_limits(
     version: VllmVersion,
     *,
     v1: bool,
@@ -76,7 +77,7 @@ def batch_limits(  # noqa: PLR0911 - one line per rule of the engine reads bette
     is_a100: bool,
     multimodal: bool,
 ) -> BatchLimits:
-    """The engine's own choice of batch for `vllm serve` (`EngineArgs._set_default_args`, `SchedulerConfig`)."""
+    """The engine's own choice for `vllm serve` (`EngineArgs._set_default_args`, `SchedulerConfig`)."""
     if not v1:
         if max_model_len > 32 * 1024 and not multimodal:  # chunked prefill switches itself on
             return BatchLimits(2048 if version >= (0, 6, 5) else 512, 256)
@@ -93,12 +94,12 @@ def batch_limits(  # noqa: PLR0911 - one line per rule of the engine reads bette
 
 
 def has_hybrid_kv_cache(version: VllmVersion) -> bool:
-    """Whether sliding-window layers are given only their window (V1's hybrid KV cache manager, since 0.9.1)."""
+    """Whether sliding-window layers get only their window (V1's hybrid KV cache manager, since 0.9.1)."""
     return version >= (0, 9, 1)
 
 
 def reports_capacity_by_concurrency(version: VllmVersion) -> bool:
-    """Whether the logged KV cache size is concurrency x max_model_len (since 0.20) and not blocks x block size."""
+    """Whether the logged cache size is concurrency x max_model_len (since 0.20), not blocks x block size."""
     return version >= (0, 20)
 
 
@@ -110,7 +111,7 @@ def subtracts_cuda_graphs(version: VllmVersion) -> bool:
 def counts_cuda_context(version: VllmVersion, *, v1: bool) -> bool:
     """Whether the CUDA context counts against the budget.
 
-    V1 up to 0.9.0 took all the memory in use on the device; since 0.9.1 it compares with a snapshot taken after the
-    context was made (`vllm/v1/worker/gpu_worker.py`), as V0 did since 0.3.
+    V1 up to 0.9.0 took all the memory in use on the device; since 0.9.1 it compares with a snapshot taken
+    after the context was made (`vllm/v1/worker/gpu_worker.py`), as V0 did since 0.3.
     """
     return version < (0, 9, 1) if v1 else version < (0, 3)

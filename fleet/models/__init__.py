@@ -1,7 +1,7 @@
-"""The shapes of common models: what their `config.json` on the Hugging Face hub says, for planning without a network.
+"""The shapes of common models: their `config.json` on the Hugging Face hub, for planning offline.
 
-`table.json` keeps the fields the fit planner reads. A quantized checkpoint shares its base model's shape and adds its
-`quantization_config`.
+`table.json` keeps the fields the fit planner reads. A quantized checkpoint shares its base model's shape and
+adds its `quantization_config`.
 """
 
 from __future__ import annotations

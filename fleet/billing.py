@@ -6,7 +6,7 @@ Everything here is a function of the JSON that ``pulumi stack export`` writes; n
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -101,11 +101,12 @@ def report(
     ends = [reached for reached, _ in history[1:]] + [now]
     for (reached, state), end in zip(history, ends, strict=True):
         rows = [(entry, entry.cost().into(currency, rate)) for entry in billed(state)]
-        hours = (end - max(reached, month)).total_seconds() / 3600
-        if hours > 0:
-            to_date += hours * _known(rows)
-            unknown |= dict.fromkeys(f"{entry.node}: {cost.reason}" for entry, cost in rows if cost.reason)
-    return Report(currency, tuple(rows), _known(rows), to_date, tuple(unknown))
+        for entry, cost in rows:
+            begins = max(reached, month, entry.created or reached)
+            to_date += max(0.0, (end - begins).total_seconds() / 3600) * (cost.total or 0.0)
+            if cost.reason and end > month:
+                unknown[f"{entry.node}: {cost.reason}"] = None
+    return Report(currency, tuple(rows), sum(cost.total or 0.0 for _, cost in rows), to_date, tuple(unknown))
 
 
 def lifetimes(state: State, ttl_hours: Mapping[str, float | None]) -> list[Lifetime]:
@@ -127,10 +128,6 @@ def protected(state: State, node: str) -> bool:
     """Whether anything of the node is protected against deletion."""
     resources = _resources(state)
     return any(resources[urn].get("protect", False) for urn in node_urns(state, node))
-
-
-def _known(rows: Iterable[tuple[Billed, Cost]]) -> float:
-    return sum(cost.total or 0.0 for _, cost in rows)
 
 
 def _resources(state: State) -> dict[str, Resource]:

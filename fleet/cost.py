@@ -160,10 +160,8 @@ def _unknown_server(found: InstanceType, zone: str, spot: bool) -> str:
         zones = ", ".join(found.zones) or "no zone known"
         return f"{found.name} is not listed in {found.cloud} {zone}; it is in {zones}"
     kind = "spot price" if spot else "price"
-    return (
-        f"the {kind} of {found.name} in {found.cloud} {zone} is unknown; "
-        f"bring it in with: fleet catalog refresh {found.cloud}"
-    )
+    mend = f"; bring it in with: fleet catalog refresh {found.cloud}" if found.deployable else ""
+    return f"the {kind} of {found.name} in {found.cloud} {zone} is unknown{mend}"
 
 
 def check_budget(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from small_catalog import document, write
+from small_state import node, resource, state
 
 from fleet.billing import billed, lifetimes, node_urns, protected, report
 from fleet.cost import (
@@ -151,40 +151,6 @@ def test_only_what_has_outlived_its_time_is_due_and_the_longest_overdue_first() 
 
 # --- a state --------------------------------------------------------------------------------------------
 
-URN = "urn:pulumi:dev::vllm-fleet::"
-NODE = "vllm-fleet:scaleway:GpuNode"
-
-
-def resource(kind: str, name: str, parent: str = "", **more: Any) -> dict[str, Any]:
-    return {"urn": f"{URN}{kind}::{name}", "type": kind, "parent": parent} | more
-
-
-def node(
-    name: str, *, power: str = "running", server: bool = True, protect: bool = False
-) -> list[dict[str, Any]]:
-    top = f"{URN}{NODE}::{name}"
-    dynamic = "pulumi-python:dynamic/scaleway"
-    parts = [
-        resource(
-            f"{dynamic}:Server",
-            f"{name}-server",
-            top,
-            created="2026-11-20T00:00:00Z",
-            protect=protect,
-            outputs={"zone": "fr-par-2", "commercial_type": "L4-1-24G"},
-        ),
-        resource(
-            f"{dynamic}:RootVolume", f"{name}-root-volume", top, outputs={"zone": "fr-par-2", "size_gb": 200}
-        ),
-        resource(f"{dynamic}:Power", f"{name}-power", top, outputs={"state": power}),
-    ]
-    return [resource(NODE, name), *(parts if server else parts[1:2])]
-
-
-def state(*resources: dict[str, Any]) -> dict[str, Any]:
-    return {"version": 3, "deployment": {"resources": [resource("pulumi:pulumi:Stack", "dev"), *resources]}}
-
-
 AWS = resource(
     "aws:ec2/instance:Instance",
     "gpu",
@@ -218,15 +184,24 @@ def test_a_state_tells_running_stopped_and_left_over_apart() -> None:
 
 def test_month_to_date_follows_the_states_the_stack_went_through() -> None:
     now = datetime(2026, 11, 11, tzinfo=UTC)
+    old = node("a", created="2026-10-01T00:00:00Z")
     history = [
-        (datetime(2026, 10, 1, tzinfo=UTC), state(*node("a"))),  # bills from the first of the month
-        (datetime(2026, 11, 6, tzinfo=UTC), state(*node("a"), *node("b"))),
+        (datetime(2026, 10, 1, tzinfo=UTC), state(*old)),  # bills from the first of the month
+        (datetime(2026, 11, 6, tzinfo=UTC), state(*old, *node("b"))),
         (datetime(2026, 11, 10, tzinfo=UTC), state()),
     ]
     one = node_cost_per_hour("scaleway", "fr-par-2", "L4-1-24G", 200).total or 0
     bill = report(history, now)
     assert bill.month_to_date == pytest.approx(one * 24 * (5 + 4 * 2))
     assert (bill.per_hour, bill.rows, bill.unknown) == (0, (), ())
+
+
+def test_a_state_without_a_past_bills_its_servers_from_when_they_were_made() -> None:
+    past = datetime(2000, 1, 1, tzinfo=UTC)
+    one = node_cost_per_hour("scaleway", "fr-par-2", "L4-1-24G", 200).total or 0
+    bill = report([(past, state(*node("a")))], datetime(2026, 11, 7, tzinfo=UTC))
+    assert bill.month_to_date == pytest.approx(one * 24)
+    assert bill.per_hour == pytest.approx(one)
 
 
 def test_a_cost_that_is_unknown_is_named_beside_the_sums() -> None:
@@ -250,5 +225,5 @@ def test_a_node_is_destroyed_with_all_its_parts_and_nothing_else() -> None:
 
 def test_lifetimes_come_from_when_the_server_was_made_and_the_configured_ttl() -> None:
     (life,) = lifetimes(state(*node("a")), {"a": 48, "gone": 1})
-    assert life.ends == datetime(2026, 11, 22, tzinfo=UTC)
+    assert life.ends == datetime(2026, 11, 8, tzinfo=UTC)
     assert lifetimes(state(*node("a")), {})[0].ends is None

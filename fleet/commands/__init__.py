@@ -1,0 +1,1 @@
+"""The `fleet` commands, one module each."""

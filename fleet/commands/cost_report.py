@@ -1,0 +1,124 @@
+"""`fleet cost-report`: what a stack is billed for, by the hour and since the first of the month."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, date, datetime
+from typing import Annotated, Any
+
+import typer
+
+from fleet.billing import Report, State, report
+from fleet.commands import pulumi
+from fleet.cost import HOURS_PER_MONTH, ExchangeRate, default_rate
+
+BEGINNING = datetime(2000, 1, 1, tzinfo=UTC)
+"""Before every stack: servers then count from when they were made."""
+
+
+def cost_report(
+    stack: Annotated[
+        str | None, typer.Option("--stack", "-s", help="Stack; the selected one if left out.")
+    ] = None,
+    currency: Annotated[str, typer.Option(help="EUR or USD.")] = "EUR",
+    usd_per_eur: Annotated[float | None, typer.Option(min=0.1, help="Exchange rate of today.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what each node costs, running or stopped, and the month to date by the stack's history.
+
+    Example: fleet cost-report --stack prod
+    """
+    rate = default_rate() if usd_per_eur is None else ExchangeRate(usd_per_eur, date.today(), "--usd-per-eur")
+    now = datetime.now(UTC)
+    try:
+        past, complete = history(stack, now)
+    except pulumi.PulumiError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from error
+    bill = report(past, now, currency=currency, rate=rate)
+    if as_json:
+        typer.echo(json.dumps(document(bill, complete=complete), indent=1))
+    else:
+        _show(bill, rate)
+    if not complete:
+        note = (
+            "the backend keeps no readable history: what was destroyed this month is not in the month to date"
+        )
+        typer.echo(note, err=True)
+
+
+def history(stack: str | None, now: datetime) -> tuple[list[tuple[datetime, State]], bool]:
+    """The stack's states of this month and the one before it, oldest first; and whether that is all of them.
+
+    Backends that keep no states by version give the current one alone. Raises PulumiError.
+    """
+    month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    updates = pulumi.read("stack", "history", "--json", stack=stack)
+    wanted: list[tuple[datetime, str]] = []
+    for update in updates:  # newest first
+        if update.get("kind") == "preview" or "endTime" not in update:
+            continue
+        ended = datetime.fromisoformat(update["endTime"])
+        wanted.append((ended, str(update["version"])))
+        if ended <= month:
+            break
+    try:
+        states = [
+            (ended, pulumi.read("stack", "export", "--version", version, stack=stack))
+            for ended, version in wanted
+        ]
+    except pulumi.PulumiError:
+        states = []
+    if states:
+        return list(reversed(states)), True
+    return [(BEGINNING, pulumi.read("stack", "export", stack=stack))], False
+
+
+def document(bill: Report, *, complete: bool) -> dict[str, Any]:
+    """The bill as plain values, for ``--json``."""
+    return {
+        "currency": bill.currency,
+        "per_hour": round(bill.per_hour, 6),
+        "per_month": round(bill.per_hour * HOURS_PER_MONTH, 2),
+        "month_to_date": round(bill.month_to_date, 2),
+        "history_complete": complete,
+        "unknown": list(bill.unknown),
+        "nodes": [
+            {
+                "node": entry.node,
+                "cloud": entry.cloud,
+                "zone": entry.zone,
+                "type": entry.type,
+                "status": entry.status,
+                "root_volume_gb": entry.root_volume_gb,
+                "per_hour": cost.total,
+                "reason": cost.reason,
+                "parts": {part.name: part.per_hour for part in cost.parts},
+                "prices_as_of": cost.as_of and cost.as_of.isoformat(),
+            }
+            for entry, cost in bill.rows
+        ],
+    }
+
+
+def _show(bill: Report, rate: ExchangeRate) -> None:
+    from rich.console import Console  # noqa: PLC0415  the JSON form does without
+    from rich.table import Table  # noqa: PLC0415
+
+    names = ("server", "root volume", "public address")
+    table = Table("node", "where", "type", "status", *names, f"{bill.currency} / h")
+    for entry, cost in bill.rows:
+        parts = {part.name: f"{part.per_hour:.4f}" for part in cost.parts}
+        total = "unknown" if cost.total is None else f"{cost.total:.4f}"
+        where = f"{entry.cloud} {entry.zone}"
+        shown = [parts.get(name, "-") for name in names]
+        table.add_row(entry.node, where, entry.type or "-", entry.status, *shown, total)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{bill.per_hour:.4f} {bill.currency} an hour, {bill.per_hour * HOURS_PER_MONTH:.2f} a month; "
+        f"{bill.month_to_date:.2f} since the first of this month"
+    )
+    for line in bill.unknown:
+        console.print(f"not in the sums: {line}", highlight=False)
+    console.print(f"1 EUR = {rate.usd_per_eur} USD ({rate.as_of}); before tax; jobs have their own report")

@@ -1,0 +1,67 @@
+"""`fleet reap`: destroy the nodes that have outlived their `ttl_hours`. For CI and cron."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from fleet.billing import State, lifetimes, node_urns, protected
+from fleet.commands import pulumi
+from fleet.cost import Lifetime, outlived
+
+
+def reap(
+    stack: Annotated[
+        str | None, typer.Option("--stack", "-s", help="Stack; the selected one if left out.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Destroy; else only say what would be.")] = False,
+) -> None:
+    """Destroy the nodes of a stack that have outlived their ttl_hours; without --yes only list them.
+
+    A node's time starts when its server is made. Run twice, the second run finds nothing left to do.
+
+    Example: fleet reap --stack dev --yes
+    """
+    try:
+        state = pulumi.read("stack", "export", stack=stack)
+        nodes = pulumi.read("config", "get", "vllm-fleet:nodes", stack=stack)
+        left = reap_stack(
+            state, nodes, datetime.now(UTC), lambda urns: pulumi.destroy(urns, stack=stack), yes=yes
+        )
+    except pulumi.PulumiError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from error
+    if left:
+        raise typer.Exit(1)
+
+
+def reap_stack(
+    state: State,
+    nodes: list[dict[str, Any]],
+    now: datetime,
+    destroy: Callable[[list[str]], None],
+    *,
+    yes: bool,
+) -> list[Lifetime]:
+    """Destroy what is due and may be destroyed, saying so line by line; return what is due but protected."""
+    ttl = {node["name"]: node.get("ttl_hours") for node in nodes}
+    due = outlived(lifetimes(state, ttl), now)
+    kept = [life for life in due if protected(state, life.node)]
+    for life in due:
+        hours = (now - life.created).total_seconds() / 3600
+        age = f"{life.node}: {hours:.1f} h old, ttl_hours is {life.ttl_hours:g}"
+        if life in kept:
+            typer.echo(
+                f"{age}, but it is protected; set protect: false and bring the stack up, then reap", err=True
+            )
+        else:
+            typer.echo(f"{age}: {'destroying it' if yes else 'would be destroyed with --yes'}")
+    targets = [urn for life in due if life not in kept for urn in node_urns(state, life.node)]
+    if not due:
+        typer.echo("Nothing has outlived its ttl_hours")
+    elif yes and targets:
+        destroy(targets)
+    return kept

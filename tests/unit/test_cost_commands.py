@@ -1,0 +1,217 @@
+"""The commands around catalog and cost, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import typer
+import yaml
+from small_state import node, state
+from typer.testing import CliRunner
+
+from fleet import settings
+from fleet.commands import catalog, cost_report, pulumi, reap
+from fleet.commands.plan import plan
+
+app = typer.Typer()
+app.add_typer(catalog.app, name="catalog")
+app.command("plan")(plan)
+app.command("cost-report")(cost_report.cost_report)
+app.command("reap")(reap.reap)
+
+MODEL = "Qwen/Qwen3-8B-AWQ"
+NOW = datetime(2026, 11, 22, tzinfo=UTC)
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == code, result.output
+    return result.stdout
+
+
+# --- plan -----------------------------------------------------------------------------------------------
+
+
+def test_plan_gives_every_way_and_every_reason_as_json() -> None:
+    found = json.loads(run("plan", "--model", MODEL, "--json", "--accept-stale"))
+    costs = [option["cost_per_hour"] for option in found["options"]]
+    assert costs == sorted(costs)
+    assert min(costs) > 0
+    assert found["choice"] in found["options"]
+    assert all(option["lost_by"] for option in found["options"][1:])
+    assert all(entry["reason"] for entry in found["rejected"])
+    assert {option["cloud"] for option in found["options"]} == {"scaleway", "aws", "linode", "gcp", "azure"}
+
+
+def test_plan_says_when_nothing_can_serve_the_model() -> None:
+    found = json.loads(
+        run("plan", "--model", "meta-llama/Llama-3.1-405B-Instruct", "--cloud", "linode", "--json", code=3)
+    )
+    assert found["choice"] is None
+    assert found["options"] == []
+
+
+def test_plan_knows_its_models_and_names_the_nearest() -> None:
+    result = CliRunner().invoke(app, ["plan", "--model", "Qwen/Qwen3-8B-AWK"])
+    assert result.exit_code == 2
+    assert "Qwen/Qwen3-8B-AWQ" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--cloud", "ovh", "it has scaleway, aws, linode, gcp, azure"),
+        ("--currency", "GBP", "'GBP' is neither EUR nor USD"),
+        ("--quantization", "zip", "zip"),
+    ],
+)
+def test_plan_refuses_what_it_does_not_know(option: str, value: str, said: str) -> None:
+    result = CliRunner().invoke(app, ["plan", "--model", MODEL, option, value])
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.replace("│", " ").split())
+
+
+def test_plan_writes_a_stack_that_the_settings_accept(tmp_path: Path) -> None:
+    path = tmp_path / "Pulumi.cheap.yaml"
+    scaleway = ("--cloud", "scaleway", "--accept-stale")
+    run("plan", "--model", MODEL, *scaleway, "--write", str(path), "--ssh-cidr", "203.0.113.7/32")
+    written = yaml.safe_load(path.read_text(encoding="utf-8"))["config"]
+    config = {key.removeprefix("vllm-fleet:"): value for key, value in written.items()}
+    # Nodes are checked with the stack's serving under their own, as the settings module puts it there.
+    config["nodes"] = [{**entry, "serving": config["serving"]} for entry in config["nodes"]]
+    stack = settings.StackSettings.model_validate({**config, "secrets": {"api_key": "k" * 32}})
+    assert stack.serving.model == MODEL
+    run("plan", "--model", MODEL, "--write", str(path), "--ssh-cidr", "203.0.113.7/32", code=2)
+
+
+def test_plan_does_not_decide_who_may_open_ssh(tmp_path: Path) -> None:
+    run("plan", "--model", MODEL, "--write", str(tmp_path / "Pulumi.x.yaml"), code=2)
+
+
+# --- catalog --------------------------------------------------------------------------------------------
+
+
+def test_catalog_list_prices_one_zone() -> None:
+    rows = json.loads(run("catalog", "list", "scaleway", "--zone", "fr-par-2", "--gpu", "l4", "--json"))
+    assert {row["type"] for row in rows} == {"L4-1-24G", "L4-2-24G", "L4-4-24G", "L4-8-24G"}
+    assert {row["zone"] for row in rows} == {"fr-par-2"}
+
+
+def test_catalog_refresh_leaves_the_file_alone_when_the_api_is_out_of_reach(tmp_path: Path) -> None:
+    text = (catalog.DATA / "linode.json").read_text(encoding="utf-8")
+    path = tmp_path / "linode.json"
+    path.write_text(text, encoding="utf-8")
+    refused = ("--directory", str(tmp_path), "--linode-url", "http://127.0.0.1:9", "--write")
+    run("catalog", "refresh", "linode", *refused, code=1)
+    assert path.read_text(encoding="utf-8") == text
+
+
+def test_catalog_refresh_writes_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "linode.json"
+    path.write_text((catalog.DATA / "linode.json").read_text(encoding="utf-8"), encoding="utf-8")
+    plan_ = {"id": "g2-gpu-rtx4000a1-s", "gpus": 1, "price": {"hourly": 9.87}}
+    row = {"region": "us-ord", "plan": plan_["id"], "available": True}
+
+    def answer(_: httpx.Client, url: str) -> httpx.Response:
+        data = [row] if "availability" in url else [plan_]
+        return httpx.Response(200, json={"data": data, "pages": 1}, request=httpx.Request("GET", url))
+
+    monkeypatch.setattr(httpx.Client, "get", answer)
+    diff = run("catalog", "refresh", "linode", "--directory", str(tmp_path))
+    assert '+    "g2-gpu-rtx4000a1-s": 9.87' in diff
+    assert "9.87" not in path.read_text(encoding="utf-8")
+    run("catalog", "refresh", "linode", "--directory", str(tmp_path), "--write")
+    assert "9.87" in path.read_text(encoding="utf-8")
+    assert "linode: nothing changed" in run("catalog", "refresh", "linode", "--directory", str(tmp_path))
+
+
+# --- the state of a stack -------------------------------------------------------------------------------
+
+
+class Stack:
+    """A stack that the Pulumi CLI would know: what it is asked, and what it answers."""
+
+    def __init__(self, current: dict[str, Any], versions: dict[str, dict[str, Any]] | None = None) -> None:
+        self.current = current
+        self.versions = versions or {}
+        self.nodes = [{"name": "a", "ttl_hours": 24}, {"name": "b", "ttl_hours": 1000}, {"name": "c"}]
+        self.destroyed: list[list[str]] = []
+
+    def read(self, *arguments: str, stack: str | None = None) -> Any:
+        match arguments:
+            case ("stack", "export"):
+                return self.current
+            case ("stack", "export", "--version", version):
+                if version not in self.versions:
+                    raise pulumi.PulumiError("versions are not kept")
+                return self.versions[version]
+            case ("stack", "history", "--json"):
+                return [
+                    {"kind": "update", "version": 2, "endTime": "2026-11-21T00:00:00.000Z"},
+                    {"kind": "update", "version": 1, "endTime": "2026-10-21T00:00:00.000Z"},
+                ]
+            case ("config", "get", "vllm-fleet:nodes"):
+                return self.nodes
+        raise AssertionError(arguments)
+
+    def destroy(self, urns: list[str], *, stack: str | None = None) -> None:
+        self.destroyed.append(urns)
+        kept = [entry for entry in self.current["deployment"]["resources"] if entry["urn"] not in urns]
+        self.current = {"version": 3, "deployment": {"resources": kept}}
+
+
+@pytest.fixture
+def stack(monkeypatch: pytest.MonkeyPatch) -> Stack:
+    long_ago = (datetime.now(UTC) - timedelta(hours=500)).isoformat()
+    fake = Stack(state(*(part for name in "abc" for part in node(name, created=long_ago))))
+    monkeypatch.setattr(pulumi, "read", fake.read)
+    monkeypatch.setattr(pulumi, "destroy", fake.destroy)
+    return fake
+
+
+def test_reap_is_dry_by_default(stack: Stack) -> None:
+    said = run("reap")
+    assert "a: 500.0 h old, ttl_hours is 24: would be destroyed with --yes" in said
+    assert stack.destroyed == []
+
+
+def test_reap_destroys_just_what_is_due_and_twice_is_once(stack: Stack) -> None:
+    run("reap", "--yes")
+    assert stack.destroyed == [[entry["urn"] for entry in node("a")]]
+    assert "Nothing has outlived" in run("reap", "--yes")
+    assert len(stack.destroyed) == 1
+
+
+def test_reap_leaves_a_protected_node_and_fails_so_that_someone_looks(stack: Stack) -> None:
+    long_ago = (datetime.now(UTC) - timedelta(hours=500)).isoformat()
+    stack.current = state(*node("a", created=long_ago, protect=True))
+    run("reap", "--yes", code=1)
+    assert stack.destroyed == []
+
+
+def test_a_cost_report_follows_the_versions_of_the_state(stack: Stack) -> None:
+    stack.versions = {"1": state(*node("a")), "2": state(*node("a"), *node("b"))}
+    past, complete = cost_report.history(None, NOW)
+    assert complete
+    assert [reached.day for reached, _ in past] == [21, 21]
+    assert past[0][0] < past[1][0]
+
+
+def test_a_cost_report_without_versions_bills_what_is_there_now(stack: Stack) -> None:
+    printed = json.loads(run("cost-report", "--json"))
+    assert printed["history_complete"] is False
+    assert [entry["status"] for entry in printed["nodes"]] == ["running"] * 3
+    assert printed["per_hour"] == pytest.approx(3 * printed["nodes"][0]["per_hour"], abs=1e-6)
+    assert printed["month_to_date"] > 0
+
+
+def test_a_missing_pulumi_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    result = CliRunner().invoke(app, ["reap"])
+    assert result.exit_code == 1
+    assert "pulumi is not on PATH" in result.output

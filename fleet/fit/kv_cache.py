@@ -11,7 +11,13 @@ from collections import Counter
 from dataclasses import dataclass
 
 from fleet.fit.architecture import Architecture, Layer
-from fleet.fit.versions import BatchLimits, VllmVersion, has_hybrid_kv_cache, reports_capacity_by_concurrency
+from fleet.fit.versions import (
+    BatchLimits,
+    VllmVersion,
+    has_chunked_kv_cache,
+    has_hybrid_kv_cache,
+    reports_capacity_by_concurrency,
+)
 
 BLOCK_TOKENS = 16
 
@@ -75,7 +81,7 @@ def kv_capacity(
 ) -> KvCapacity:
     """What fits into `available_bytes` of the fullest rank; nothing, when they are negative."""
     per_token = token_bytes(architecture, tensor_parallel_size=tensor_parallel_size, value_bytes=value_bytes)
-    kinds = Counter(_kept(layer, hybrid=v1 and has_hybrid_kv_cache(version)) for layer in architecture.layers)
+    kinds = Counter(_kept(layer, version, v1=v1) for layer in architecture.layers)
     layers = {kind: math.ceil(count / pipeline_parallel_size) for kind, count in kinds.items()}
     block_tokens = _block_tokens(architecture, per_token, tensor_parallel_size)
     # Groups of equal size: as many layers as the rarest kind has, unless the kinds are nearly as many.
@@ -97,8 +103,15 @@ def kv_capacity(
     return KvCapacity(tokens, concurrency, request_blocks * block_bytes)
 
 
-def _kept(layer: Layer, *, hybrid: bool) -> Layer:
-    return layer if hybrid or layer.attention == "linear" else Layer()
+def _kept(layer: Layer, version: VllmVersion, *, v1: bool) -> Layer:
+    """The layer as the cache treats it: one that keeps every token, unless the engine knows better."""
+    knows = {
+        "full": True,
+        "linear": True,
+        "sliding": v1 and has_hybrid_kv_cache(version),
+        "chunked": v1 and has_chunked_kv_cache(version),
+    }
+    return layer if knows[layer.attention] else Layer()
 
 
 def _block_tokens(architecture: Architecture, per_token: int, tensor_parallel_size: int) -> int:

@@ -141,12 +141,16 @@ def nearest_fit(request: FitRequest) -> dict[str, Any] | None:
         length = _longest_context(replace(request, **changes))
         if length is not None:
             return {**changes, "max_model_len": length}
-    for gpus in (2, 4, 8):
-        if gpus > request.gpus:
-            changes = {"gpus": gpus, "tensor_parallel_size": gpus, "pipeline_parallel_size": 1}
-            wider = replace(request, **changes)
-            if _judge(wider).fits:
-                return {name: value for name, value in changes.items() if getattr(request, name) != value}
+    for gpus, utilization in itertools.product((2, 4, 8), (_utilization(request), MAX_UTILIZATION)):
+        changes = {
+            "gpus": gpus,
+            "tensor_parallel_size": gpus,
+            "pipeline_parallel_size": 1,
+            "gpu_memory_utilization": utilization,
+        }
+        if gpus > request.gpus and _judge(replace(request, **changes)).fits:
+            asked = replace(request, gpu_memory_utilization=_utilization(request))
+            return {name: value for name, value in changes.items() if getattr(asked, name) != value}
     return None
 
 
@@ -290,10 +294,8 @@ def _impossible(request: FitRequest, weights: WeightFormat, *, v1: bool) -> Iter
     architecture, tp, pp = request.architecture, request.tensor_parallel_size, request.pipeline_parallel_size
     heads, kv_heads = architecture.attention_heads, architecture.kv_heads
     if tp * pp > request.gpus:
-        yield (
-            f"tensor_parallel_size {tp} x pipeline_parallel_size {pp} needs {tp * pp} GPUs, "
-            f"there are {request.gpus}"
-        )
+        stages = f" x pipeline_parallel_size {pp}" if pp > 1 else ""
+        yield f"tensor_parallel_size {tp}{stages} needs {tp * pp} GPUs, there are {request.gpus}"
     if heads % tp:
         yield f"tensor_parallel_size {tp} does not divide the model's {heads} attention heads"
     if architecture.latent is None and max(kv_heads, tp) % min(kv_heads, tp):

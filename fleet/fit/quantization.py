@@ -43,7 +43,18 @@ _METHODS: dict[str, tuple[float, int, float]] = {
     "gguf": (4.85, 0, 6.0),  # Q4_K_M, the usual file; others differ: give the weights' size
     "mxfp4": (4, 32, 8.0),
 }
-_METHODS["gpt_oss_mxfp4"] = _METHODS["mxfp4"]
+_METHODS |= {
+    other: _METHODS[name]
+    for name, others in {
+        "awq": ("auto_awq",),
+        "gptq": ("auto_gptq", "inc", "moe_wna16", "gptq_bitblas", "bitblas"),
+        "gptq_marlin": ("gptq_marlin_24", "marlin", "hqq", "qqq"),
+        "fp8": ("modelopt_fp8", "fp8_per_tensor", "fp8_per_block", "fp8_per_channel", "deepseek_v4_fp8"),
+        "int8": ("int8_per_channel_weight_only", "rtn", "quark", "torchao", "deepspeedfp"),
+        "mxfp4": ("gpt_oss_mxfp4",),
+    }.items()
+    for other in others
+}
 _SCALE_BITS = {"modelopt_fp4": 8, "nvfp4": 8, "mxfp4": 8, "gpt_oss_mxfp4": 8, "bitsandbytes": 16}
 _NO_ZERO_POINT = set(_SCALE_BITS)
 _EXPERTS_ONLY = {"mxfp4", "gpt_oss_mxfp4", "experts_int8"}
@@ -60,6 +71,8 @@ def weight_format(quantization: str | None, checkpoint: Mapping[str, Any], dtype
     Raises ValueError for a quantization nobody knows.
     """
     method = (quantization or str(checkpoint.get("quant_method") or "none")).lower()
+    if method == "modelopt" and str(checkpoint.get("quant_algo")).upper() == "NVFP4":
+        method = "modelopt_fp4"
     plain = float(8 * dtype_bytes)
     if method == "none":
         return WeightFormat("none", plain, plain)

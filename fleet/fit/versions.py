@@ -98,6 +98,11 @@ def has_hybrid_kv_cache(version: VllmVersion) -> bool:
     return version >= (0, 9, 1)
 
 
+def has_chunked_kv_cache(version: VllmVersion) -> bool:
+    """Whether chunked layers (Llama 4) keep only their chunk: by default since 0.15 (`vllm/envs.py`)."""
+    return version >= (0, 15)
+
+
 def reports_capacity_by_concurrency(version: VllmVersion) -> bool:
     """Whether the logged cache size is concurrency x max_model_len (since 0.20), not blocks x block size."""
     return version >= (0, 20)

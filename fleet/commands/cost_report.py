@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, date, datetime
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -41,37 +42,60 @@ def cost_report(
     else:
         _show(bill, rate)
     if not complete:
-        note = (
-            "the backend keeps no readable history: what was destroyed this month is not in the month to date"
-        )
+        note = "this backend keeps no past states: what was destroyed this month is not in the month to date"
         typer.echo(note, err=True)
 
 
 def history(stack: str | None, now: datetime) -> tuple[list[tuple[datetime, State]], bool]:
-    """The stack's states of this month and the one before it, oldest first; and whether that is all of them.
+    """The stack's states of this month and the last one before it, oldest first; and whether that is all.
 
-    Backends that keep no states by version give the current one alone. Raises PulumiError.
+    Pulumi Cloud keeps every state by its version, a file backend as checkpoints. Of other backends there is
+    the current state alone. Raises PulumiError.
     """
     month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    current = pulumi.read("stack", "export", stack=stack)
     updates = pulumi.read("stack", "history", "--json", stack=stack)
-    wanted: list[tuple[datetime, str]] = []
-    for update in updates:  # newest first
-        if update.get("kind") == "preview" or "endTime" not in update:
-            continue
-        ended = datetime.fromisoformat(update["endTime"])
-        wanted.append((ended, str(update["version"])))
-        if ended <= month:
-            break
-    try:
-        states = [
-            (ended, pulumi.read("stack", "export", "--version", version, stack=stack))
-            for ended, version in wanted
+    ended = [
+        (datetime.fromisoformat(entry["endTime"]), entry["version"])
+        for entry in updates
+        if "endTime" in entry
+    ]
+    if ended and all(version for _, version in ended):
+        past = [
+            (end, pulumi.read("stack", "export", "--version", str(version), stack=stack))
+            for end, version in _since(month, sorted(ended))
         ]
-    except pulumi.PulumiError:
-        states = []
-    if states:
-        return list(reversed(states)), True
-    return [(BEGINNING, pulumi.read("stack", "export", stack=stack))], False
+        return past, True
+    url = str(pulumi.read("whoami", "--verbose", "--json")["url"])
+    resources = current["deployment"].get("resources", [])
+    if url.startswith("file://") and resources:
+        # urn:pulumi:STACK::PROJECT::…
+        name, project = resources[0]["urn"].removeprefix("urn:pulumi:").split("::")[:2]
+        folder = Path(url.removeprefix("file://")).expanduser() / ".pulumi" / "history" / project / name
+        files = sorted((_checkpoint_time(path), path) for path in folder.glob(f"{name}-*.checkpoint.json"))
+        if files:
+            return [(end, _checkpoint(path)) for end, path in _since(month, files)], True
+    return [(BEGINNING, current)], False
+
+
+T = TypeVar("T")
+
+
+def _since(month: datetime, past: list[tuple[datetime, T]]) -> list[tuple[datetime, T]]:
+    """What ended in the month, and the last before it, which was in force when the month began."""
+    before = [entry for entry in past if entry[0] < month]
+    return before[-1:] + past[len(before) :]
+
+
+def _checkpoint_time(path: Path) -> datetime:
+    """A checkpoint's name ends in the nanoseconds of the epoch at which its update ended."""
+    nanoseconds = path.name.removesuffix(".checkpoint.json").rsplit("-", 1)[-1]
+    return datetime.fromtimestamp(int(nanoseconds) / 1e9, UTC)
+
+
+def _checkpoint(path: Path) -> State:
+    """The state in a checkpoint, in the shape of an export. One without resources has no such list."""
+    return {"deployment": json.loads(path.read_bytes())["checkpoint"]["latest"] or {}}
 
 
 def document(bill: Report, *, complete: bool) -> dict[str, Any]:
@@ -91,9 +115,9 @@ def document(bill: Report, *, complete: bool) -> dict[str, Any]:
                 "type": entry.type,
                 "status": entry.status,
                 "root_volume_gb": entry.root_volume_gb,
-                "per_hour": cost.total,
+                "per_hour": cost.total and round(cost.total, 6),
                 "reason": cost.reason,
-                "parts": {part.name: part.per_hour for part in cost.parts},
+                "parts": {part.name: round(part.per_hour, 6) for part in cost.parts},
                 "prices_as_of": cost.as_of and cost.as_of.isoformat(),
             }
             for entry, cost in bill.rows

@@ -47,8 +47,7 @@ def reap_stack(
     yes: bool,
 ) -> list[Lifetime]:
     """Destroy what is due and may be destroyed, saying so line by line; return what is due but protected."""
-    ttl = {node["name"]: node.get("ttl_hours") for node in nodes}
-    due = outlived(lifetimes(state, ttl), now)
+    due = outlived(lifetimes(state, {node["name"]: _ttl_hours(node) for node in nodes}), now)
     kept = [life for life in due if protected(state, life.node)]
     for life in due:
         hours = (now - life.created).total_seconds() / 3600
@@ -65,3 +64,13 @@ def reap_stack(
     elif yes and targets:
         destroy(targets)
     return kept
+
+
+def _ttl_hours(node: dict[str, Any]) -> float | None:
+    """The configured hours; `pulumi config set --path` writes a fraction as text."""
+    value = node.get("ttl_hours")
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        said = f"nodes.{node['name']}.ttl_hours: {value!r} is no number of hours; give for example 48"
+        raise typer.BadParameter(said) from None

@@ -14,7 +14,7 @@ import yaml
 from small_state import node, state
 from typer.testing import CliRunner
 
-from fleet import settings
+from fleet import billing, settings
 from fleet.commands import catalog, cost_report, pulumi, reap
 from fleet.commands.plan import plan
 
@@ -139,7 +139,8 @@ class Stack:
     def __init__(self, current: dict[str, Any], versions: dict[str, dict[str, Any]] | None = None) -> None:
         self.current = current
         self.versions = versions or {}
-        self.nodes = [{"name": "a", "ttl_hours": 24}, {"name": "b", "ttl_hours": 1000}, {"name": "c"}]
+        self.url = "s3://bucket"
+        self.nodes = [{"name": "a", "ttl_hours": "24.0"}, {"name": "b", "ttl_hours": 1000}, {"name": "c"}]
         self.destroyed: list[list[str]] = []
 
     def read(self, *arguments: str, stack: str | None = None) -> Any:
@@ -151,10 +152,14 @@ class Stack:
                     raise pulumi.PulumiError("versions are not kept")
                 return self.versions[version]
             case ("stack", "history", "--json"):
+                # A backend that keeps no versions calls them all 0.
+                months = {3: 11, 2: 10, 1: 9} if self.versions else {0: 11}
                 return [
-                    {"kind": "update", "version": 2, "endTime": "2026-11-21T00:00:00.000Z"},
-                    {"kind": "update", "version": 1, "endTime": "2026-10-21T00:00:00.000Z"},
+                    {"version": version, "endTime": f"2026-{month:02}-21T00:00:00.000Z"}
+                    for version, month in months.items()
                 ]
+            case ("whoami", "--verbose", "--json"):
+                return {"url": self.url}
             case ("config", "get", "vllm-fleet:nodes"):
                 return self.nodes
         raise AssertionError(arguments)
@@ -195,11 +200,37 @@ def test_reap_leaves_a_protected_node_and_fails_so_that_someone_looks(stack: Sta
 
 
 def test_a_cost_report_follows_the_versions_of_the_state(stack: Stack) -> None:
-    stack.versions = {"1": state(*node("a")), "2": state(*node("a"), *node("b"))}
+    stack.versions = {"1": state(), "2": state(*node("a")), "3": state(*node("a"), *node("b"))}
     past, complete = cost_report.history(None, NOW)
     assert complete
-    assert [reached.day for reached, _ in past] == [21, 21]
-    assert past[0][0] < past[1][0]
+    # The state of 21 October was in force when November began; the one of September no longer.
+    assert past == [
+        (datetime(2026, 10, 21, tzinfo=UTC), stack.versions["2"]),
+        (datetime(2026, 11, 21, tzinfo=UTC), stack.versions["3"]),
+    ]
+
+
+def test_a_cost_report_reads_the_checkpoints_of_a_file_backend(stack: Stack, tmp_path: Path) -> None:
+    stack.url = f"file://{tmp_path}"
+    folder = tmp_path / ".pulumi" / "history" / "vllm-fleet" / "dev"
+    folder.mkdir(parents=True)
+    for day, resources in ((1, node("a")), (5, [])):
+        ended = datetime(2026, 11, day, tzinfo=UTC)
+        latest = state(*resources)["deployment"] if resources else {"manifest": {}}
+        name = f"dev-{int(ended.timestamp()) * 10**9}.checkpoint.json"
+        (folder / name).write_text(
+            json.dumps({"version": 3, "checkpoint": {"latest": latest}}), encoding="utf-8"
+        )
+    past, complete = cost_report.history(None, NOW)
+    assert complete
+    assert [(ended.day, len(billing.billed(seen))) for ended, seen in past] == [(1, 1), (5, 0)]
+
+
+def test_a_ttl_that_is_no_number_is_named(stack: Stack) -> None:
+    stack.nodes = [{"name": "a", "ttl_hours": "two days"}]
+    result = CliRunner().invoke(app, ["reap"])
+    assert result.exit_code == 2
+    assert "nodes.a.ttl_hours: 'two days' is no number" in " ".join(result.output.split())
 
 
 def test_a_cost_report_without_versions_bills_what_is_there_now(stack: Stack) -> None:

@@ -101,5 +101,5 @@ def compatible(version: VllmVersion, gpu: Gpu, driver_branch: int) -> Compatibil
     return Compatibility(
         False,
         f"{name}, which needs driver {needed} or newer, the node gets {driver_branch}; "
-        f"set driver_branch: {needed} or pin an older image",
+        f"choose driver branch {needed} or pin an older image",
     )

@@ -130,7 +130,7 @@ def plan(request: FitRequest, *, suggest: bool = True) -> FitReport:
 def nearest_fit(request: FitRequest) -> dict[str, Any] | None:
     """The flags whose change makes `request` fit: fewest first, keeping the context where possible.
 
-    Tried are: tensor parallelism over the cards there are, utilization up to 0.95, fewer sequences, an fp8
+    Tried are: tensor parallelism over the cards there are, utilization 0.95, fewer sequences, an fp8
     cache, a shorter context; when none serves, more cards of the same kind, up to 8.
     """
     candidates = sorted(_alternatives(request), key=len)
@@ -163,16 +163,15 @@ def _alternatives(request: FitRequest) -> Iterator[dict[str, Any]]:
         for size in (1, 2, 4, 8, 16)
         if size <= request.gpus and heads % size == 0 and size != request.tensor_parallel_size
     ]
-    utilization = request.gpu_memory_utilization or default_utilization(request.version)
-    more: list[dict[str, Any]] = [{}] + (
-        [{"gpu_memory_utilization": MAX_UTILIZATION}] if utilization < MAX_UTILIZATION else []
-    )
+    share: list[dict[str, Any]] = [{}]
+    if _utilization(request) != MAX_UTILIZATION:
+        share.append({"gpu_memory_utilization": MAX_UTILIZATION})
     sequences = _limits(request).max_num_seqs
     fewer: list[dict[str, Any]] = [{}] + [{"max_num_seqs": count} for count in (128, 32) if count < sequences]
     fp8: list[dict[str, Any]] = [{}]
     if request.gpu.compute_capability >= 8.9 and cache_bytes(request.kv_cache_dtype, 2) > 1:
         fp8.append({"kv_cache_dtype": "fp8"})
-    for parts in itertools.product(fp8, fewer, more, ranks):
+    for parts in itertools.product(fp8, fewer, share, ranks):
         yield {name: value for part in parts for name, value in part.items()}
 
 

@@ -178,6 +178,19 @@ def test_a_misfit_names_what_stands_in_its_way(changes: dict[str, Any], reason: 
     assert reason in report.reason
 
 
+def test_a_share_that_leaves_the_context_no_room_is_lowered() -> None:
+    report = plan(
+        FitRequest(
+            Architecture.from_config(model_config("Qwen/Qwen3-8B")),
+            gpu("L4"),
+            max_model_len=8192,
+            gpu_memory_utilization=0.99,
+        )
+    )
+
+    assert report.suggestion == {"gpu_memory_utilization": 0.95}
+
+
 def test_a_marketing_size_stands_for_what_such_a_card_reports() -> None:
     assert gpu_from_memory(24).memory_gib == 22.03
     assert gpu_from_memory(23.65).memory_gib == 23.65

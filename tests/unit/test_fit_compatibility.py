@@ -16,7 +16,7 @@ V092 = VllmVersion(0, 9, 2)
     [
         ("0.9.2", "L4", 580, True, "CUDA 12.8, driver 580 serves it"),
         ("0.9.2", "L4", 535, True, "through the image's cuda-compat"),
-        ("0.9.2", "L4", 565, False, "set driver_branch: 570"),
+        ("0.9.2", "L4", 565, False, "choose driver branch 570"),
         ("0.9.2", "RTX-4000-Ada", 535, False, "needs driver 570 or newer, the node gets 535"),
         ("0.8.5", "RTX-PRO-6000-Blackwell", 580, False, "too old for a RTX-PRO-6000-Blackwell"),
         ("0.23.0", "V100-16GB", 580, False, "no longer serves a V100-16GB"),

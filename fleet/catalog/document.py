@@ -14,15 +14,12 @@ def render(document: Document) -> str:
     """The text of a cloud's file: types and price lists sorted, each type and each price on its own line."""
     lists = [entry | {"hourly": dict(sorted(entry["hourly"].items()))} for entry in document["price_lists"]]
     lists.sort(key=lambda entry: (entry["zone"], entry.get("spot", False), entry["as_of"] or ""))
-    return render_any(document | {"types": dict(sorted(document["types"].items())), "price_lists": lists})
-
-
-def render_any(document: Document) -> str:
-    """The text of any data file: what holds only plain values is one line, except a list of prices."""
-    return _text(document, "", "") + "\n"
+    ordered = document | {"types": dict(sorted(document["types"].items())), "price_lists": lists}
+    return _text(ordered, "", "") + "\n"
 
 
 def _text(value: Any, key: str, margin: str) -> str:
+    """What holds only plain values is one line, except a list of prices."""
     nested = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     if not nested or (
         key != "hourly" and not any(isinstance(entry, dict | list) for entry in nested) and margin

@@ -11,3 +11,11 @@ CACHE_DIRECTORY = "/var/lib/llm/cache"
 """vLLM's compile cache; kept over rollouts."""
 AGENT_PORT = 8080
 WEBUI_PORT = 3000
+AGENT_PATH = f"{DIRECTORY}/agent.py"
+SCRIPTS_DIRECTORY = "/usr/local/lib/vllm-fleet"
+"""Scripts of the first boot, and what only they read."""
+HOST_SETTINGS_PATH = "/etc/vllm-fleet/host.env"
+PREFETCH_SETTINGS_PATH = "/etc/vllm-fleet/prefetch.env"
+REBOOT_MARK_PATH = "/var/lib/vllm-fleet/reboot-required"
+"""Left by the set-up when it installed a driver: cloud-init then restarts the machine, once."""
+UNITS_DIRECTORY = "/etc/systemd/system"

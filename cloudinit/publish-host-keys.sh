@@ -1,0 +1,19 @@
+#!/bin/bash
+# Publishes this machine's SSH host keys (their public halves) as Scaleway user data, where only who may use
+# the project's API can read them: so the first SSH connection already knows whom it speaks to.
+set -euo pipefail
+# shellcheck source=cloudinit/stages.sh
+. /usr/local/lib/vllm-fleet/stages.sh
+
+publish() {
+    # Scaleway's metadata service shows user data to privileged ports only, so to root.
+    cat /etc/ssh/ssh_host_*_key.pub |
+        curl --silent --show-error --fail --max-time 10 --local-port 1-1023 --request PATCH \
+            --header 'Content-Type: text/plain' --data-binary @- \
+            http://169.254.42.42/user_data/ssh-host-public-keys
+}
+
+stage host_keys
+# 2 + 4 + … + 32 s of pauses: a metadata service that has not answered by then will not.
+attempt 6 publish
+end_stage

@@ -1,0 +1,86 @@
+#!/bin/bash
+# Makes the machine able to serve, once, at the end of its first boot. Installs only what the image lacks.
+set -euo pipefail
+# shellcheck source=cloudinit/stages.sh
+. /usr/local/lib/vllm-fleet/stages.sh
+# shellcheck source=/dev/null
+. /etc/vllm-fleet/host.env # DRIVER_BRANCH
+readonly LIB=/usr/local/lib/vllm-fleet
+
+has() { command -v "$1" >/dev/null; }
+
+apt() {
+    # The lock: unattended-upgrades of a fresh machine may hold it for minutes.
+    DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 apt-get --quiet --yes --no-install-recommends \
+        -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 -o Acquire::http::Timeout=30 \
+        -o Acquire::https::Timeout=30 -o Dpkg::Use-Pty=0 "$@"
+}
+
+install_containers() {
+    local packages=()
+    # Ubuntu's own packages: the image has their key, and they need no third party.
+    has docker || packages+=(docker.io)
+    docker compose version >/dev/null 2>&1 || packages+=(docker-compose-v2)
+    if ! has nvidia-ctk; then
+        # Only here: an image that has the toolkit has its source too, and apt refuses one source with two keys.
+        install -D -m 0644 "$LIB/nvidia-container-toolkit.asc" /etc/apt/keyrings/nvidia-container-toolkit.asc
+        install -m 0644 "$LIB/nvidia-container-toolkit.sources" /etc/apt/sources.list.d/
+        packages+=(nvidia-container-toolkit)
+    fi
+    ((${#packages[@]})) || return 0
+    attempt 4 apt --error-on=any update
+    attempt 2 apt install "${packages[@]}"
+}
+
+configure_docker() {
+    ! docker info --format '{{json .Runtimes}}' 2>/dev/null | grep -q '"nvidia"' || return 0
+    nvidia-ctk runtime configure --runtime=docker
+    systemctl restart docker.service
+}
+
+install_driver() {
+    local packages=("nvidia-driver-$DRIVER_BRANCH-server") headers
+    headers=linux-headers-$(uname -r)
+    # The module is built for the running kernel; a kernel without such a package brings its headers itself.
+    ! apt-cache show "$headers" >/dev/null 2>&1 || packages+=("$headers")
+    attempt 2 apt install "${packages[@]}"
+    touch "$STATE/reboot-required"
+}
+
+hold_packages() {
+    # What the model runs on changes with the machine, not under it.
+    local held
+    held=$(dpkg-query --show --showformat='${db:Status-Abbrev}${Package}\n' 'nvidia-*' 'libnvidia-*' \
+        'linux-modules-nvidia-*' 'docker*' 'containerd*' runc 2>/dev/null | sed -n 's/^ii *//p') || true
+    [[ -z $held ]] || xargs apt-mark hold <<<"$held"
+}
+
+read -r uptime _ </proc/uptime
+record boot $((${uptime%.*} * 1000))
+
+stage docker
+install_containers
+configure_docker
+systemctl daemon-reload
+# The pull runs beside the driver's installation.
+systemctl start --no-block vllm-prefetch.service
+
+if [[ -n $DRIVER_BRANCH ]] && ! has nvidia-smi; then
+    stage driver
+    install_driver
+fi
+
+stage units
+hold_packages
+systemctl enable vllm.service vllm-env.path vllm-agent.service
+
+if [[ -e $STATE/reboot-required ]]; then
+    stage prefetch
+    # What is not fetched by then is fetched after the reboot.
+    timeout 20m systemctl start vllm-prefetch.service || echo 'vllm-fleet: rebooting before the fetch has ended'
+else
+    # No reboot will start them. The path first, so that an .env that arrives now is not missed.
+    systemctl start vllm-agent.service vllm-env.path
+    systemctl start --no-block vllm.service
+fi
+end_stage

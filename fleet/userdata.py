@@ -1,0 +1,215 @@
+"""What a node boots with: its user data, as a pure function of typed values.
+
+User data carries the host (units, scripts, driver, disk layout) and the first release of what is served.
+Later releases reach the running machine over SSH; only a change of the host part replaces it, and
+`HostPart.digest` is what changes then.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fleet import compose, layout
+from fleet.settings import Node, Secrets, Serving
+
+FILES = Path(__file__).parent.parent / "cloudinit"
+"""The static files of a node."""
+
+LIMIT_BYTES = {"scaleway": 127 * 1024, "linode": 16 * 1024}
+"""Longest user data a cloud takes: Scaleway's instance API documents 127 KiB a key; Linode's metadata service
+is safe up to 16 KiB, decoded."""
+
+UNITS = ("vllm.service", "vllm-env.path", "vllm-prefetch.service", "vllm-agent.service")
+SCRIPTS = ("stages.sh", "setup.sh", "prefetch.sh", "publish-host-keys.sh")
+
+WEIGHT_FLAGS = ("--revision", "--download-dir", "--load-format", "--hf-config-path")
+"""Arguments of vLLM that make it load other files than the model's newest safetensors."""
+
+
+class UserDataTooLarge(ValueError):
+    """The user data is longer than its cloud takes, even compressed."""
+
+
+@dataclass(frozen=True)
+class HostKey:
+    """An ed25519 SSH host key made before the machine, so that it is known before the first connection."""
+
+    private: str = field(repr=False)
+    """OpenSSH's PEM."""
+    public: str
+    """One line, as in known_hosts without the host."""
+
+
+@dataclass(frozen=True)
+class HostPart:
+    """A node's first boot. One constructor a cloud: the document differs by these fields alone."""
+
+    cloud: str
+    hostname: str
+    serving: Serving
+    """What is served first."""
+    driver_branch: int | None = None
+    """NVIDIA driver branch to install, with one reboot; None: the image carries a driver."""
+    publish_host_keys: bool = False
+    """The machine makes its SSH host keys itself and publishes them through the cloud's metadata service."""
+    host_key: HostKey | None = None
+    """The SSH host key the machine is given."""
+    environment: str | None = field(default=None, repr=False)
+    """Content of `.env`, secrets included; None: it arrives over SSH."""
+
+    @classmethod
+    def scaleway(cls, node: Node, secrets: Secrets) -> HostPart:
+        """A GPU OS image brings driver, Docker and container toolkit; the machine publishes its host keys."""
+        return cls(
+            "scaleway",
+            node.name,
+            node.serving,
+            publish_host_keys=True,
+            environment=_environment(node.serving, secrets),
+        )
+
+    def user_data(self) -> str:
+        """What the cloud's API is given: on Scaleway the document itself, elsewhere its base64.
+
+        Compressed (gzip, which cloud-init undoes) only where it would not fit otherwise. Raises
+        UserDataTooLarge.
+        """
+        document = _dump(self._document()).encode()
+        if self.cloud == "scaleway":
+            return self._fitting(document).decode()
+        if len(document) > LIMIT_BYTES[self.cloud]:
+            document = gzip.compress(document, mtime=0)
+        return base64.b64encode(self._fitting(document)).decode()
+
+    def digest(self) -> str:
+        """Names the host part: neither what is served, nor the image, nor any key or secret takes part."""
+        host = {
+            "files": [file for file in self._files() if file["path"] not in self._released()],
+            "commands": self._commands(),
+        }
+        return hashlib.sha256(json.dumps(host, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _fitting(self, data: bytes) -> bytes:
+        limit = LIMIT_BYTES[self.cloud]
+        if len(data) > limit:
+            raise UserDataTooLarge(
+                f"user data of {self.hostname}: {len(data)} bytes are more than the {limit} that "
+                f"{self.cloud} takes; shorten serving.extra_args or serving.environment"
+            )
+        return data
+
+    def _document(self) -> dict[str, Any]:
+        document: dict[str, Any] = {
+            "hostname": self.hostname,
+            "preserve_hostname": False,
+            # Root, by key, from the addresses of access.ssh_cidrs: the only way in.
+            "disable_root": False,
+            "ssh_pwauth": False,
+            # Partition and file system take the whole root volume, at this and at every later boot.
+            "growpart": {"mode": "auto", "devices": ["/"]},
+            "resize_rootfs": True,
+            # setup.sh updates the package lists when it installs something; nothing else is upgraded.
+            "package_update": False,
+            "package_upgrade": False,
+            "write_files": self._files(),
+            **self._commands(),
+        }
+        if self.host_key:
+            document["ssh_deletekeys"] = True
+            document["ssh_keys"] = {
+                "ed25519_private": self.host_key.private,
+                "ed25519_public": self.host_key.public,
+            }
+        return document
+
+    def _commands(self) -> dict[str, Any]:
+        publish = [[f"{layout.SCRIPTS_DIRECTORY}/publish-host-keys.sh"]] if self.publish_host_keys else []
+        commands: dict[str, Any] = {"runcmd": [*publish, [f"{layout.SCRIPTS_DIRECTORY}/setup.sh"]]}
+        if self.driver_branch is not None:
+            commands["power_state"] = {
+                "mode": "reboot",
+                "message": "vllm-fleet: loading the NVIDIA driver",
+                "condition": ["/usr/bin/test", "-e", layout.REBOOT_MARK_PATH],
+            }
+        return commands
+
+    def _files(self) -> list[dict[str, str]]:
+        released = [_file(path, content, mode) for path, (content, mode) in self._released().items()]
+        return [
+            *(_static(name, layout.UNITS_DIRECTORY) for name in UNITS),
+            *(_static(name, layout.SCRIPTS_DIRECTORY, "0755") for name in SCRIPTS),
+            _static("nvidia-container-toolkit.sources", layout.SCRIPTS_DIRECTORY),
+            _static("nvidia-container-toolkit.asc", layout.SCRIPTS_DIRECTORY),
+            _static("52vllm-fleet", "/etc/apt/apt.conf.d"),
+            _static("agent.py", layout.DIRECTORY),
+            _file(layout.HOST_SETTINGS_PATH, f"DRIVER_BRANCH={self.driver_branch or ''}\n"),
+            *released,
+        ]
+
+    def _released(self) -> dict[str, tuple[str, str]]:
+        """Files of the first release, by path: content and mode. A later release does not come this way."""
+        files = {
+            layout.PREFETCH_SETTINGS_PATH: (self._prefetch_settings(), "0644"),
+            layout.COMPOSE_PATH: (compose.compose_file(self.serving), "0644"),
+        }
+        if self.environment is not None:
+            files[layout.ENV_PATH] = (self.environment, "0600")
+        return files
+
+    def _prefetch_settings(self) -> str:
+        """What prefetch.sh fetches, as bash reads it."""
+        serving = self.serving
+        images = [serving.image, *([serving.webui_image] if serving.webui else [])]
+        # Without a reboot to wait for, vLLM itself fetches the weights as soon.
+        fetched = (
+            self.driver_branch is not None
+            and not serving.model.startswith("/")
+            and not any(word.startswith(WEIGHT_FLAGS) for word in serving.extra_args)
+        )
+        environment = {"HF_HOME": "/models", **serving.environment}
+        options = [word for name, value in environment.items() for word in ("--env", f"{name}={value}")]
+        options += ["--volume", f"{layout.MODELS_DIRECTORY}:/models"]
+        return (
+            f"IMAGES=({shlex.join(images)})\n"
+            f"MODEL={shlex.quote(serving.model if fetched else '')}\n"
+            f"DOCKER_OPTIONS=({shlex.join(options)})\n"
+        )
+
+
+def _environment(serving: Serving, secrets: Secrets) -> str | None:
+    if secrets.delivery == "ssh":
+        return None
+    return compose.env_file({**compose.plain_environment(serving), **compose.secret_environment(secrets)})
+
+
+def _static(name: str, directory: str, mode: str = "0644") -> dict[str, str]:
+    return _file(f"{directory}/{name}", (FILES / name).read_text(), mode)
+
+
+def _file(path: str, content: str, mode: str = "0644") -> dict[str, str]:
+    return {"path": path, "permissions": mode, "content": content}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines as blocks, for people to read."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def _dump(document: dict[str, Any]) -> str:
+    body = yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    return f"#cloud-config\n{body}"

@@ -1,5 +1,6 @@
-"""Node agent: what Docker, vLLM, GPUs and disk of this machine are doing, as JSON (/health) and for Prometheus
-(/metrics). It needs no rights: it reads unit states, command lines and nvidia-smi, and asks vLLM on loopback.
+"""Node agent: what Docker, vLLM, GPUs and disk of this machine are doing, as JSON (/health) and for
+Prometheus (/metrics). It needs no rights: it reads unit states, command lines and nvidia-smi, and asks vLLM
+on loopback.
 
 Standard library only, since it runs on the machine's own Python.
 """

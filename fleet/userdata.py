@@ -40,6 +40,25 @@ class UserDataTooLarge(ValueError):
 
 
 @dataclass(frozen=True)
+class AptSource:
+    """A package repository, and the key its packages must be signed with."""
+
+    uri: str
+    """Of a flat repository; apt puts the machine's architecture for `$(ARCH)`."""
+    key: str
+    """OpenPGP public key, ASCII-armoured."""
+
+    @classmethod
+    def nvidia_container_toolkit(cls) -> AptSource:
+        """NVIDIA's own. The key is C95B321B61E88C1809C4F759DDCAE044F796ECB0, as NVIDIA publishes it in
+        github.com/NVIDIA/nvidia-docker (branch gh-pages), without its expired subkey."""
+        return cls(
+            uri="https://nvidia.github.io/libnvidia-container/stable/deb/$(ARCH)/",
+            key=(FILES / "nvidia-container-toolkit.asc").read_text(),
+        )
+
+
+@dataclass(frozen=True)
 class HostKey:
     """An ed25519 SSH host key made before the machine, so that it is known before the first connection."""
 
@@ -63,6 +82,8 @@ class HostPart:
     """The machine makes its SSH host keys itself and publishes them through the cloud's metadata service."""
     host_key: HostKey | None = None
     """The SSH host key the machine is given."""
+    toolkit: AptSource = field(default_factory=AptSource.nvidia_container_toolkit)
+    """Where the NVIDIA Container Toolkit comes from, if the image lacks it."""
     environment: str | None = field(default=None, repr=False)
     """Content of `.env`, secrets included; None: it arrives over SSH."""
 
@@ -74,6 +95,20 @@ class HostPart:
             node.name,
             node.serving,
             publish_host_keys=True,
+            environment=_environment(node.serving, secrets),
+        )
+
+    @classmethod
+    def linode(
+        cls, node: Node, secrets: Secrets, host_key: HostKey, driver_branch: int | None = 580
+    ) -> HostPart:
+        """A plain Ubuntu image: Docker, driver and container toolkit are installed, with one reboot."""
+        return cls(
+            "linode",
+            node.name,
+            node.serving,
+            driver_branch=driver_branch,
+            host_key=host_key,
             environment=_environment(node.serving, secrets),
         )
 
@@ -147,8 +182,9 @@ class HostPart:
         return [
             *(_static(name, layout.UNITS_DIRECTORY) for name in UNITS),
             *(_static(name, layout.SCRIPTS_DIRECTORY, "0755") for name in SCRIPTS),
-            _static("nvidia-container-toolkit.sources", layout.SCRIPTS_DIRECTORY),
-            _static("nvidia-container-toolkit.asc", layout.SCRIPTS_DIRECTORY),
+            # Apart from apt's own folders: setup.sh puts them there where the image lacks the toolkit.
+            _file(f"{layout.SCRIPTS_DIRECTORY}/nvidia-container-toolkit.asc", self.toolkit.key),
+            _file(f"{layout.SCRIPTS_DIRECTORY}/nvidia-container-toolkit.sources", _deb822(self.toolkit)),
             _static("52vllm-fleet", "/etc/apt/apt.conf.d"),
             _static("agent.py", layout.DIRECTORY),
             _file(layout.HOST_SETTINGS_PATH, f"DRIVER_BRANCH={self.driver_branch or ''}\n"),
@@ -189,6 +225,11 @@ def _environment(serving: Serving, secrets: Secrets) -> str | None:
     if secrets.delivery == "ssh":
         return None
     return compose.env_file({**compose.plain_environment(serving), **compose.secret_environment(secrets)})
+
+
+def _deb822(source: AptSource) -> str:
+    key = "/etc/apt/keyrings/nvidia-container-toolkit.asc"
+    return f"Types: deb\nURIs: {source.uri}\nSuites: /\nSigned-By: {key}\n"
 
 
 def _static(name: str, directory: str, mode: str = "0644") -> dict[str, str]:

@@ -218,7 +218,7 @@ class Machine:
         if port == agent.PORT:
             with suppress(NoSuchUnit):
                 if self.systemd.unit("vllm-agent.service").active == "active":
-                    return agent.connection(self.docker, self.gpus)
+                    return agent.connection(self)
             return None
         return self.docker.connection(port)
 

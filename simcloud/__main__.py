@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from simcloud.cloud import Cloud, Simulation
+from simcloud.linode import DEV_TOKEN, Linode
 from simcloud.machines import NoNodes
 from simcloud.nodes import NodeBackend
 from simcloud.scaleway import DEV_PROJECT_ID, DEV_SECRET_KEY, Scaleway
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         "--scaleway-secret-key", action="append", metavar="UUID", help="an accepted key; may be given again"
     )
     up.add_argument("--scaleway-project", default=DEV_PROJECT_ID, metavar="UUID")
+    up.add_argument("--linode-token", action="append", metavar="TOKEN", help="an accepted token; likewise")
     up.add_argument("--detach", action="store_true", help="go on in the background once it answers")
 
     end = commands.add_parser("down", help="end a detached emulator and remove its state")
@@ -63,6 +65,7 @@ def _serve(given: argparse.Namespace) -> int:
             f"--ssh-port={given.ssh_port}",
             f"--scaleway-project={given.scaleway_project}",
             *(f"--scaleway-secret-key={key}" for key in given.scaleway_secret_key or []),
+            *(f"--linode-token={token}" for token in given.linode_token or []),
         ]
         _, running = spawn(state, arguments, detached=True)
         print(f"simcloud ready on {running.base_url} (process {running.pid})")
@@ -79,7 +82,10 @@ def _serve(given: argparse.Namespace) -> int:
 
     def clouds(simulation: Simulation) -> list[Cloud]:
         secret_keys = given.scaleway_secret_key or [DEV_SECRET_KEY]
-        return [Scaleway(simulation, secret_keys=secret_keys, project=given.scaleway_project)]
+        return [
+            Scaleway(simulation, secret_keys=secret_keys, project=given.scaleway_project),
+            Linode(simulation, tokens=given.linode_token or [DEV_TOKEN]),
+        ]
 
     serve(
         state,

@@ -93,6 +93,8 @@ class Call:
     """What the call is about, in the words of the cloud's permission errors."""
     raw_body: bool = False
     """The body is data, not JSON: the log keeps its digest and size only."""
+    secret_fields: frozenset[str] = frozenset()
+    """Fields of the body of which the log keeps digest and size only."""
 
 
 class Cloud(Protocol):
@@ -239,8 +241,15 @@ def _loggable(received: Received) -> Any:
     if not received.raw:
         return None
     if received.call.raw_body:
-        return {"sha256": hashlib.sha256(received.raw).hexdigest(), "size": len(received.raw)}
-    return received.json
+        return _digest(received.raw)
+    return {
+        key: _digest(json.dumps(value).encode()) if key in received.call.secret_fields else value
+        for key, value in received.json.items()
+    }
+
+
+def _digest(data: bytes) -> Json:
+    return {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
 
 
 async def _or_gone(wait: Coroutine[Any, Any, None], request: Request) -> bool:

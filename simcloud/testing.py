@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from simcloud.linode import DEV_TOKEN
 from simcloud.scaleway import DEV_ACCESS_KEY, DEV_PROJECT_ID, DEV_SECRET_KEY
 from simcloud.server import POLL_S, Running, spawn
 
@@ -44,9 +45,16 @@ class SimCloud:
         return f"{self.base_url}/scaleway"
 
     @property
+    def linode_url(self) -> str:
+        """Without the API's version, as Linode's own tools are told."""
+        return f"{self.base_url}/linode"
+
+    @property
     def environment(self) -> dict[str, str]:
-        """Scaleway's standard variables, pointing here."""
+        """The clouds' standard variables, pointing here."""
         return {
+            "LINODE_URL": self.linode_url,
+            "LINODE_TOKEN": DEV_TOKEN,
             "SCW_API_URL": self.scaleway_url,
             "SCW_ACCESS_KEY": DEV_ACCESS_KEY,
             "SCW_SECRET_KEY": self.secret_key,

@@ -84,9 +84,10 @@ class GpuNode(pulumi.ComponentResource):
                 host=machine.public_ip,
                 host_keys=machine.host_keys,
                 ssh_user=machine.ssh_user,
+                ready_when=machine.ready_when,
                 hints=machine.hints,
             ),
-            pulumi.ResourceOptions(parent=self, depends_on=list(machine.ready_when)),
+            pulumi.ResourceOptions(parent=self),
         )
         self.cost = node_cost_per_hour(
             node.cloud, node.location, node.instance_type().name, node.root_volume_gb

@@ -27,6 +27,8 @@ class Delivery:
     host: Input[str]
     host_keys: Input[Sequence[str]]
     ssh_user: str
+    ready_when: Sequence[pulumi.Resource]
+    """What must exist before the node can be reached."""
     hints: dict[str, Input[str]]
 
 
@@ -65,7 +67,9 @@ class ServedModel(pulumi.ComponentResource):
                 )
             },
             [args.server_id],
-            ResourceOptions(parent=self),
+            # Not on this component: a component whose dependencies failed cannot register its outputs, which
+            # would end the update for every other node too.
+            ResourceOptions(parent=self, depends_on=list(args.ready_when)),
         )
         if not health.enabled:
             self.status = Output.unsecret(rollout.stdout.apply(lambda _: "provisioned"))

@@ -25,10 +25,11 @@ from pulumi.dynamic import ConfigureRequest, CreateResult, ReadResult, Resource,
 
 from components.dynamic import CloudProvider
 from components.node import OWNER_TAG, PENDING_TAG
-from components.scaleway.api import Rule, ScalewayClient, sbs_root_volume_id
+from components.scaleway.api import Rule, ScalewayClient, Timeouts, same_rules, sbs_root_volume_id
 from components.scaleway.credentials import Credentials
 from fleet.progress import Progress, Stage
 
+DEFAULT_ZONE = "fr-par-2"
 GB = 10**9
 """Scaleway sizes volumes in decimal gigabytes."""
 MINIMUM_ROOT_VOLUME_GB = 150
@@ -58,16 +59,19 @@ class ScalewayProvider(CloudProvider):
             "api_url": "apiUrl",
         }
         given = {field: value for field, key in keys.items() if (value := req.config.get(f"scaleway:{key}"))}
-        self._credentials = Credentials.resolve(given)
+        # Every zone is named by its resource; with one given here Scaleway's file need not be read for it.
+        self._credentials = Credentials.resolve({"zone": DEFAULT_ZONE, **given})
+        seconds = req.config.get("scaleway:timeout")
+        self._timeouts = Timeouts(read_s=float(seconds)) if seconds else Timeouts()
 
     def client(self, props: Mapping[str, Any]) -> ScalewayClient:
         """The client of the zone that the resource lives in."""
-        return _client(self._credentials, props["zone"])
+        return _client(self._credentials, props["zone"], self._timeouts)
 
 
 @lru_cache(maxsize=64)
-def _client(credentials: Credentials, zone: str) -> ScalewayClient:
-    return ScalewayClient(credentials, zone)
+def _client(credentials: Credentials, zone: str, timeouts: Timeouts) -> ScalewayClient:
+    return ScalewayClient(credentials, zone, timeouts=timeouts)
 
 
 def _owner(props: Mapping[str, Any]) -> str:
@@ -122,6 +126,11 @@ class SecurityGroupProvider(ScalewayProvider):
     replace_on = frozenset({"zone"})
     update_on = frozenset({"name", "tags", "rules", "inbound_default_policy"})
 
+    def differs(self, key: str, olds: Mapping[str, Any], news: Mapping[str, Any]) -> bool:
+        if key == "rules":  # all of them accept, so their order means nothing
+            return not same_rules(_rules(olds), _rules(news))
+        return super().differs(key, olds, news)
+
     def create(self, props: dict[str, Any]) -> CreateResult:
         client = self.client(props)
         group = client.create_security_group(
@@ -156,31 +165,43 @@ class SecurityGroupProvider(ScalewayProvider):
         group = client.find_security_group(id_)
         if group is None:
             return {}
-        rules = [
-            {"protocol": rule.protocol, "port": rule.dest_port_from, "cidr": rule.ip_range}
-            for rule in client.list_rules(id_)
-            if rule.direction == "inbound" and rule.action == "accept"
-        ]
         return {
             **props,
             "name": group.name,
             "tags": [tag for tag in group.tags if tag != _owner(props)],
             "inbound_default_policy": group.inbound_default_policy,
-            "rules": rules,
+            "rules": [_plain(rule) for rule in client.list_rules(id_)],
         }
 
 
+def _plain(rule: Rule) -> dict[str, Any]:
+    """A rule as state shows it; what is not stated is as in the rules this program makes."""
+    port = [rule.dest_port_from, rule.dest_port_to or rule.dest_port_from]
+    usual = (rule.direction, rule.action) == ("inbound", "accept")
+    return {
+        "protocol": rule.protocol,
+        "port": port[0] if port[0] == port[1] else port,
+        "cidr": rule.ip_range,
+        **({} if usual else {"direction": rule.direction, "action": rule.action}),
+    }
+
+
 def _rules(props: Mapping[str, Any]) -> list[Rule]:
-    return [
-        Rule(
-            action="accept",
-            protocol=rule["protocol"],
-            direction="inbound",
-            ip_range=rule["cidr"],
-            dest_port_from=int(rule["port"]),
+    """The inverse of `_plain`, over a resource's rules."""
+    rules = []
+    for rule in props["rules"]:
+        first, last = rule["port"] if isinstance(rule["port"], list) else (rule["port"], rule["port"])
+        rules.append(
+            Rule(
+                ip_range=rule["cidr"],
+                dest_port_from=None if first is None else int(first),
+                dest_port_to=None if last is None else int(last),
+                protocol=rule["protocol"],
+                direction=rule.get("direction", "inbound"),
+                action=rule.get("action", "accept"),
+            )
         )
-        for rule in props["rules"]
-    ]
+    return rules
 
 
 class SecurityGroup(Resource, module="scaleway", name="SecurityGroup"):
@@ -232,7 +253,8 @@ class ServerProvider(ScalewayProvider):
             adopt_tag=PENDING_TAG,
             security_group=props["security_group_id"],
         )
-        root_volume_id = sbs_root_volume_id(server)
+        # The volume that the image brings is listed by the server; nothing in the request named it.
+        root_volume_id = sbs_root_volume_id(client.get_server(server.id))
         client.set_user_data(server.id, "cloud-init", props["user_data"].encode())
         Progress(props["node"]).reached(
             Stage.PROVIDER_CREATE, f"server {server.id} stopped, root volume {root_volume_id}"
@@ -331,6 +353,13 @@ class Server(Resource, module="scaleway", name="Server"):
 # --- root volume ----------------------------------------------------------------------------------------
 
 
+def _too_large(size_gb: float, wanted_gb: float) -> str:
+    return (
+        f"root_volume_gb: {wanted_gb:g} is smaller than the {size_gb:g} GB the volume has, and a volume only "
+        f"grows. Set root_volume_gb: {size_gb:g}, or rename the node to get a new machine"
+    )
+
+
 class RootVolumeProvider(ScalewayProvider):
     replace_on = frozenset({"zone", "volume_id"})
     update_on = frozenset({"size_gb"})
@@ -344,17 +373,7 @@ class RootVolumeProvider(ScalewayProvider):
             )
         same_volume = olds.get("volume_id") == news.get("volume_id")
         if same_volume and wanted < olds.get("size_gb", 0):
-            yield (
-                "size_gb",
-                f"root_volume_gb: {wanted:g} is smaller than the {olds['size_gb']:g} GB the volume "
-                f"has, and a volume only grows. Set root_volume_gb: {olds['size_gb']:g}, or rename the node "
-                "to get a new machine",
-            )
-
-    def differs(self, key: str, olds: Mapping[str, Any], news: Mapping[str, Any]) -> bool:
-        if key == "size_gb":  # larger than asked for is fine: it cannot shrink
-            return bool(news["size_gb"] > olds["size_gb"])
-        return super().differs(key, olds, news)
+            yield "size_gb", _too_large(olds["size_gb"], wanted)
 
     def create(self, props: dict[str, Any]) -> CreateResult:
         return CreateResult(props["volume_id"], self._grown(props["volume_id"], props))
@@ -371,6 +390,8 @@ class RootVolumeProvider(ScalewayProvider):
             )
             client.grow_volume(volume_id, wanted, tags=[*volume.tags, _owner(props)])
             volume = client.wait_volume_size(volume_id, wanted, deadline_s=RESIZE_DEADLINE_S)
+        if volume.size > wanted:
+            raise ValueError(_too_large(volume.size // GB, props["size_gb"]))
         return {**props, "size_gb": volume.size // GB}
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:

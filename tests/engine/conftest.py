@@ -15,7 +15,7 @@ plugins come from the checkout's PULUMI_HOME, which set-up filled.
 - `stack.run("up" | "preview" | "refresh" | "destroy", *flags, expect_failure=False, env={...})` asks no
   questions and returns a `Result`: `code`, `stdout` (both streams, as a user reads them), `events` (the
   engine's own, parsed), `changes` (operation → count) and `operations` (resource name → its operations),
-  both without "same".
+  both without "same" and "refresh", and `drifted` (names of resources a refresh found changed).
 - `stack.start(…)` does not wait. It returns a `Running` with `interrupt()` (as Ctrl-C), `kill()` (SIGKILL, as
   a crash), `wait_until(condition, what)` and `wait()` → `Result`. `stack.unlock()` makes a killed stack
   usable again, as `pulumi cancel` does.
@@ -38,6 +38,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from simcloud.testing import running_simcloud
 
 ROOT = Path(__file__).resolve().parents[2]
 # A hung engine fails its test long before continuous integration gives up.
@@ -76,9 +78,15 @@ class Result:
         done: dict[str, list[str]] = {}
         for event in self.events:
             metadata = event.get("resourcePreEvent", {}).get("metadata")
-            if metadata and metadata["op"] != "same":
+            if metadata and metadata["op"] not in ("same", "refresh"):
                 done.setdefault(metadata["urn"].rsplit("::", 1)[-1], []).append(metadata["op"])
         return done
+
+    @property
+    def drifted(self) -> set[str]:
+        """Names of the resources that a refresh found to be other than they should be."""
+        seen = [event["resOutputsEvent"]["metadata"] for event in self.events if "resOutputsEvent" in event]
+        return {each["urn"].rsplit("::", 1)[-1] for each in seen if each["op"] not in ("same", "refresh")}
 
 
 @dataclass
@@ -276,3 +284,18 @@ def pulumi(engine_env: dict[str, str], tmp_path: Path) -> Iterator[Callable[...,
     yield make
     for stack in stacks:
         stack.close()
+
+
+@pytest.fixture
+def fleet(pulumi: Callable[..., Stack], tmp_path: Path) -> Iterator[Any]:
+    """This project's stack on an embedded Scaleway without delays; see fleets.py."""
+    import fleets
+
+    key = fleets.ssh_key(tmp_path / "id_ed25519")
+    folder = fleets.project_folder(tmp_path / "project")
+    with running_simcloud(tmp_path / "cloud", ssh_port=fleets.SSH_PORT) as cloud:
+        fleets.register_key(cloud, key)
+        fleet = fleets.Fleet(pulumi(folder=folder), cloud, key, "scaleway")
+        yield fleet
+        cloud.clear_faults()
+        fleet.stack.close()

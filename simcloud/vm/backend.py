@@ -39,7 +39,7 @@ class MachineFault(StrEnum):
     DOCKER_DEAD = "docker_dead"
     """dockerd does not start."""
     DISK_FULL = "disk_full"
-    """A new machine's disk is no larger than its image."""
+    """From the next start of dockerd on there is no room for a container image."""
     REBOOT_NEVER_RETURNS = "reboot_never_returns"
     """The machine stops where it should restart."""
 
@@ -136,15 +136,10 @@ class VmNodes(NodeBackend):
         disk = boot.directory / "disk.qcow2"
         base = ground.image.disk(_VARIANT[boot.cloud])
         if not disk.exists():
-            await asyncio.to_thread(self._new_disk, disk, base, boot)
-        elif self._faults.get(boot.name) != MachineFault.DISK_FULL:
+            await asyncio.to_thread(_new_disk, disk, base, boot.disk_gb)
+        else:
             await asyncio.to_thread(run, ["qemu-img", "resize", disk, str(boot.disk_gb * GB)], timeout_s=60)
         await self._power_on(boot, disk, snapshot=None)
-
-    def _new_disk(self, disk: Path, base: Path, boot: Boot) -> None:
-        disk.parent.mkdir(parents=True, exist_ok=True)
-        size = [] if self._faults.get(boot.name) == MachineFault.DISK_FULL else [str(boot.disk_gb * GB)]
-        run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, disk, *size], timeout_s=60)
 
     async def _power_on(self, boot: Boot, disk: Path, *, snapshot: str | None) -> None:
         await self._forget(boot.server_id)
@@ -262,6 +257,12 @@ class VmNodes(NodeBackend):
         with contextlib.suppress(ProcessLookupError):
             await self._resources.aclose()
         self._ground = None
+
+
+def _new_disk(disk: Path, base: Path, size_gb: int) -> None:
+    disk.parent.mkdir(parents=True, exist_ok=True)
+    layer: list[str | Path] = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base]
+    run([*layer, disk, str(size_gb * GB)], timeout_s=60)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -29,6 +29,8 @@ TOOLS = {
 }
 """Executable → (Debian package, what it is for)."""
 
+_KEPT_S = 14 * 24 * 3600
+
 _SBIN = "/usr/sbin:/sbin"
 
 
@@ -105,19 +107,22 @@ def digest(*parts: bytes | Path) -> str:
 def cached(kind: str, key: str, build: Callable[[Path], None]) -> Path:
     """The directory `<cache>/<kind>-<key>`, made by `build` in a temporary place and renamed when whole.
 
-    Builders in several processes wait for one another; older directories of the same kind are removed.
+    Builders in several processes wait for one another; directories of the same kind that nobody has asked for
+    in two weeks are removed (others may be in use by another checkout).
     """
     cache = cache_directory()
     cache.mkdir(parents=True, exist_ok=True)
     target = cache / f"{kind}-{key}"
     if target.is_dir():
+        target.touch()
         return target
     with (cache / f"{kind}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if target.is_dir():
             return target
         for stale in cache.glob(f"{kind}-*"):
-            shutil.rmtree(stale, ignore_errors=True)
+            if time.time() - stale.stat().st_mtime > _KEPT_S:
+                shutil.rmtree(stale, ignore_errors=True)
         started = time.monotonic()
         scratch = Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=cache))
         try:

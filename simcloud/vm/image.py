@@ -153,8 +153,8 @@ def _configure(root: Path, archive: Path, authority: bytes) -> None:
 
     guest("os-release", "usr/lib/os-release")
     guest("90_image.cfg", "etc/cloud/cloud.cfg.d/90_image.cfg")
-    guest("machine-fault", "usr/lib/embedded-cloud/machine-fault")
-    guest("docker-fault.conf", "etc/systemd/system/docker.service.d/10-embedded-cloud.conf")
+    guest("before-docker", "usr/lib/embedded-cloud/before-docker")
+    guest("docker.conf", "etc/systemd/system/docker.service.d/10-embedded-cloud.conf")
     guest("metadata-guard.nft", "usr/lib/embedded-cloud/metadata-guard.nft")
     guest("metadata-guard.service", "etc/systemd/system/metadata-guard.service")
     hosts = f"127.0.0.1 localhost\n{MIRROR_ADDRESS} {' '.join(MIRRORED_HOSTS)}\n"

@@ -170,7 +170,8 @@ class Mirrors:
         async for chunk in body.content:
             if cut and sent + len(chunk) > body.size // 2:
                 cut_connection()
-                return
+                # The lost connection cancels this; to return would be to end the body properly.
+                await asyncio.get_running_loop().create_future()
             await self._wait_for_turn(mirror, len(chunk))
             sent += len(chunk)
             yield chunk

@@ -1,0 +1,238 @@
+"""The scripts of the first boot, run by bash among tools that write down how they were called."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from fleet import layout
+from fleet.userdata import FILES
+
+SCRIPTS = sorted(FILES.glob("*.sh"))
+
+TOOL = """#!/bin/bash
+printf '%s\\n' "${{0##*/}} $*" >>{calls}
+"""
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_pass_shellcheck(script: Path) -> None:
+    done = subprocess.run(
+        [
+            Path(sys.executable).with_name("shellcheck"),
+            *("--external-sources", "--source-path", FILES.parent, script),
+        ],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@dataclass
+class Node:
+    """A folder in which the scripts find what they find on a node."""
+
+    root: Path
+
+    @property
+    def calls(self) -> list[str]:
+        """Command lines, in order."""
+        path = self.root / "calls"
+        return path.read_text().splitlines() if path.exists() else []
+
+    @property
+    def stages(self) -> list[str]:
+        path = Path(f"{self.root}{layout.STAGES_PATH}")
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        assert all(line.keys() == {"stage", "at", "seconds"} and line["seconds"] >= 0 for line in lines)
+        return [line["stage"] for line in lines]
+
+    def tool(self, name: str, script: str = "") -> None:
+        """A program on PATH; `script` follows its note in `calls`."""
+        path = self.root / "bin" / name
+        path.write_text(TOOL.format(calls=self.root / "calls") + script + "\n")
+        path.chmod(0o755)
+
+    def write(self, path: str, content: str) -> None:
+        target = Path(f"{self.root}{path}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(content)
+
+    def run(self, script: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", f"{self.root}{layout.SCRIPTS_DIRECTORY}/{script}"],
+            check=False,
+            env={"PATH": f"{self.root}/bin"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    """A machine whose image brings driver, Docker and toolkit, as a GPU OS image does."""
+    made = Node(tmp_path)
+    (tmp_path / "bin").mkdir()
+    for name in ("bash", "cat", "mkdir", "touch", "sed", "xargs", "uname", "timeout", "grep"):
+        (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))
+    for path in SCRIPTS:
+        text = path.read_text()
+        for absolute in ("/usr/local/lib", "/var/lib", "/etc/vllm-fleet", "/etc/ssh", "/opt/llm"):
+            text = text.replace(absolute, f"{tmp_path}{absolute}")
+        made.write(f"{layout.SCRIPTS_DIRECTORY}/{path.name}", text)
+    made.write(layout.HOST_SETTINGS_PATH, "DRIVER_BRANCH=\n")
+    made.write(
+        layout.PREFETCH_SETTINGS_PATH,
+        "IMAGES=(vllm/vllm-openai:v0.9.2)\nMODEL=Qwen/Qwen3-8B-AWQ\nDOCKER_OPTIONS=(--env HF_HOME=/models)\n",
+    )
+    for name in ("apt-get", "apt-mark", "install", "nvidia-ctk", "nvidia-smi", "sleep", "systemctl", "curl"):
+        made.tool(name)
+    made.tool("apt-cache", "exit 100")
+    made.tool("docker", """[ "$1" != info ] || echo '{"nvidia":{},"runc":{}}'""")
+    made.tool(
+        "dpkg-query", "printf 'ii nvidia-driver-580-server\\nun nvidia-driver-570\\nii docker.io\\n'; exit 1"
+    )
+    return made
+
+
+def bare(node: Node, branch: int = 580) -> Node:
+    """The same machine with a plain Ubuntu image: its programs come with the packages."""
+    node.write(layout.HOST_SETTINGS_PATH, f"DRIVER_BRANCH={branch}\n")
+    packages = {
+        "docker.io": "docker",
+        "nvidia-container-toolkit": "nvidia-ctk",
+        "nvidia-driver": "nvidia-smi",
+    }
+    (node.root / "bin/mv").symlink_to(str(shutil.which("mv")))
+    bring = ""
+    for package, program in packages.items():
+        (node.root / "bin" / program).rename(node.root / program)
+        bring += f'case "$*" in *install*{package}*) mv {node.root}/{program} {node.root}/bin/ ;; esac\n'
+    # A daemon that has just been installed knows no runtime of NVIDIA's.
+    (node.root / "docker").write_text(TOOL.format(calls=node.root / "calls"))
+    node.tool("apt-get", bring)
+    return node
+
+
+def position(calls: list[str], words: str) -> int:
+    """Where the first call with these words is."""
+    return next(index for index, call in enumerate(calls) if words in call)
+
+
+def test_an_image_that_brings_everything_is_set_up_without_any_package(node: Node) -> None:
+    done = node.run("setup.sh")
+    assert done.returncode == 0, done.stderr
+    assert not [call for call in node.calls if call.startswith("apt-get")]
+    assert not Path(f"{node.root}{layout.REBOOT_MARK_PATH}").exists()
+    assert "systemctl start vllm-agent.service vllm-env.path" in node.calls
+    assert node.stages == ["boot", "docker", "units"]
+
+
+def test_a_plain_image_gets_docker_driver_and_toolkit_and_asks_for_a_reboot(node: Node) -> None:
+    done = bare(node).run("setup.sh")
+    assert done.returncode == 0, done.stderr
+    installs = [call for call in node.calls if " install " in call and call.startswith("apt-get")]
+    assert [call.partition(" install ")[2] for call in installs] == [
+        "docker.io docker-compose-v2 nvidia-container-toolkit",
+        "nvidia-driver-580-server",
+    ]
+    assert all("DPkg::Lock::Timeout=300" in call for call in installs)
+    assert Path(f"{node.root}{layout.REBOOT_MARK_PATH}").exists()
+    assert node.stages == ["boot", "docker", "driver", "units", "prefetch"]
+
+
+def test_the_image_is_pulled_while_the_driver_is_installed(node: Node) -> None:
+    bare(node).run("setup.sh")
+    pull = position(node.calls, "systemctl start --no-block vllm-prefetch.service")
+    assert position(node.calls, "nvidia-ctk runtime configure --runtime=docker") < pull
+    assert position(node.calls, "systemctl restart docker.service") < pull
+    assert pull < position(node.calls, "nvidia-driver-580-server")
+
+
+def test_nothing_is_started_before_the_reboot_that_brings_the_driver(node: Node) -> None:
+    bare(node).run("setup.sh")
+    started = [call for call in node.calls if call.startswith("systemctl start")]
+    assert all(call.endswith("vllm-prefetch.service") for call in started)
+
+
+def test_what_the_model_runs_on_is_held(node: Node) -> None:
+    node.run("setup.sh")
+    assert "apt-mark hold nvidia-driver-580-server docker.io" in node.calls
+
+
+def test_headers_come_along_where_the_archive_has_them(node: Node) -> None:
+    bare(node).tool("apt-cache")
+    node.run("setup.sh")
+    assert f"nvidia-driver-580-server linux-headers-{os.uname().release}" in " ".join(node.calls)
+
+
+def test_a_package_that_cannot_be_had_stops_the_set_up_and_says_where(node: Node) -> None:
+    bare(node)
+    node.tool("apt-get", "case $* in *driver*) echo 'E: Unable to locate package' >&2; exit 100;; esac")
+    node.tool("docker")
+    node.tool("nvidia-ctk")
+    done = node.run("setup.sh")
+    assert done.returncode != 0
+    assert "E: Unable to locate package" in done.stderr
+    assert "vllm-fleet: driver failed: " in done.stderr
+    assert not Path(f"{node.root}{layout.REBOOT_MARK_PATH}").exists()
+
+
+def test_an_archive_that_is_down_for_a_moment_is_asked_again(node: Node) -> None:
+    bare(node)
+    once = f"{node.root}/once"
+    with Path(node.root / "bin/apt-get").open("a") as tool:
+        tool.write(f'case "$*" in *update) [ -e {once} ] || {{ touch {once}; exit 100; }} ;; esac\n')
+    assert node.run("setup.sh").returncode == 0
+    assert len([call for call in node.calls if call.endswith(" update")]) == 2
+
+
+def test_weights_are_fetched_with_the_serving_image_and_the_token_by_name(node: Node) -> None:
+    node.write(layout.ENV_PATH, "HF_TOKEN='hf_planted0123456789'\n")
+    done = node.run("prefetch.sh")
+    assert done.returncode == 0, done.stderr
+    calls = "\n".join(node.calls)
+    assert node.calls[0] == "docker pull --quiet vllm/vllm-openai:v0.9.2"
+    assert "--env HF_TOKEN --env HF_HOME=/models vllm/vllm-openai:v0.9.2" in calls
+    assert calls.endswith("Qwen/Qwen3-8B-AWQ")
+    assert "hf_planted" not in calls + done.stdout + done.stderr
+    assert node.stages == ["image_pull", "weights"]
+
+
+def test_a_fetch_that_fails_is_said_and_not_fatal(node: Node) -> None:
+    node.tool("docker", "echo 'pull access denied' >&2; exit 1")
+    done = node.run("prefetch.sh")
+    assert done.returncode == 0
+    assert "pull access denied" in done.stderr
+    assert "vllm-fleet: image_pull failed: " in done.stderr
+    assert node.stages == []
+
+
+def test_host_keys_are_published_from_a_privileged_port(node: Node) -> None:
+    for kind in ("ed25519", "rsa"):
+        node.write(f"/etc/ssh/ssh_host_{kind}_key.pub", f"ssh-{kind} AAAA\n")
+        node.write(f"/etc/ssh/ssh_host_{kind}_key", "private")
+    node.tool("curl", f"cat >{node.root}/body")
+    assert node.run("publish-host-keys.sh").returncode == 0
+    (call,) = node.calls
+    assert "--local-port 1-1023 --request PATCH" in call
+    assert call.endswith("http://169.254.42.42/user_data/ssh-host-public-keys")
+    assert (node.root / "body").read_text() == "ssh-ed25519 AAAA\nssh-rsa AAAA\n"
+
+
+def test_a_metadata_service_that_never_answers_is_given_up(node: Node) -> None:
+    node.write("/etc/ssh/ssh_host_ed25519_key.pub", "ssh-ed25519 AAAA\n")
+    node.tool("curl", "exit 7")
+    done = node.run("publish-host-keys.sh")
+    assert done.returncode != 0
+    assert "vllm-fleet: host_keys failed: " in done.stderr

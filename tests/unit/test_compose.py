@@ -1,0 +1,98 @@
+"""The serving files: a snapshot, and what may never be in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from syrupy.assertion import SnapshotAssertion
+from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
+
+from fleet import compose
+from fleet.settings import Secrets, Serving
+from simcloud.light.compose import load
+from simcloud.light.disk import Disk
+
+SECRETS = Secrets.model_validate({"api_key": "sk-planted-0123456789", "hf_token": "hf_planted0123456789"})
+# The service this project took over: a 32B model on two GPUs.
+QWEN_32B: dict[str, Any] = {
+    "image": "vllm/vllm-openai:v0.9.2",
+    "model": "Qwen/Qwen3-32B-AWQ",
+    "max_model_len": 131072,
+    "quantization": "awq_marlin",
+    "distributed_executor_backend": "mp",
+    "tensor_parallel_size": 2,
+    "gpu_memory_utilization": 0.95,
+    "swap_space_gb": 16,
+    "visible_devices": [0, 1],
+    "port": 5002,
+    "webui": True,
+}
+
+
+def serving(**changed: Any) -> Serving:
+    return Serving.model_validate({"model": "Qwen/Qwen3-8B-AWQ", **changed})
+
+
+class _Yaml(SingleFileSnapshotExtension):
+    _write_mode = WriteMode.TEXT
+    file_extension = "yaml"
+
+
+@pytest.mark.parametrize("variant", [{}, QWEN_32B], ids=["default", "qwen3_32b_on_two_gpus"])
+def test_the_compose_file_is_what_was_reviewed(variant: dict[str, Any], snapshot: SnapshotAssertion) -> None:
+    assert compose.compose_file(serving(**variant)) == snapshot(extension_class=_Yaml)
+
+
+def test_the_container_has_the_settings_that_gpus_need() -> None:
+    vllm = compose.compose_document(serving(**QWEN_32B))["services"]["vllm"]
+    assert vllm["runtime"] == "nvidia"
+    assert vllm["ipc"] == "host"
+    assert vllm["shm_size"] == "16gb"
+    assert vllm["healthcheck"]["start_period"] == "300s"
+    assert "deploy" not in vllm  # Swarm's
+
+
+def test_everything_is_published_on_loopback_only() -> None:
+    for service in compose.compose_document(serving(webui=True))["services"].values():
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+
+
+def test_no_secret_is_in_the_compose_file() -> None:
+    text = compose.compose_file(serving(webui=True))
+    for value in compose.secret_environment(SECRETS).values():
+        assert value not in text
+
+
+def resolved(directory: Path, what: Serving) -> Any:
+    """The project as an independent reader of compose files sees it, `.env` included."""
+    disk = Disk(directory)
+    environment = {**compose.plain_environment(what), **compose.secret_environment(SECRETS)}
+    disk.write("/opt/llm/docker-compose.yml", compose.compose_file(what).encode())
+    disk.write("/opt/llm/.env", compose.env_file(environment).encode())
+    return load(disk, "/opt/llm")
+
+
+def test_port_key_and_devices_come_from_the_env_file(tmp_path: Path) -> None:
+    vllm, webui = resolved(tmp_path, serving(**QWEN_32B)).services
+    assert vllm.command[vllm.command.index("--port") + 1] == "5002"
+    assert [(port.host_ip, port.published, port.target) for port in vllm.ports] == [("127.0.0.1", 5002, 5002)]
+    assert vllm.environment["NVIDIA_VISIBLE_DEVICES"] == "0,1"
+    assert vllm.environment["VLLM_API_KEY"] == "sk-planted-0123456789"
+    assert vllm.environment["HF_TOKEN"] == "hf_planted0123456789"
+    assert webui.environment["OPENAI_API_BASE_URL"] == "http://vllm:5002/v1"
+    assert webui.environment["OPENAI_API_KEY"] == "sk-planted-0123456789"
+
+
+@pytest.mark.parametrize("word", ["$HOME", "${PORT}", "$$", "a'b\"c", "ünï", "# no comment", "{x: 1}"])
+def test_words_with_a_meaning_to_compose_or_yaml_arrive_as_they_are(tmp_path: Path, word: str) -> None:
+    (vllm,) = resolved(tmp_path, serving(extra_args=["--x", word], environment={"X": word})).services
+    assert vllm.command[-1] == word
+    assert vllm.environment["X"] == word
+
+
+def test_the_same_settings_make_the_same_file() -> None:
+    assert compose.compose_file(serving(**QWEN_32B)) == compose.compose_file(serving(**QWEN_32B))
+    assert list(yaml.safe_load(compose.compose_file(serving()))) == ["name", "services"]

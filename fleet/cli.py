@@ -1,0 +1,65 @@
+"""`fleet`: the commands for daily work. A command's module is loaded when that command is run, not before."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "catalog": ("catalog:app", "GPU types of the clouds, their prices and stock."),
+    "cost-report": ("cost_report:cost_report", "What a stack is billed for."),
+    "fit": ("fit:fit", "Whether a model fits a GPU, and what would."),
+    "plan": ("plan:plan", "The cheapest way to serve a model, over all clouds."),
+    "reap": ("reap:reap", "Destroy the nodes that have outlived their ttl_hours."),
+}
+"""Name → where it is (module of `fleet.commands` : function or group) and one line of help."""
+
+
+class LazyGroup(TyperGroup):
+    """A group that knows its commands by name and help; the rest of one is loaded when it is run."""
+
+    def __init__(self, **attributes: Any) -> None:
+        known = {name: TyperCommand(name, short_help=line) for name, (_, line) in COMMANDS.items()}
+        super().__init__(**{**attributes, "commands": known})
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, found, rest = super().resolve_command(ctx, args)
+        return name, load(name) if name is not None and found else None, rest
+
+
+def load(name: str) -> Any:
+    """The whole command of that name, ready to run."""
+    module, attribute = COMMANDS[name][0].split(":")
+    target = getattr(import_module(f"fleet.commands.{module}"), attribute)
+    if isinstance(target, typer.Typer):
+        target.rich_markup_mode = None
+        return typer.main.get_group(target)
+    alone = _typer(add_completion=False)
+    alone.command(name)(target)
+    return typer.main.get_command(alone)
+
+
+def _typer(**settings: Any) -> typer.Typer:
+    # Plain help: loading the library for decorated text would take longer than everything else here.
+    return typer.Typer(
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"max_content_width": 110},
+        **settings,
+    )
+
+
+app = _typer(cls=LazyGroup, name="fleet", no_args_is_help=True)
+
+
+@app.callback()
+def main() -> None:
+    """GPU nodes that serve language models: choose, price, check, watch, mend.
+
+    Example: fleet plan --model Qwen/Qwen3-8B-AWQ
+
+    Completion in your shell: fleet --install-completion
+    """

@@ -1,0 +1,38 @@
+"""Mirrors set from outside, as JSON; to be mounted among the controls of the simulation, where no machine reaches."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from simcloud.vm.backend import VmNodes
+from simcloud.vm.mirrors import Condition, Mirror
+
+
+def mirror_routes(backend: VmNodes) -> list[Route]:
+    """`GET /mirrors/{node}`: the mirrors' conditions; `PUT /mirrors/{node}/{mirror}` with a Condition sets one.
+
+    A node need not exist yet: what is set for its name holds when it starts.
+    """
+
+    async def conditions(request: Request) -> Response:
+        mirrors = backend.mirrors(request.path_params["node"])
+        return JSONResponse({mirror: mirrors[mirror].model_dump() for mirror in Mirror})
+
+    async def set_condition(request: Request) -> Response:
+        try:
+            mirror = Mirror(request.path_params["mirror"])
+            condition = Condition.model_validate_json(await request.body())
+        except ValidationError as error:
+            return JSONResponse({"errors": error.errors(include_url=False, include_input=False)}, 400)
+        except ValueError as error:
+            return JSONResponse({"errors": [{"msg": f"{error}: there are {', '.join(Mirror)}"}]}, 404)
+        backend.mirrors(request.path_params["node"])[mirror] = condition
+        return JSONResponse(condition.model_dump())
+
+    return [
+        Route("/mirrors/{node}", conditions, methods=["GET"]),
+        Route("/mirrors/{node}/{mirror}", set_condition, methods=["PUT"]),
+    ]

@@ -53,7 +53,12 @@ class GpuNode(pulumi.ComponentResource):
 
     server_id: Output[str]
     """The server's id in its cloud."""
+    cloud: Output[str]
+    zone: Output[str]
+    """Zone or region, as its cloud names it."""
     public_ip: Output[str]
+    ssh: Output[dict[str, Any]]
+    """Where SSH answers and by which host keys it is known: the fields of `fleet.ssh.Target`."""
     ssh_command: Output[str]
     """Opens a shell on the node, the host verified against the pinned key."""
     tunnel_command: Output[str]
@@ -62,6 +67,10 @@ class GpuNode(pulumi.ComponentResource):
     """Base URL of the OpenAI API once the tunnel is open."""
     model: Output[str]
     """Name clients ask for."""
+    container: Output[str]
+    """Name of the vLLM container."""
+    ports: Output[dict[str, int]]
+    """Ports on the node's loopback: `vllm`, and `webui` where it runs."""
     cost: Cost
     """Server, volume and address, in the cloud's currency; unknown where the catalog does not know."""
     type: Output[str]
@@ -94,7 +103,18 @@ class GpuNode(pulumi.ComponentResource):
         )
         self.type = Output.from_input(node.type)
         self.server_id = machine.server_id
+        self.cloud = Output.from_input(node.cloud)
+        self.zone = Output.from_input(node.location)
         self.public_ip = machine.public_ip
+        self.ssh = Output.from_input(
+            {
+                "host": machine.public_ip,
+                "port": args.access.ssh_port,
+                "user": machine.ssh_user,
+                "private_key_path": str(args.access.ssh_private_key_path),
+                "host_keys": machine.host_keys,
+            }
+        )
         contact = Output.all(machine.public_ip, machine.host_keys)
         self.ssh_command = contact.apply(lambda c: ssh_command(args.access, machine.ssh_user, *c))
         self.tunnel_command = contact.apply(
@@ -102,6 +122,9 @@ class GpuNode(pulumi.ComponentResource):
         )
         self.endpoint = Output.from_input(f"http://127.0.0.1:{node.serving.port}/v1")
         self.model = Output.from_input(node.serving.served_name)
+        self.container = Output.from_input(node.serving.container_name)
+        webui = {"webui": layout.WEBUI_PORT} if node.serving.webui else {}
+        self.ports = Output.from_input({"vllm": node.serving.port, **webui})
         self.root_volume_gb = machine.root_volume_gb
         self.status = served.status
         self.register_outputs(self.outputs())
@@ -110,12 +133,17 @@ class GpuNode(pulumi.ComponentResource):
         """The contract, as `pulumi stack output nodes` shows it."""
         return {
             "id": self.server_id,
+            "cloud": self.cloud,
+            "zone": self.zone,
             "type": self.type,
             "public_ip": self.public_ip,
+            "ssh": self.ssh,
             "ssh_command": self.ssh_command,
             "tunnel_command": self.tunnel_command,
             "endpoint": self.endpoint,
             "model": self.model,
+            "container": self.container,
+            "ports": self.ports,
             "cost_per_hour": Output.from_input(self.cost.total),
             "currency": Output.from_input(self.cost.currency),
             "root_volume_gb": self.root_volume_gb,

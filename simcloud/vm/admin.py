@@ -1,4 +1,4 @@
-"""Mirrors set from outside, as JSON; to be mounted among the controls of the simulation, where no machine reaches."""
+"""Mirrors set from outside, as JSON: to be mounted among the simulation's controls, where no machine reaches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from simcloud.vm.mirrors import Condition, Mirror
 
 
 def mirror_routes(backend: VmNodes) -> list[Route]:
-    """`GET /mirrors/{node}`: the mirrors' conditions; `PUT /mirrors/{node}/{mirror}` with a Condition sets one.
+    """`GET /mirrors/{node}`: the mirrors' conditions; `PUT /mirrors/{node}/{mirror}`: sets one, a Condition.
 
     A node need not exist yet: what is set for its name holds when it starts.
     """

@@ -152,7 +152,8 @@ class Mirrors:
             request.method,
             request.url.path,
             params=request.query_params,
-            headers={key: value for key, value in request.headers.items() if key in {"accept", "range"}},
+            # Pairs, not a mapping: Docker says each type it accepts in a header of its own.
+            headers=[(key, value) for key, value in request.headers.items() if key in {"accept", "range"}],
         )
         reply = await self._registry.send(asked, stream=True)
         kept = {

@@ -1,4 +1,4 @@
-"""Mirrors set from outside, as JSON: to be mounted among the simulation's controls, where no machine reaches."""
+"""Mirrors set from outside, as JSON: to be mounted among the controls, where no machine reaches."""
 
 from __future__ import annotations
 

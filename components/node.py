@@ -13,6 +13,7 @@ from pulumi import Input, Output
 from components.serving import Delivery, ServedModel
 from fleet import layout, settings
 from fleet.cost import Cost, node_cost_per_hour
+from fleet.ssh import Target, openssh
 
 OWNER_TAG = "vllm-fleet-owner"
 """Carries a random id that is in state before anything is created: what a crash leaves is found by it."""
@@ -151,23 +152,9 @@ class GpuNode(pulumi.ComponentResource):
         }
 
 
-def _ssh(access: settings.Access, user: str, host: str, host_keys: Sequence[str], *options: str) -> str:
-    """An ssh command line that trusts the node's pinned key and nothing else."""
-    key = str(access.ssh_private_key_path)
-    # A quoted ~ would not be the home directory.
-    identity = f"~/{shlex.quote(key[2:])}" if key.startswith("~/") else shlex.quote(key)
-    port = [] if access.ssh_port == 22 else ["-p", str(access.ssh_port)]
-    ed25519 = next((line for line in host_keys if line.startswith("ssh-ed25519 ")), host_keys[0])
-    trust = [
-        *("-o", f"KnownHostsCommand=/bin/echo %H {' '.join(ed25519.split()[:2])}"),
-        *("-o", "UserKnownHostsFile=/dev/null", "-o", "StrictHostKeyChecking=yes"),
-    ]
-    return f"ssh -i {identity} {shlex.join([*port, *trust, *options, f'{user}@{host}'])}"
-
-
 def ssh_command(access: settings.Access, user: str, host: str, host_keys: Sequence[str]) -> str:
     """The command that opens a shell."""
-    return _ssh(access, user, host, host_keys)
+    return shlex.join(openssh(_target(access, user, host, host_keys)))
 
 
 def tunnel_command(
@@ -176,4 +163,9 @@ def tunnel_command(
     """The command that forwards the node's loopback ports to this machine's."""
     ports = [serving.port, *([layout.WEBUI_PORT] if serving.webui else [])]
     forwards = [part for port in ports for part in ("-L", f"127.0.0.1:{port}:127.0.0.1:{port}")]
-    return _ssh(access, user, host, host_keys, "-N", "-o", "ExitOnForwardFailure=yes", *forwards)
+    target = _target(access, user, host, host_keys)
+    return shlex.join(openssh(target, "-N", "-o", "ExitOnForwardFailure=yes", *forwards))
+
+
+def _target(access: settings.Access, user: str, host: str, host_keys: Sequence[str]) -> Target:
+    return Target(host, tuple(host_keys), user, access.ssh_port, access.ssh_private_key_path)

@@ -196,14 +196,35 @@ class Connection:
         return data
 
     @asynccontextmanager
-    async def forward(self, port: int) -> AsyncIterator[int]:
-        """A free port of this machine's loopback that leads to `port` of the node's loopback."""
-        listener = await self._connection.forward_local_port("127.0.0.1", 0, "127.0.0.1", port)
+    async def forward(self, port: int, local_port: int = 0) -> AsyncIterator[int]:
+        """A port of this machine's loopback, a free one unless named, that leads to `port` of the node's.
+
+        Raises OSError if `local_port` is taken.
+        """
+        listener = await self._connection.forward_local_port("127.0.0.1", local_port, "127.0.0.1", port)
         try:
             yield listener.get_port()
         finally:
             listener.close()
             await listener.wait_closed()
+
+    async def open_process(self, command: str) -> asyncssh.SSHClientProcess[bytes]:
+        """Start a command line as the login user, without input; who reads its output sets its pace.
+
+        Raises ConnectionLost, and NothingListens if the node opens no more sessions.
+        """
+        import asyncssh  # noqa: PLC0415  loaded by now
+
+        with self._translated(f"`{command}`", ATTEMPT_TIMEOUT_S):
+            async with asyncio.timeout(ATTEMPT_TIMEOUT_S):
+                process: asyncssh.SSHClientProcess[bytes] = await self._connection.create_process(
+                    command, stdin=asyncssh.DEVNULL, encoding=None
+                )
+                return process
+
+    async def wait_closed(self) -> None:
+        """Return when the session has ended, whoever ended it."""
+        await self._connection.wait_closed()
 
     async def http(
         self,
@@ -300,6 +321,24 @@ class _Replay:
 
     def makefile(self, _mode: str) -> io.BytesIO:
         return io.BytesIO(self._data)
+
+
+def openssh(target: Target, *options: str) -> list[str]:
+    """The words of an `ssh` command to the node that trusts its pinned host key and nothing else.
+
+    The key is given by a command instead of a file, so that nothing needs to be cleaned up. It prints one
+    key: the ed25519 one if there is one, which is what OpenSSH then asks for.
+    """
+    pinned = next((line for line in target.host_keys if line.startswith("ssh-ed25519 ")), target.host_keys[0])
+    # Without IdentitiesOnly an agent's keys come first, and a server stops listening after a few wrong ones.
+    key = target.private_key_path
+    identity = [] if key is None else ["-i", str(key), "-o", "IdentitiesOnly=yes"]
+    trust = [
+        *("-o", f"KnownHostsCommand=/bin/echo %H {' '.join(pinned.split()[:2])}"),
+        *("-o", "UserKnownHostsFile=/dev/null", "-o", "StrictHostKeyChecking=yes"),
+    ]
+    port = [] if target.port == 22 else ["-p", str(target.port)]
+    return ["ssh", *identity, *port, *trust, *options, f"{target.user}@{target.host}"]
 
 
 @asynccontextmanager

@@ -1,6 +1,5 @@
 """Node agent: what Docker, vLLM, GPUs and disk of this machine are doing, as JSON (/health) and for
-Prometheus (/metrics). It needs no rights: it reads unit states, command lines and nvidia-smi, and asks vLLM
-on loopback.
+Prometheus (/metrics). It needs no rights: it looks at processes and nvidia-smi, and asks vLLM on loopback.
 
 Standard library only, since it runs on the machine's own Python.
 """
@@ -15,6 +14,7 @@ import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -40,7 +40,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Vllm:
-    """The vLLM process, found by its command line: what it was really started with."""
+    """The engine's process, and whether it answers."""
 
     running: bool = False
     healthy: bool = False
@@ -51,13 +51,11 @@ class Vllm:
 
 @dataclass(frozen=True)
 class Observation:
-    docker: str
-    """State of docker.service, in systemd's word."""
-    service: str
-    """State of vllm.service."""
+    docker: bool
+    """Whether dockerd runs."""
     vllm: Vllm
     vllm_restarts: int
-    """Times vLLM was seen as another process than before, since the agent started."""
+    """Times vLLM was another process than at the look before, since the agent started."""
     gpus: tuple[Gpu, ...]
     disk_size_bytes: int
     disk_free_bytes: int
@@ -66,7 +64,7 @@ class Observation:
 
     @property
     def ready(self) -> bool:
-        return self.docker == "active" and self.vllm.healthy and bool(self.gpus)
+        return self.docker and self.vllm.healthy and bool(self.gpus)
 
     def to_json(self) -> str:
         status = "ok" if self.ready else "waiting"
@@ -74,8 +72,7 @@ class Observation:
 
     def to_prometheus(self) -> str:
         metrics: list[tuple[str, str, list[tuple[str, float]]]] = [
-            ("docker_up", "gauge", [("", self.docker == "active")]),
-            ("service_up", "gauge", [("", self.service == "active")]),
+            ("docker_up", "gauge", [("", self.docker)]),
             ("vllm_up", "gauge", [("", self.vllm.healthy)]),
             ("vllm_restarts_total", "counter", [("", self.vllm_restarts)]),
             ("gpus", "gauge", [("", len(self.gpus))]),
@@ -114,29 +111,64 @@ class Machine:
             return self._latest[1]
 
     def _look(self) -> Observation:
-        booted_at = float(_field(self._procfs / "stat", "btime"))
-        vllm = self._vllm(booted_at)
-        if vllm.started_at is not None:
-            self._restarts += self._last_start is not None and self._last_start != vllm.started_at
-            self._last_start = vllm.started_at
-        units = _run("systemctl", "is-active", "docker.service", "vllm.service").split()
-        docker, service = units if len(units) == 2 else ("unknown", "unknown")
+        booted_at = _booted_at(self._procfs)
+        processes = list(_processes(self._procfs))
+        engine = next((process for process in processes if process.port is not None), None)
+        if engine:
+            self._restarts += self._last_start is not None and self._last_start != engine.started_s
+            self._last_start = engine.started_s
         disk = shutil.disk_usage("/")
-        return Observation(docker, service, vllm, self._restarts, _gpus(), disk.total, disk.free, booted_at)
+        return Observation(
+            # Docker's own socket is closed to a user without rights.
+            docker=any(process.name == "dockerd" for process in processes),
+            vllm=_vllm(engine, booted_at),
+            vllm_restarts=self._restarts,
+            gpus=_gpus(),
+            disk_size_bytes=disk.total,
+            disk_free_bytes=disk.free,
+            booted_at=booted_at,
+        )
 
-    def _vllm(self, booted_at: float) -> Vllm:
-        for process in self._procfs.glob("[0-9]*"):
-            try:
-                words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                if {"--model", "--port"} <= set(words):
-                    port = int(words[words.index("--port") + 1])
-                    # The name, in parentheses, may hold spaces; the start is the 22nd field, in clock ticks.
-                    ticks = (process / "stat").read_text().rpartition(")")[2].split()[19]
-                    started_at = booted_at + int(ticks) / os.sysconf("SC_CLK_TCK")
-                    return Vllm(True, _healthy(port), port, started_at)
-            except (OSError, ValueError, IndexError):
-                continue  # it ended meanwhile, or is something else
+
+@dataclass(frozen=True)
+class Process:
+    """One of the machine's processes; those in containers are among them."""
+
+    name: str
+    words: list[str]
+    started_s: float
+    """Seconds after the boot."""
+
+    @property
+    def port(self) -> int | None:
+        """Where vLLM listens, if this is vLLM: as it was really started, whatever the files say."""
+        if "--model" not in self.words or "--port" not in self.words[:-1]:
+            return None
+        port = self.words[self.words.index("--port") + 1]
+        return int(port) if port.isdecimal() else None
+
+
+def _processes(procfs: Path) -> Iterator[Process]:
+    for folder in procfs.glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            # The name, in parentheses, may hold anything; the start, in clock ticks, is the 22nd field.
+            before, _, after = (folder / "stat").read_text().rpartition(")")
+        except OSError:
+            continue  # it ended meanwhile
+        ticks = int(after.split()[19])
+        yield Process(before.partition("(")[2], words, ticks / os.sysconf("SC_CLK_TCK"))
+
+
+def _booted_at(procfs: Path) -> float:
+    lines = (procfs / "stat").read_text().splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith("btime ")))
+
+
+def _vllm(engine: Process | None, booted_at: float) -> Vllm:
+    if engine is None or engine.port is None:
         return Vllm()
+    return Vllm(True, _healthy(engine.port), engine.port, booted_at + engine.started_s)
 
 
 def _healthy(port: int) -> bool:
@@ -153,7 +185,9 @@ def _healthy(port: int) -> bool:
 def _gpus() -> tuple[Gpu, ...]:
     """None while the driver is missing or broken."""
     gpus = []
-    for line in _run("nvidia-smi", f"--query-gpu={GPU_FIELDS}", "--format=csv,noheader,nounits").splitlines():
+    for line in _output(
+        "nvidia-smi", f"--query-gpu={GPU_FIELDS}", "--format=csv,noheader,nounits"
+    ).splitlines():
         try:
             index, name, total, used, utilization, temperature = (word.strip() for word in line.split(","))
             gpus.append(
@@ -176,11 +210,7 @@ def _number(word: str) -> float | None:
     return None if word.startswith("[") else float(word)
 
 
-def _field(path: Path, name: str) -> str:
-    return next(line.split()[1] for line in path.read_text().splitlines() if line.startswith(f"{name} "))
-
-
-def _run(*command: str) -> str:
+def _output(*command: str) -> str:
     """Its standard output; empty when it cannot be run or does not end."""
     try:
         return subprocess.run(

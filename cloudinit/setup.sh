@@ -16,6 +16,11 @@ apt() {
         -o Acquire::https::Timeout=30 -o Dpkg::Use-Pty=0 "$@"
 }
 
+apt_install() {
+    # The archive may have moved on since its lists were read.
+    apt install "$@" || { apt --error-on=any update && apt install "$@"; }
+}
+
 install_containers() {
     local packages=()
     # Ubuntu's own packages: the image has their key, and they need no third party.
@@ -28,8 +33,9 @@ install_containers() {
         packages+=(nvidia-container-toolkit)
     fi
     ((${#packages[@]})) || return 0
-    attempt 4 apt --error-on=any update
-    attempt 2 apt install "${packages[@]}"
+    # 2 + 4 + … + 32 s of pauses, beside apt's own retries of each file.
+    attempt 6 apt --error-on=any update
+    apt_install "${packages[@]}"
 }
 
 configure_docker() {
@@ -43,7 +49,7 @@ install_driver() {
     headers=linux-headers-$(uname -r)
     # The module is built for the running kernel; a kernel without such a package brings its headers itself.
     ! apt-cache show "$headers" >/dev/null 2>&1 || packages+=("$headers")
-    attempt 2 apt install "${packages[@]}"
+    apt_install "${packages[@]}"
     touch "$STATE/reboot-required"
 }
 

@@ -33,18 +33,23 @@ end_stage() {
     stage_name=''
 }
 
+gave_up=''
 # In a trap, BASH_COMMAND is what ran when the shell ended: its words, not the values of its variables.
 trap 'say_failure $? "$BASH_COMMAND"' EXIT
 say_failure() {
-    (($1 == 0)) || echo "vllm-fleet: ${stage_name:-set-up} failed: $2: exit status $1" >&2
+    (($1 == 0)) || echo "vllm-fleet: ${stage_name:-set-up} failed: ${gave_up:-$2}: exit status $1" >&2
 }
 
 # attempt TIMES COMMAND…: until it succeeds, with growing pauses.
 attempt() {
-    local left=$1 pause=2
+    local left=$1 pause=2 status
     shift
     until "$@"; do
-        ((--left > 0)) || return 1
+        status=$?
+        if ((--left == 0)); then
+            gave_up=$*
+            return "$status"
+        fi
         sleep "$pause"
         pause=$((pause * 2))
     done

@@ -312,6 +312,7 @@ INSTALL_MARKS: tuple[tuple[Fault, str], ...] = (
         r"|Some index files failed to download|does not have a Release file|is not signed",
     ),
     (Fault.IMAGE_REFUSED, r"pull access denied|manifest unknown|manifest for .* not found"),
+    (Fault.DOCKER_DEAD, r"Job for docker\.service failed|Cannot connect to the Docker daemon"),
 )
 """Lines of cloud-init's log that name their fault."""
 

@@ -57,8 +57,7 @@ def _observe(machine: Machine) -> Any:
     used = machine.docker.gpu_used()
     disk = machine.boot.disk_gb * 10**9
     return _agent.Observation(
-        docker="failed" if fault == "docker_dead" else "active",
-        service=machine.systemd.unit("vllm.service").active,
+        docker=fault != "docker_dead",
         vllm=_agent.Vllm(
             running=vllm.status == "running",
             healthy=vllm.simulator is not None and vllm.simulator.state is State.READY,

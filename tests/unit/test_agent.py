@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -36,20 +37,23 @@ class Machine:
         self.bin.mkdir()
         self.proc.mkdir()
         (self.proc / "stat").write_text("cpu 1 2 3\nbtime 1700000000\n")
-        self.tool("systemctl", "printf 'active\\nactive\\n'")
         self.tool("nvidia-smi", f"printf '{TWO_GPUS}'")
+        self.process(700, "dockerd", "/usr/bin/dockerd", "-H", "fd://")
 
     def tool(self, name: str, script: str) -> None:
         path = self.bin / name
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
 
-    def process(self, pid: int, *words: str, ticks: int = 1000) -> None:
+    def process(self, pid: int, name: str, *words: str, ticks: int = 1000) -> None:
         folder = self.proc / str(pid)
         folder.mkdir()
         (folder / "cmdline").write_bytes(b"".join(word.encode() + b"\0" for word in words))
-        before = " ".join("0" for _ in range(18))
-        (folder / "stat").write_text(f"{pid} (vllm (main) S) S {before} {ticks} 0 0\n")
+        between = " ".join("0" for _ in range(18))
+        (folder / "stat").write_text(f"{pid} ({name}) S {between} {ticks} 0 0\n")
+
+    def end(self, pid: int) -> None:
+        shutil.rmtree(self.proc / str(pid))
 
 
 @pytest.fixture
@@ -104,7 +108,7 @@ def vllm_port() -> Iterator[int]:
 
 def serve(machine: Machine, port: int, **options: Any) -> None:
     words = ["python3", "-m", "vllm.entrypoints.openai.api_server", "--model", "m", "--port", str(port)]
-    machine.process(4242, *words, **options)
+    machine.process(4242, "pt_main) (x", *words, **options)
 
 
 async def health(agent: httpx.AsyncClient) -> tuple[int, dict[str, Any]]:
@@ -117,7 +121,7 @@ async def test_a_node_that_serves_is_healthy(
 ) -> None:
     serve(machine, vllm_port)
     status, seen = await health(agent)
-    assert (status, seen["status"], seen["docker"]) == (200, "ok", "active")
+    assert (status, seen["status"], seen["docker"]) == (200, "ok", True)
     assert seen["vllm"] == {"running": True, "healthy": True, "port": vllm_port, "started_at": 1700000010.0}
     assert [gpu["memory_used_bytes"] for gpu in seen["gpus"]] == [20000 * 2**20, 4 * 2**20]
     assert 0 < seen["disk_free_bytes"] <= seen["disk_size_bytes"]
@@ -126,7 +130,7 @@ async def test_a_node_that_serves_is_healthy(
 async def test_a_node_whose_vllm_has_not_started_is_waiting(
     agent: httpx.AsyncClient, machine: Machine
 ) -> None:
-    machine.process(1, "/sbin/init")
+    machine.process(1, "systemd", "/sbin/init", "--port")
     status, seen = await health(agent)
     assert (status, seen["status"], seen["vllm"]["running"]) == (503, "waiting", False)
 
@@ -153,9 +157,9 @@ async def test_a_node_whose_docker_died_is_not_healthy(
     agent: httpx.AsyncClient, machine: Machine, vllm_port: int
 ) -> None:
     serve(machine, vllm_port)
-    machine.tool("systemctl", "printf 'failed\\nactive\\n'; exit 3")
+    machine.end(700)
     status, seen = await health(agent)
-    assert (status, seen["docker"]) == (503, "failed")
+    assert (status, seen["docker"]) == (503, False)
 
 
 async def test_metrics_are_what_prometheus_reads(
@@ -180,6 +184,18 @@ async def test_many_who_ask_at_once_are_one_look(
     machine.tool("nvidia-smi", f"echo asked >> {tmp_path}/asked; printf '{TWO_GPUS}'")
     await asyncio.gather(*(agent.get("/metrics") for _ in range(10)))
     assert (tmp_path / "asked").read_text() == "asked\n"
+
+
+async def test_a_vllm_that_docker_started_anew_is_counted(
+    agent: httpx.AsyncClient, machine: Machine, vllm_port: int
+) -> None:
+    serve(machine, vllm_port)
+    assert (await health(agent))[1]["vllm_restarts"] == 0
+    machine.end(4242)
+    serve(machine, vllm_port, ticks=9000)
+    async with asyncio.timeout(DEADLINE_S):
+        while (await health(agent))[1]["vllm_restarts"] != 1:  # noqa: ASYNC110  (a folder has no event)
+            await asyncio.sleep(0.5)
 
 
 async def test_anything_else_is_not_found(agent: httpx.AsyncClient) -> None:

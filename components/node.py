@@ -15,13 +15,6 @@ from fleet import layout, settings
 from fleet.cost import Cost, node_cost_per_hour
 from fleet.ssh import Target, openssh
 
-OWNER_TAG = "vllm-fleet-owner"
-"""Carries a random id that is in state before anything is created: what a crash leaves is found by it."""
-NODE_TAG = "vllm-fleet-node"
-"""Carries stack/node, for people."""
-PENDING_TAG = "vllm-fleet-pending"
-"""On a server that is not in state yet; only such a server is ever adopted."""
-
 
 @dataclass(frozen=True)
 class GpuNodeArgs:

@@ -28,6 +28,7 @@ from simcloud.store import Document, Store
 from simcloud.timers import Timers
 
 NODE_TAG = "vllm-fleet-node="
+OWNER_TAG = "vllm-fleet-owner="
 """Tag `vllm-fleet-node=<stack>/<name>`: which node an object belongs to."""
 
 Json = dict[str, Any]
@@ -88,6 +89,7 @@ class Call:
     name: str
     method: str
     path: str
+    """Below the cloud's prefix; empty where the request itself names its call (see `Cloud.recognize`)."""
     handler: Callable[[Received], Reply]
     resource: str = ""
     """What the call is about, in the words of the cloud's permission errors."""
@@ -103,6 +105,10 @@ class Cloud(Protocol):
     name: str
     prefix: str
     calls: list[Call]
+
+    def recognize(self, received: Received, method: str) -> Received:
+        """The request with the call it is, for a cloud whose requests name their call in their body."""
+        return received
 
     def authorize(self, received: Received) -> None:
         """Raises ApiError unless the request carries a known key and its permission was not taken away."""
@@ -121,6 +127,10 @@ class Cloud(Protocol):
 
     async def start(self) -> None:
         """Takes up what was under way and powers on the machines that should run."""
+
+    def reset(self) -> None:
+        """Forgets what it knows outside the store: nothing, for a cloud that keeps all of it there."""
+        return
 
 
 class Conditions(Document):
@@ -160,8 +170,10 @@ class Simulation:
 
 
 def node_name(name: str, tags: Iterable[str]) -> str:
-    """The node an object belongs to: what its tag says, else its own name."""
+    """The node an object belongs to: what its tags say (stack/node, or stack/node/random), else its own name."""
     for tag in tags:
+        if tag.startswith(OWNER_TAG) and tag.count("/") == 2:
+            return tag.split("/")[1]
         if tag.startswith(NODE_TAG):
             return tag.rpartition("/")[2].removeprefix(NODE_TAG)
     return name
@@ -169,9 +181,9 @@ def node_name(name: str, tags: Iterable[str]) -> str:
 
 def routes(cloud: Cloud, simulation: Simulation) -> list[Route]:
     """The cloud's calls as routes, and a last one that logs and refuses everything else."""
-    unknown = Call("unknown", "*", "/{rest:path}", cloud.not_found)
+    unknown = Call("unknown", "*", "{rest:path}", cloud.not_found)
     return [
-        *(_route(cloud, call, simulation, [call.method]) for call in cloud.calls),
+        *(_route(cloud, call, simulation, [call.method]) for call in cloud.calls if call.path),
         _route(cloud, unknown, simulation, ["GET", "POST", "PUT", "PATCH", "DELETE"]),
     ]
 
@@ -187,7 +199,7 @@ def _route(cloud: Cloud, call: Call, simulation: Simulation, methods: list[str])
             headers=request.headers,
             raw=await request.body(),
         )
-        return await _answer(cloud, received, simulation, request)
+        return await _answer(cloud, cloud.recognize(received, request.method), simulation, request)
 
     return Route(cloud.prefix + call.path, endpoint, methods=methods)
 

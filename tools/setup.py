@@ -414,6 +414,8 @@ def shell_settings(engine: Engine) -> str:
         # Protects nothing but the embedded clouds' made-up keys; a passphrase of your own is kept.
         "PULUMI_CONFIG_PASSPHRASE": os.environ.get("PULUMI_CONFIG_PASSPHRASE", "development"),
         "PULUMI_SKIP_UPDATE_CHECK": "true",
+        # Programs start once per node and command: compiling their sources each time would double that.
+        "PYTHONDONTWRITEBYTECODE": "",
         # Operations here wait for clouds and machines, not for this processor: the default is four per core.
         "PULUMI_PARALLEL": "64",
         # Nodes are independent: one that fails must not keep its siblings from finishing.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pulumi
 from pulumi import Output, ResourceOptions
 
-from components.node import NODE_TAG, GpuNode, GpuNodeArgs, Machine
+from components.node import GpuNode, GpuNodeArgs, Machine
 from components.scaleway.resources import HostKeys, NodeOwner, Power, RootVolume, SecurityGroup, Server
+from components.tags import NODE_TAG
 from fleet import settings, userdata
 
 
@@ -23,10 +24,13 @@ class ScalewayGpuNode(GpuNode):
         assert isinstance(node, settings.ScalewayNode)
         zone = str(node.zone)
         label = f"{pulumi.get_stack()}-{node.name}"
-        tags = [f"{NODE_TAG}={pulumi.get_stack()}/{node.name}", *node.tags]
+        whose = f"{pulumi.get_stack()}/{node.name}"
+        tags = [f"{NODE_TAG}={whose}", *node.tags]
         host = userdata.HostPart.scaleway(node, args.secrets)
 
-        owner = NodeOwner(f"{name}-owner", zone=zone, node=node.name, opts=ResourceOptions(parent=self))
+        owner = NodeOwner(
+            f"{name}-owner", zone=zone, node=node.name, label=whose, opts=ResourceOptions(parent=self)
+        )
         group = SecurityGroup(
             f"{name}-security-group",
             zone=zone,

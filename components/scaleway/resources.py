@@ -21,12 +21,12 @@ from typing import Any
 
 import pulumi
 from pulumi import Input, Output
-from pulumi.dynamic import ConfigureRequest, CreateResult, ReadResult, Resource, UpdateResult
+from pulumi.dynamic import ConfigureRequest, CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
 from components.dynamic import CloudProvider
-from components.node import OWNER_TAG, PENDING_TAG
 from components.scaleway.api import Rule, ScalewayClient, Timeouts, same_rules, sbs_root_volume_id
 from components.scaleway.credentials import Credentials
+from components.tags import OWNER_TAG, PENDING_TAG
 from fleet.progress import Progress, Stage
 
 DEFAULT_ZONE = "fr-par-2"
@@ -91,15 +91,34 @@ class NodeOwnerProvider(ScalewayProvider):
 
     def create(self, props: dict[str, Any]) -> CreateResult:
         Progress(props["node"]).reached(Stage.REQUEST_CREATE)
-        return CreateResult(str(uuid.uuid4()), props)
+        # The words are for people; the random part keeps two stacks of one name apart.
+        return CreateResult(f"{props['label']}/{uuid.uuid4().hex[:12]}", {**props, "surplus": []})
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
-        return ReadResult(id_, props)  # it exists in state alone
+        return ReadResult(id_, {**props, "surplus": self._surplus(id_, props)})
+
+    def diff(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
+        found = super().diff(id_, olds, news)
+        found.changes = found.changes or bool(olds.get("surplus"))
+        return found
+
+    def update(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
+        client = self.client(news)
+        for server_id in self._surplus(id_, news):
+            _delete_server(client, server_id, None)
+        return UpdateResult({**news, "surplus": []})
+
+    def _surplus(self, id_: str, props: Mapping[str, Any]) -> list[str]:
+        """Servers that no state knows and none will adopt: left by a request that took effect after all."""
+        servers = self.client(props).list_servers(tags=[f"{OWNER_TAG}={id_}"])
+        pending = [server.id for server in servers if PENDING_TAG in server.tags]
+        # With no server in state yet, the oldest pending one is adopted by the next create.
+        return pending if len(pending) < len(servers) else pending[1:]
 
     def delete(self, id_: str, props: dict[str, Any]) -> None:
         client, tag = self.client(props), f"{OWNER_TAG}={id_}"
         for server in client.list_servers(tags=[tag]):
-            _delete_server(client, server.id, server.root_volume_id, props["node"])
+            _delete_server(client, server.id, server.root_volume_id)
         for volume in client.list_volumes(tags=[tag]):
             client.delete_volume(volume.id)
         for ip in client.list_ips(tags=[tag]):
@@ -115,8 +134,9 @@ class NodeOwner(Resource, module="scaleway", name="NodeOwner"):
     and it goes last, so that deleting a node also deletes what never made it into state.
     """
 
-    def __init__(self, name: str, *, zone: str, node: str, opts: pulumi.ResourceOptions) -> None:
-        super().__init__(NodeOwnerProvider(), name, {"zone": zone, "node": node}, opts)
+    def __init__(self, name: str, *, zone: str, node: str, label: str, opts: pulumi.ResourceOptions) -> None:
+        props: dict[str, Any] = {"zone": zone, "node": node, "label": label, "surplus": None}
+        super().__init__(NodeOwnerProvider(), name, props, opts)
 
 
 # --- security group -------------------------------------------------------------------------------------
@@ -265,7 +285,7 @@ class ServerProvider(ScalewayProvider):
         """Remove what an interrupted create left when the configuration has changed since."""
         for server in client.list_servers(tags=[_owner(props), PENDING_TAG]):
             if (server.commercial_type, server.image_id) != (props["commercial_type"], props["image"]):
-                _delete_server(client, server.id, server.root_volume_id, props["node"])
+                _delete_server(client, server.id, server.root_volume_id)
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         server = self.client(props).find_server(id_)
@@ -296,10 +316,10 @@ class ServerProvider(ScalewayProvider):
         return UpdateResult({**news, "root_volume_id": olds["root_volume_id"]})
 
     def delete(self, id_: str, props: dict[str, Any]) -> None:
-        _delete_server(self.client(props), id_, props.get("root_volume_id"), props["node"])
+        _delete_server(self.client(props), id_, props.get("root_volume_id"))
 
 
-def _delete_server(client: ScalewayClient, server_id: str, root_volume_id: str | None, node: str) -> None:
+def _delete_server(client: ScalewayClient, server_id: str, root_volume_id: str | None) -> None:
     """Remove a server and the SBS volume it came with; terminating alone leaves the volume, which bills."""
     server = client.find_server(server_id)
     if server is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +18,9 @@ from pydantic import (
 )
 
 from fleet.catalog import InstanceType, catalog
+from fleet.cost import ExchangeRate, default_rate
+from fleet.fit.flags import unsupported_flag
+from fleet.fit.versions import VllmVersion
 from fleet.settings.values import (
     ApiKey,
     AsTuple,
@@ -32,7 +36,9 @@ from fleet.settings.values import (
     wrong,
 )
 
-CLOUDS = ("scaleway",)
+CLOUDS = ("scaleway", "linode")
+CHEAPEST = "cheapest"
+"""What stands for a cloud where the choice is left to the catalog."""
 
 SCALEWAY_GPU_IMAGE = "5c3d28db-33ce-4997-8572-f49506339283"
 """Ubuntu Noble GPU OS 13 passthrough: its root is an `sbs_snapshot`, and it carries the NVIDIA driver."""
@@ -49,16 +55,41 @@ SCALEWAY_ZONES = (
     "pl-waw-3",
 )
 
+LINODE_REGIONS = (
+    "ap-south",
+    "ap-west",
+    "de-fra-2",
+    "fr-par",
+    "id-cgk",
+    "jp-osa",
+    "sg-sin-2",
+    "us-ord",
+    "us-sea",
+    "us-southeast",
+)
+"""Regions in which the catalog knows GPU plans; each has the metadata service."""
+
+DRIVER_BRANCHES = (535, 550, 565, 570, 575, 580)
+"""NVIDIA's server branches that Ubuntu 24.04 packages."""
+
 PORTS_IN_USE = {22: "SSH", 3000: "Open WebUI", 8080: "the node agent"}
 
 
 class Section(BaseModel):
     """Base of every section: unknown keys are refused, values never change after loading."""
 
-    # hide_input_in_errors: pydantic's own error text must not carry a secret if it ever reaches a log.
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True
-    )
+    # hide_input_in_errors: pydantic's own text must not carry a secret if it ever reaches a log.
+    # defer_build: only the whole stack is ever validated, so its parts need no validator of their own.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, defer_build=True)
+
+
+class ModelArchitecture(Section):
+    """What a model is like, for one that neither the bundled table nor the Hugging Face hub knows."""
+
+    config: Path
+    """The model's own config.json on this machine."""
+    weights_gib: float | None = Field(default=None, gt=0)
+    """Size of its weights in GiB; counted from the config if left out."""
 
 
 class Serving(Section):
@@ -68,6 +99,8 @@ class Serving(Section):
     """Container image, pinned by tag or digest."""
     model: ModelReference
     """Hugging Face model (owner/name) or an absolute path on the node."""
+    architecture: ModelArchitecture | None = None
+    """What the model is like, where nobody else can tell whether it fits."""
     served_model_name: str | None = Field(default=None, min_length=1, pattern=r"^\S+$")
     """Name clients ask for; the model's own name if left out."""
     max_model_len: int = Field(default=16384, ge=256, le=10_000_000)
@@ -124,6 +157,14 @@ class Serving(Section):
         """The model name a client puts in its requests."""
         return self.served_model_name or self.model
 
+    @property
+    def vllm_version(self) -> VllmVersion | None:
+        """The vLLM release of the image by its tag; None where the tag names none."""
+        try:
+            return VllmVersion.parse(self.image)
+        except ValueError:
+            return None
+
     @field_validator("port")
     @classmethod
     def _port_is_free(cls, port: int) -> int:
@@ -132,6 +173,14 @@ class Serving(Section):
                 "is {owner}'s on the node; choose another, for example 8000", owner=PORTS_IN_USE[port]
             )
         return port
+
+    @model_validator(mode="after")
+    def _the_image_knows_its_flags(self) -> Serving:
+        for word in self.extra_args:
+            refused = self.vllm_version and unsupported_flag(word.partition("=")[0], self.vllm_version)
+            if refused:
+                raise wrong("extra_args: {refused}", refused=refused)
+        return self
 
     @model_validator(mode="after")
     def _visible_devices_suffice(self) -> Serving:
@@ -144,13 +193,18 @@ class Serving(Section):
         return self
 
 
-class Node(Section):
-    """What every node has, whatever its cloud."""
+class Fit(Section):
+    """What to do about a model that does not fit its GPUs."""
+
+    override: str | None = Field(default=None, min_length=1)
+    """Why a node is deployed although its model does not fit. Every preview repeats it."""
+
+
+class BaseNode(Section):
+    """What every node has, even before its cloud is chosen."""
 
     cloud: str
     """The cloud the node lives on."""
-    type: str
-    """Instance type, in its cloud's own words."""
     name: NodeName
     """Name of the node: unique in the stack, its host name in the cloud."""
     root_volume_gb: int = Field(default=200, le=10_000)
@@ -159,8 +213,24 @@ class Node(Section):
     """More tags on everything the node consists of."""
     protect: bool = False
     """Refuse to delete or replace the node's machine until this is false again."""
+    ttl_hours: float | None = Field(default=None, gt=0, le=87_600)
+    """Hours its server may live; then `fleet reap` destroys the node. For ever if left out."""
+    fit: Fit = Fit()
+    """What to do if this node's model does not fit; the stack's if left out."""
     serving: Serving
     """This node's serving: the stack's, with the keys given here put over it."""
+
+
+class Node(BaseNode):
+    """A node whose cloud, place and type are known."""
+
+    type: str
+    """Instance type, in its cloud's own words."""
+
+    @property
+    def driver_branch_of_image(self) -> int | None:
+        """The NVIDIA driver branch that the node's image brings; None where that is not known."""
+        return None
 
     @property
     def location(self) -> str:
@@ -232,8 +302,93 @@ class ScalewayNode(Node):
     def location(self) -> str:
         return str(self.zone)
 
+    @property
+    def driver_branch_of_image(self) -> int | None:
+        # Its users report driver 580.159.03 (2026-06).
+        return 580 if self.image == SCALEWAY_GPU_IMAGE else None
 
-AnyNode = Annotated[ScalewayNode, Discriminator("cloud")]
+
+def _linode_tags(value: tuple[str, ...]) -> tuple[str, ...]:
+    for tag in value:
+        if not 3 <= len(tag) <= 50:
+            raise wrong("has the tag {tag}, and Linode's tags have 3 to 50 characters; rename it", tag=tag)
+    return value
+
+
+class LinodeNode(Node):
+    """A GPU node on Linode: a plain Ubuntu image on the plan's own disk; the driver is installed at the first
+    boot."""
+
+    cloud: Literal["linode"]
+    region: Literal[LINODE_REGIONS]  # type: ignore[valid-type]
+    """Linode region; it must have GPU Linodes and the metadata service."""
+    type: Annotated[str, AfterValidator(_gpu_type("linode"))] = "g2-gpu-rtx4000a1-s"
+    """Plan."""
+    image: str = Field(default="linode/ubuntu24.04", pattern=r"^(linode|private)/[a-z0-9.-]+$")
+    """Image id; Ubuntu 24.04, or made from it, with cloud-init."""
+    driver_branch: Literal[DRIVER_BRANCHES] | Literal["none"] = 580  # type: ignore[valid-type]
+    """Branch of `nvidia-driver-<branch>-server` to install; none where the image brings a driver."""
+    tags: Annotated[Words, AfterValidator(_linode_tags)] = ()
+    """More tags on everything the node consists of, 3 to 50 characters each."""
+
+    @property
+    def location(self) -> str:
+        return str(self.region)
+
+    @property
+    def driver(self) -> int | None:
+        """The driver branch to install; None for none."""
+        return None if self.driver_branch == "none" else int(self.driver_branch)
+
+    @property
+    def driver_branch_of_image(self) -> int | None:
+        return self.driver
+
+    @model_validator(mode="after")
+    def _the_plan_has_the_disk(self) -> LinodeNode:
+        disk_gib = self.instance_type().disk_gib
+        if disk_gib is not None and disk_gib * 2**30 < self.root_volume_gb * 10**9:
+            raise wrong(
+                "root_volume_gb: {wanted} is more than the disk of {type}, {has} GB, and Linode's disks are "
+                "the plan's own; lower it or choose a larger type",
+                wanted=self.root_volume_gb,
+                type=self.type,
+                has=disk_gib * 2**30 // 10**9,
+            )
+        return self
+
+
+class Pin(Section):
+    """What was chosen for a node with `cloud: cheapest`."""
+
+    cloud: Literal[CLOUDS]  # type: ignore[valid-type]
+    """The cloud."""
+    location: str
+    """The zone or region."""
+    type: str
+    """The instance type."""
+    tensor_parallel_size: int = Field(default=1, ge=1, le=16)
+    """GPUs the model is spread over."""
+
+
+class CheapestNode(BaseNode):
+    """A node on whatever serves its model for the least money. Chosen once, then pinned."""
+
+    cloud: Literal["cheapest"]
+    """The cloud is the catalog's choice."""
+    clouds: Annotated[tuple[Literal[CLOUDS], ...], AsTuple] = Field(default=CLOUDS, min_length=1)  # type: ignore[valid-type]
+    """Clouds to choose from."""
+    locations: Words = ()
+    """Zones or regions to choose from; any if left out."""
+    concurrency: int = Field(default=1, ge=1, le=100_000)
+    """Requests of full length that the node must hold at a time."""
+    root_volume_gb: int = Field(default=200, ge=150, le=10_000)
+    """Size of the root volume in GB (10⁹ bytes)."""
+    pinned: Pin | None = None
+    """The choice, written here when it was made; remove it to have the node chosen anew before it exists."""
+
+
+AnyNode = Annotated[ScalewayNode | LinodeNode | CheapestNode, Discriminator("cloud")]
 
 
 class Access(Section):
@@ -273,6 +428,34 @@ class Secrets(Section):
     """`ssh` writes them to the node after first contact; `cloud-init` puts them in its user data."""
 
 
+class Budget(Section):
+    """The most a stack may cost. One that would cost more is not deployed."""
+
+    max_cost_per_hour: float | None = Field(default=None, gt=0)
+    """Of all nodes together, before tax."""
+    max_cost_per_month: float | None = Field(default=None, gt=0)
+    """Of all nodes together in 730 hours, before tax."""
+    currency: Literal["EUR", "USD"] = "EUR"
+    """Of the limits, and of what is shown."""
+    usd_per_eur: float | None = Field(default=None, ge=0.1, le=10)
+    """US dollars for a euro; the catalog's own rate if left out."""
+    as_of: date | None = None
+    """The day of that exchange rate."""
+
+    @property
+    def rate(self) -> ExchangeRate:
+        """The exchange rate that costs are counted with."""
+        if self.usd_per_eur is None or self.as_of is None:
+            return default_rate()
+        return ExchangeRate(self.usd_per_eur, self.as_of, "budget.usd_per_eur")
+
+    @model_validator(mode="after")
+    def _a_rate_has_its_day(self) -> Budget:
+        if (self.usd_per_eur is None) != (self.as_of is None):
+            raise wrong("usd_per_eur: a rate and its day belong together; give as_of with it, or neither")
+        return self
+
+
 class StackSettings(Section):
     """The whole stack."""
 
@@ -280,6 +463,8 @@ class StackSettings(Section):
     serving: Serving
     access: Access
     health: Health = Health()
+    fit: Fit = Fit()
+    budget: Budget = Budget()
     secrets: Secrets
 
     @model_validator(mode="after")

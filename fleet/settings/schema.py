@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+from itertools import pairwise
 from typing import Any
 
-from fleet.settings import PROJECT
+from pydantic import BaseModel
+
+from fleet.settings import PROJECT, models
 from fleet.settings.models import StackSettings
 
 
@@ -19,6 +24,7 @@ def json_schema() -> dict[str, Any]:
         if name.endswith("Node"):
             definition["properties"]["serving"] = {"$ref": "#/$defs/ServingOverride"}
             definition["required"] = [key for key in definition["required"] if key != "serving"]
+    _describe(definitions)
     for key, schema in definitions["Secrets"]["properties"].items():
         if key != "delivery":
             definitions["Secrets"]["properties"][key] = {
@@ -40,3 +46,32 @@ def json_schema() -> dict[str, Any]:
         },
         "$defs": definitions,
     }
+
+
+def _describe(definitions: dict[str, Any]) -> None:
+    """Add the docstring below each field as its description.
+
+    Pydantic can do it itself, but reads the sources to do so whenever the classes are made: at every preview.
+    """
+    for section in ast.walk(ast.parse(inspect.getsource(models))):
+        if isinstance(section, ast.ClassDef):
+            for field, text in pairwise(section.body):
+                match field, text:
+                    case (
+                        ast.AnnAssign(target=ast.Name(id=name)),
+                        ast.Expr(value=ast.Constant(value=str(description))),
+                    ):
+                        _describe_field(definitions, section.name, name, inspect.cleandoc(description))
+
+
+def _describe_field(definitions: dict[str, Any], section: str, field: str, description: str) -> None:
+    """Describe a field where it is declared and where it is inherited."""
+    kinds = [kind for kind in vars(models).values() if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    for kind in kinds:
+        declared_in = next(
+            (base.__name__ for base in kind.__mro__ if field in inspect.get_annotations(base)), ""
+        )
+        names = [kind.__name__] + (["ServingOverride"] if kind is models.Serving else [])
+        for name in names:
+            if declared_in == section and field in definitions.get(name, {}).get("properties", {}):
+                definitions[name]["properties"][field].setdefault("description", description)

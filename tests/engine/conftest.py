@@ -83,6 +83,16 @@ class Result:
         return done
 
     @property
+    def errors(self) -> list[tuple[str, str]]:
+        """What the engine reported as errors: the resource's name and the message."""
+        diagnostics = [event["diagnosticEvent"] for event in self.events if "diagnosticEvent" in event]
+        return [
+            (each.get("urn", "").rsplit("::", 1)[-1], each["message"])
+            for each in diagnostics
+            if each["severity"] == "error"
+        ]
+
+    @property
     def drifted(self) -> set[str]:
         """Names of the resources that a refresh found to be other than they should be."""
         seen = [event["resOutputsEvent"]["metadata"] for event in self.events if "resOutputsEvent" in event]

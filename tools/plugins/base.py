@@ -5,6 +5,7 @@ them are secret, unknown at preview or changed is worked out here:
 
 - An output that repeats an input keeps that input's secrecy. Outputs named in `ResourceType.derived` are
   computed from the inputs as a whole: one secret input makes them secret.
+- Outputs named in `ResourceType.computed` are the cloud's own: never secret, and known once it exists.
 - Nothing runs at preview: outputs that only the run would tell are unknown.
 - Diff compares inputs with inputs, property by property. A change below a name in `replace_on` replaces.
 """
@@ -169,6 +170,7 @@ class ResourceType:
     token: ClassVar[str]
     replace_on: ClassVar[frozenset[str]] = frozenset()
     derived: ClassVar[frozenset[str]] = frozenset()
+    computed: ClassVar[frozenset[str]] = frozenset()
 
     def check(self, inputs: Props) -> tuple[Props, dict[str, str]]:
         """The inputs with their defaults, and what is wrong with them by property name."""
@@ -268,7 +270,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
         type_ = self._type(request.urn, context)
         wired = decode_props(request.properties)
         if request.preview:
-            return provider_pb2.CreateResponse(properties=encode_props(_at_preview(type_, wired)))
+            return provider_pb2.CreateResponse(properties=encode_props(_at_preview(type_, wired, {})))
         with _told(context):
             id_, outputs = type_.create(self._call(request.urn, request.timeout), reveal(wired))
         outputs = _with_secrets(outputs, wired, type_.derived)
@@ -296,7 +298,8 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
         type_ = self._type(request.urn, context)
         wired = decode_props(request.news)
         if request.preview:
-            return provider_pb2.UpdateResponse(properties=encode_props(_at_preview(type_, wired)))
+            known = _at_preview(type_, wired, decode_props(request.olds))
+            return provider_pb2.UpdateResponse(properties=encode_props(known))
         with _told(context):
             state = reveal(decode_props(request.olds))
             call = self._call(request.urn, request.timeout)
@@ -367,8 +370,9 @@ def _with_secrets(outputs: Props, wired: Props, derived: frozenset[str]) -> Prop
     return marked
 
 
-def _at_preview(type_: ResourceType, wired: Props) -> Props:
-    return wired | dict.fromkeys(type_.derived, UNKNOWN)
+def _at_preview(type_: ResourceType, wired: Props, state: Props) -> Props:
+    kept = {name: state.get(name, UNKNOWN) for name in type_.computed}
+    return kept | wired | dict.fromkeys(type_.derived, UNKNOWN)
 
 
 def _diff(old: Props, new: Props, replace_on: frozenset[str]) -> provider_pb2.DiffResponse:

@@ -1,0 +1,186 @@
+"""The Linode stand-in under the real engine: what a program that uses pulumi-linode relies on."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from simcloud.linode import DEV_TOKEN
+from simcloud.testing import SimCloud, running_simcloud
+from tests.engine.conftest import Stack
+
+USER_DATA = base64.b64encode(b"#cloud-config\n# planted-host-key\n").decode()
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGqDL2uu2vYdbMQtRIzRPCe7nPLdTm1BrxtX1lA1dVYz me"
+MACHINE = """
+    import os, pulumi, pulumi_linode as linode
+
+    given = os.environ.get
+    firewall = linode.Firewall(
+        "firewall",
+        label="dev-a",
+        tags=["t"],
+        inbound_policy="DROP",
+        outbound_policy="ACCEPT",
+        inbounds=[linode.FirewallInboundArgs(
+            label="ssh", action="ACCEPT", protocol="TCP", ports="22", ipv4s=[given("CIDR", "203.0.113.7/32")]
+        )],
+    )
+    machine = linode.Instance(
+        "machine",
+        label=given("LABEL", "dev-a"),
+        region="us-ord",
+        type="g2-gpu-rtx4000a1-s",
+        image=given("IMAGE", "linode/ubuntu24.04"),
+        authorized_keys=[given("KEY")],
+        firewall_id=firewall.id.apply(int),
+        booted=given("BOOTED", "yes") == "yes",
+        tags=["B", "a"],
+        metadatas=[linode.InstanceMetadataArgs(user_data=pulumi.Output.secret(given("USER_DATA")))],
+        opts=pulumi.ResourceOptions(delete_before_replace=True),
+    )
+    pulumi.export("ip", machine.ip_address)
+    pulumi.export("status", machine.status)
+    pulumi.export("disk", machine.specs[0].disk)
+"""
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimCloud]:
+    with running_simcloud(tmp_path_factory.mktemp("cloud"), nodes="none") as running:
+        yield running
+
+
+@pytest.fixture
+def cloud(emulator: SimCloud) -> SimCloud:
+    emulator.reset()
+    return emulator
+
+
+@pytest.fixture
+def stack(cloud: SimCloud, pulumi: Callable[..., Stack]) -> Stack:
+    env = {**cloud.environment, "USER_DATA": USER_DATA, "KEY": KEY}
+    return pulumi(MACHINE, env=env)
+
+
+@pytest.fixture
+def http(cloud: SimCloud) -> Iterator[httpx.Client]:
+    headers = {"Authorization": f"Bearer {DEV_TOKEN}"}
+    with httpx.Client(base_url=f"{cloud.linode_url}/v4", headers=headers, timeout=10) as client:
+        yield client
+
+
+def test_a_machine_comes_up_behind_its_firewall_stays_as_it_is_and_goes(
+    stack: Stack, cloud: SimCloud
+) -> None:
+    preview = stack.run("preview")
+    assert preview.changes == {"create": 3}
+    assert cloud.calls("create_instance") == []
+    stack.run("up")
+    outputs = stack.outputs()
+    assert outputs["ip"].startswith("127.0.")
+    assert (outputs["status"], outputs["disk"]) == ("running", 524288)
+    assert stack.run("up").changes == {}
+    stack.run("refresh", "--preview-only", "--expect-no-changes")
+    stack.run("destroy")
+    assert cloud.inventory() == []
+
+
+def test_user_data_is_secret_in_the_state_and_in_what_is_shown(stack: Stack) -> None:
+    shown = stack.run("up", "--diff").stdout
+    assert USER_DATA not in shown
+    assert USER_DATA not in str(stack.state())
+    assert USER_DATA in str(stack.state(show_secrets=True))
+
+
+def test_a_change_is_made_in_place_or_replaces_as_the_real_provider_does(stack: Stack) -> None:
+    stack.run("up")
+    replaced = {"machine": ["create-replacement", "delete-replaced", "replace"]}
+    env: dict[str, str] = {}
+    for change, expected in [
+        ({"LABEL": "dev-b"}, {"machine": ["update"]}),
+        ({"BOOTED": "no"}, {"machine": ["update"]}),
+        ({"CIDR": "198.51.100.0/24"}, {"firewall": ["update"]}),
+        ({"IMAGE": "linode/debian12"}, replaced),
+        ({"USER_DATA": "eA=="}, replaced),
+    ]:
+        env |= change
+        done = stack.run("up", env=env).operations
+        assert {name: sorted(each) for name, each in done.items()} == expected
+    assert stack.outputs()["status"] == "offline"
+    assert stack.run("up", env=env).changes == {}
+
+
+def test_refresh_sees_what_changed_behind_its_back_and_up_mends_it(stack: Stack, http: httpx.Client) -> None:
+    stack.run("up")
+    [machine] = http.get("/linode/instances").json()["data"]
+    [firewall] = http.get("/networking/firewalls").json()["data"]
+    one, wall = f"/linode/instances/{machine['id']}", f"/networking/firewalls/{firewall['id']}"
+    rules = {"inbound": [], "outbound": [], "inbound_policy": "ACCEPT", "outbound_policy": "ACCEPT"}
+
+    def drifts(method: str, path: str, body: object, resource: str) -> None:
+        assert http.request(method, path, json=body).status_code == 200
+        drift = stack.run("refresh", "--preview-only", "--expect-no-changes", expect_failure=True)
+        assert drift.drifted == {resource}
+        stack.run("up", "--refresh")
+
+    drifts("PUT", one, {"tags": ["other"]}, "machine")
+    drifts("PUT", f"{wall}/rules", rules, "firewall")
+    drifts("PUT", wall, {"status": "disabled"}, "firewall")
+    drifts("POST", f"{one}/shutdown", {}, "machine")
+    assert http.get(one).json()["status"] == "running"
+    drifts("DELETE", one, None, "machine")
+    stack.run("refresh", "--preview-only", "--expect-no-changes")
+
+
+def test_a_refusal_is_told_in_linode_s_words_and_a_busy_or_limited_call_is_sent_again(
+    stack: Stack, cloud: SimCloud
+) -> None:
+    cloud.set_fault("create_instance", "out_of_stock")
+    refused = stack.run("up", expect_failure=True)
+    assert "There is no availability for the selected plan in the selected region" in refused.stdout
+    assert "choose another region" in refused.stdout
+    for fault in ("429", "503"):
+        cloud.set_fault("create_instance", fault)
+    cloud.set_fault("get_instance", "reset", times=2)
+    stack.run("up")
+    cloud.set_fault("delete_instance", "lost_reply")
+    stack.run("destroy")
+    assert cloud.inventory() == []
+
+
+@pytest.fixture
+def slow_cloud(tmp_path: Path) -> Iterator[SimCloud]:
+    """Nothing that takes time ends here."""
+    with running_simcloud(tmp_path / "slow", nodes="none", speed=100) as running:
+        yield running
+
+
+def test_an_interrupt_ends_the_wait_for_a_machine(slow_cloud: SimCloud, pulumi: Callable[..., Stack]) -> None:
+    stack = pulumi(MACHINE, env={**slow_cloud.environment, "USER_DATA": USER_DATA, "KEY": KEY})
+    running = stack.start("up")
+    running.wait_until(lambda: slow_cloud.inventory("server"), "the machine to be created")
+    running.interrupt()
+    result = running.wait()
+    assert result.code != 0
+    assert "interrupted" in result.stdout
+
+
+def test_a_property_that_is_not_served_is_refused_before_anything_is_made(
+    cloud: SimCloud, pulumi: Callable[..., Stack]
+) -> None:
+    stack = pulumi(
+        """
+        import pulumi_linode as linode
+
+        linode.Instance("machine", label="ab", region="us-ord", swap_size=1024)
+        """,
+        env=cloud.environment,
+    )
+    refused = stack.run("up", expect_failure=True)
+    assert "swapSize" in refused.stdout and "does not serve it" in refused.stdout
+    assert "'ab' has 2 characters" in refused.stdout
+    assert cloud.inventory() == []

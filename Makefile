@@ -5,7 +5,7 @@ SETUP := $(PYTHON) tools/setup.py
 WITH := settings="$$($(SETUP) env)" && eval "$$settings" &&
 
 .DEFAULT_GOAL := help
-.PHONY: help setup env demo demo-down test test-vm check format bench clean
+.PHONY: help setup env demo demo-down test test-vm check schema format bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,7 +30,11 @@ test-vm: ## run the tests that boot virtual machines
 
 check: ## lint, types, shell scripts, generated files
 	@$(WITH) ruff check . && ruff format --check . && mypy \
-		&& git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck --severity=style
+		&& git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck --severity=style \
+		&& python -m tools.schema --check
+
+schema: ## write docs/stack.schema.json, by which editors complete and check stack files
+	@$(WITH) python -m tools.schema
 
 format: ## rewrite the Python files in the project's format
 	@$(WITH) ruff format . && ruff check --fix-only .

@@ -13,16 +13,42 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from fleet.settings.models import Access, Health, Node, ScalewayNode, Secrets, Serving, StackSettings
+from fleet.settings.models import (
+    CHEAPEST,
+    CLOUDS,
+    Access,
+    BaseNode,
+    Budget,
+    CheapestNode,
+    Fit,
+    Health,
+    LinodeNode,
+    Node,
+    Pin,
+    Rollout,
+    ScalewayNode,
+    Secrets,
+    Serving,
+    StackSettings,
+)
 from fleet.settings.problems import Problem, SettingsError, problems_of
 
 __all__ = [
+    "CLOUDS",
+    "LOCATION_KEY",
     "PROJECT",
     "Access",
+    "BaseNode",
+    "Budget",
+    "CheapestNode",
     "ConfigSource",
+    "Fit",
     "Health",
+    "LinodeNode",
     "Node",
+    "Pin",
     "Problem",
+    "Rollout",
     "ScalewayNode",
     "Secrets",
     "Serving",
@@ -31,6 +57,9 @@ __all__ = [
     "load",
     "parse",
 ]
+
+LOCATION_KEY = {"scaleway": "zone", "aws": "region", "linode": "region"}
+"""What each cloud calls the place a node lives in."""
 
 PROJECT = "vllm-fleet"
 """The Pulumi project; its configuration keys are `vllm-fleet:…`."""
@@ -44,39 +73,81 @@ class ConfigSource(Protocol):
         ...
 
 
-def load(source: ConfigSource) -> StackSettings:
+def load(source: ConfigSource, pins: Mapping[str, Pin] | None = None) -> StackSettings:
     """Read and check the whole configuration.
 
+    A node with `cloud: cheapest` becomes one of the cloud that is pinned in it or, by its name, in `pins`.
     Raises SettingsError naming every wrong value, with its path and mend.
     """
     given = {key: source.get_object(key) for key in StackSettings.model_fields}
-    return parse({key: value for key, value in given.items() if value is not None})
+    return parse({key: value for key, value in given.items() if value is not None}, pins)
 
 
-def parse(raw: Mapping[str, Any]) -> StackSettings:
+def parse(raw: Mapping[str, Any], pins: Mapping[str, Pin] | None = None) -> StackSettings:
     """Check a configuration given as plain values. Raises SettingsError."""
     try:
-        settings = StackSettings.model_validate(_with_serving_per_node(raw))
+        settings = StackSettings.model_validate(_with_choices(_with_shared_sections(raw), pins or {}))
     except ValidationError as error:
         raise SettingsError(problems_of(error.errors())) from None
-    problems = _key_file_problems(settings.access.ssh_private_key_path)
+    problems = [
+        *_key_file_problems(settings.access.ssh_private_key_path),
+        *_architecture_problems(settings),
+    ]
     if problems:
         raise SettingsError(problems)
     return settings
 
 
-def _with_serving_per_node(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Give each node the stack's serving with its own keys put over it."""
-    merged = dict(raw)
-    shared, nodes = raw.get("serving"), raw.get("nodes")
-    if isinstance(nodes, list) and isinstance(shared, Mapping):
-        merged["nodes"] = [
-            {**node, "serving": {**shared, **own}}
-            if isinstance(node, Mapping) and isinstance(own := node.get("serving") or {}, Mapping)
-            else node
-            for node in nodes
-        ]
+def _with_shared_sections(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Give each node the stack's serving and fit with its own keys put over them."""
+    nodes = raw.get("nodes")
+    return (
+        {**raw, "nodes": [_inheriting(node, raw) for node in nodes]} if isinstance(nodes, list) else {**raw}
+    )
+
+
+def _inheriting(node: Any, stack: Mapping[str, Any]) -> Any:
+    if not isinstance(node, Mapping):
+        return node
+    merged = dict(node)
+    for section in ("serving", "fit"):
+        shared, own = stack.get(section), node.get(section) or {}
+        if isinstance(shared, Mapping) and isinstance(own, Mapping):
+            merged[section] = {**shared, **own}
     return merged
+
+
+def _with_choices(raw: dict[str, Any], pins: Mapping[str, Pin]) -> dict[str, Any]:
+    """Give each node with `cloud: cheapest` and a pin the cloud, place and type of that pin."""
+    nodes = raw.get("nodes")
+    return {**raw, "nodes": [_chosen(node, pins) for node in nodes]} if isinstance(nodes, list) else raw
+
+
+def _chosen(node: Any, pins: Mapping[str, Pin]) -> Any:
+    if not isinstance(node, Mapping) or node.get("cloud") != CHEAPEST:
+        return node
+    try:
+        found = CheapestNode.model_validate(node)
+    except ValidationError:
+        return node  # the check of the whole configuration names what is wrong
+    pin = found.pinned or pins.get(found.name)
+    if pin is None:
+        return node
+    own = {key: value for key, value in node.items() if key in BaseNode.model_fields}
+    serving = {**own["serving"], "tensor_parallel_size": pin.tensor_parallel_size}
+    place = {"cloud": pin.cloud, LOCATION_KEY[pin.cloud]: pin.location, "type": pin.type}
+    return {**own, **place, "root_volume_gb": found.root_volume_gb, "serving": serving}
+
+
+def _architecture_problems(settings: StackSettings) -> list[Problem]:
+    missing: dict[Problem, None] = {}  # once, where nodes share it
+    for index, node in enumerate(settings.nodes):
+        given = node.serving.architecture
+        if given and not given.config.expanduser().is_file():
+            where = "serving" if given == settings.serving.architecture else f"nodes[{index}].serving"
+            mend = f"{given.config} is not a file; give the path of the model's own config.json"
+            missing[Problem(f"{where}.architecture.config", mend)] = None
+    return list(missing)
 
 
 def _key_file_problems(path: Path) -> list[Problem]:

@@ -151,6 +151,8 @@ class Serving(Section):
     """Run Open WebUI beside vLLM, on port 3000 of the node's loopback."""
     webui_image: PinnedImage = "ghcr.io/open-webui/open-webui:v0.6.18"
     """Open WebUI image, pinned by tag or digest."""
+    dry_run: bool = False
+    """Check and compare with what is served, change nothing; the gate is left out meanwhile."""
 
     @property
     def served_name(self) -> str:
@@ -456,6 +458,22 @@ class Budget(Section):
         return self
 
 
+class Rollout(Section):
+    """How a change of what is served reaches nodes that serve already."""
+
+    max_unavailable: int = Field(default=1, ge=1, le=1000)
+    """Nodes that may be between two releases at once. Nodes that serve nothing yet are not counted."""
+    canary: NodeName | None = None
+    """Node that is rolled out and gated before any other."""
+    min_free_disk_gb: int = Field(default=100, ge=1, le=10_000)
+    """Least free disk at a node's first deployment, in 10⁹ bytes: image, weights and caches."""
+    replace: Literal["changed", "force-recreate", "down"] = "changed"
+    """Containers a rollout stops: those that changed, all, or all before any is started again. The last two
+    need a confirmation for each deployment."""
+    confirm: Words = ()
+    """Confirmations, each for one deployment of one node; the error that asks for one says which."""
+
+
 class StackSettings(Section):
     """The whole stack."""
 
@@ -463,13 +481,20 @@ class StackSettings(Section):
     serving: Serving
     access: Access
     health: Health = Health()
+    rollout: Rollout = Rollout()
     fit: Fit = Fit()
     budget: Budget = Budget()
     secrets: Secrets
 
     @model_validator(mode="after")
-    def _unique_names(self) -> StackSettings:
+    def _names_agree(self) -> StackSettings:
         names = [node.name for node in self.nodes]
+        if self.rollout.canary not in {None, *names}:
+            raise wrong(
+                "rollout.canary: no node is named {canary}; name one of {names}",
+                canary=self.rollout.canary,
+                names=", ".join(names),
+            )
         for name in sorted({name for name in names if names.count(name) > 1}):
             raise wrong(
                 "nodes: the name {name} is used {count} times; give each node its own",

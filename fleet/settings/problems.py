@@ -11,7 +11,21 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from fleet.settings.models import CLOUDS, Access, Health, ScalewayNode, Secrets, Serving, StackSettings
+from fleet.settings.models import (
+    CHEAPEST,
+    CLOUDS,
+    Access,
+    Budget,
+    Fit,
+    Health,
+    ModelArchitecture,
+    Pin,
+    Rollout,
+    ScalewayNode,
+    Secrets,
+    Serving,
+    StackSettings,
+)
 
 Path = Sequence[int | str]
 
@@ -33,6 +47,8 @@ SENTENCES = {
     "float_parsing": "{value} is not a number; write for example 0.9",
     "bool_type": "{value} is neither true nor false; write one of them",
     "bool_parsing": "{value} is neither true nor false; write one of them",
+    "date_parsing": "{value} is not a day; write it like 2026-11-01",
+    "date_from_datetime_parsing": "{value} is not a day; write it like 2026-11-01",
     "string_type": "{value} is not text; put it in quotes",
     "tuple_type": "{value} is not a list; write it as [first, second]",
     "model_type": "{value} is not a set of keys; write it as key: value lines",
@@ -40,6 +56,10 @@ SENTENCES = {
     "dict_type": "{value} is not a set of keys; write it as key: value lines",
 }
 """What to say, by the type of pydantic's error."""
+
+
+INHERITED = (("serving",), ("fit",))
+"""Sections of the stack that each node has too, with its own keys put over them."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +86,7 @@ class SettingsError(Exception):
 
 def problems_of(errors: Sequence[ErrorDetails]) -> list[Problem]:
     """Each distinct problem once, in the order of the configuration."""
-    shared = {(error["loc"][1:], error["type"]) for error in errors if error["loc"][:1] == ("serving",)}
+    shared = {(error["loc"], error["type"]) for error in errors if error["loc"][:1] in INHERITED}
     paths = [_path(error["loc"]) for error in errors]
     found: dict[Problem, None] = {}
     for error, path in zip(errors, paths, strict=True):
@@ -75,10 +95,8 @@ def problems_of(errors: Sequence[ErrorDetails]) -> list[Problem]:
             len(other) > len(path) and other[: len(path)] == path for other in paths
         ):
             continue
-        # A wrong value in the stack's serving comes back once for each node that inherits it: say it once.
-        inherited = (
-            path[:1] == ["nodes"] and path[2:3] == ["serving"] and (tuple(path[3:]), error["type"]) in shared
-        )
+        # A wrong value in a section of the stack comes back once for each node that inherits it: say it once.
+        inherited = path[:1] == ["nodes"] and (tuple(path[2:]), error["type"]) in shared
         if not inherited:
             found[_problem(path, error)] = None
     return list(found)
@@ -87,7 +105,7 @@ def problems_of(errors: Sequence[ErrorDetails]) -> list[Problem]:
 def _path(loc: tuple[int | str, ...]) -> list[int | str]:
     """A pydantic location without the steps of a union (`nodes.0.scaleway.zone` → `nodes.0.zone`)."""
     path = list(loc)
-    if path[:1] == ["nodes"] and path[2:3] and path[2] in CLOUDS:
+    if path[:1] == ["nodes"] and path[2:3] and path[2] in (*CLOUDS, CHEAPEST):
         del path[2]
     return [step for step in path if not (isinstance(step, str) and re.search(r"[\[(]", step))]
 
@@ -117,7 +135,12 @@ def _problem(path: list[int | str], error: ErrorDetails) -> Problem:
             )
         case kind:
             sentence = SENTENCES.get(kind, "{value} is wrong: {message}; see docs/configuration.md")
-            words = {"value": value, "message": message, "clouds": ", ".join(CLOUDS), **error.get("ctx", {})}
+            words = {
+                "value": value,
+                "message": message,
+                "clouds": ", ".join((*CLOUDS, CHEAPEST)),
+                **error.get("ctx", {}),
+            }
             return Problem(_dotted(path), sentence.format_map(words))
 
 
@@ -126,7 +149,12 @@ def _near_key(path: Path) -> str | None:
     sections: dict[str, type[BaseModel]] = {
         "serving": Serving,
         "access": Access,
+        "architecture": ModelArchitecture,
         "health": Health,
+        "rollout": Rollout,
+        "fit": Fit,
+        "budget": Budget,
+        "pinned": Pin,
         "secrets": Secrets,
     }
     parent = path[-2] if len(path) > 1 else None

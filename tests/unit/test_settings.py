@@ -70,6 +70,40 @@ WRONG: list[tuple[str, Any, str, str]] = [
     ("nodes.0.root_volum_gb", 200, "nodes[0].root_volum_gb", "did you mean root_volume_gb?"),
     ("nodes.0.protect", "perhaps", "nodes[0].protect", "is neither true nor false"),
     ("nodes.0.tags", "team-a", "nodes[0].tags", "is not a list"),
+    ("nodes.0.ttl_hours", 0, "nodes[0].ttl_hours", "0 must be above 0"),
+    ("nodes.0.ttl_hours", "two days", "nodes[0].ttl_hours", "is not a number"),
+    ("nodes.0.fit", {"overide": "x"}, "nodes[0].fit.overide", "did you mean override?"),
+    ("nodes.0.fit", {"override": True}, "nodes[0].fit.override", "True is not text"),
+    ("fit.override", "", "fit.override", "is empty; write something"),
+    (
+        "nodes.0",
+        {"name": "a", "cloud": "cheapest", "zone": "fr-par-2"},
+        "nodes[0].zone",
+        "is not a setting",
+    ),
+    ("nodes.0", {"name": "a", "cloud": "cheapest", "clouds": []}, "nodes[0].clouds", "give at least one"),
+    (
+        "nodes.0",
+        {"name": "a", "cloud": "cheapest", "clouds": ["ovh"]},
+        "nodes[0].clouds[0]",
+        "'ovh' is not one",
+    ),
+    (
+        "nodes.0",
+        {
+            "name": "a",
+            "cloud": "cheapest",
+            "pinned": {"cloud": "scaleway", "location": "fr-par-9", "type": "L4-1-24G"},
+        },
+        "nodes[0].zone",
+        "'fr-par-9' is not one of the choices",
+    ),
+    ("budget.max_cost_per_hour", 0, "budget.max_cost_per_hour", "0 must be above 0"),
+    ("budget.max_cost_per_month", "500 EUR", "budget.max_cost_per_month", "is not a number"),
+    ("budget.max_cost", 5, "budget.max_cost", "is not a setting"),
+    ("budget.currency", "GBP", "budget.currency", "use 'EUR' or 'USD'"),
+    ("budget.usd_per_eur", 1.1, "budget.usd_per_eur", "give as_of with it"),
+    ("budget", {"usd_per_eur": 1.1, "as_of": "today"}, "budget.as_of", "'today' is not a day; write it like"),
     (
         "nodes.0.serving",
         {"tensor_parallel_size": 2},
@@ -103,6 +137,29 @@ WRONG: list[tuple[str, Any, str, str]] = [
     ("serving.extra_args", ["--model=x"], "serving.extra_args", "set serving.model instead"),
     ("serving.extra_args", ["--host", "::"], "serving.extra_args", "leave it out"),
     ("serving.extra_args", "--enforce-eager", "serving.extra_args", "is not a list"),
+    (
+        "serving",
+        {
+            "model": "a/b",
+            "image": "vllm/vllm-openai:v0.18.0",
+            "extra_args": ["--disable-log-requests"],
+        },
+        "serving.extra_args",
+        "--disable-log-requests is gone since vLLM 0.18.0, the image has 0.18.0; instead: nothing",
+    ),
+    (
+        "serving.extra_args",
+        ["--async-scheduling"],
+        "serving.extra_args",
+        "exists since vLLM 0.10.0, the image has 0.9.2",
+    ),
+    ("serving.architecture", {"config": "/no/config.json"}, "serving.architecture.config", "is not a file"),
+    (
+        "serving.architecture",
+        {"weights_gib": 5},
+        "serving.architecture.config",
+        "is missing; set it: pulumi config set --path",
+    ),
     ("serving.environment", {"HF_TOKEN": "hf_abcd"}, "serving.environment", "carries HF_TOKEN"),
     ("serving.environment", {"A-B": "1"}, "serving.environment", "no shell accepts"),
     ("serving.start_period_s", 30, "serving.start_period_s", "30 is below the minimum of 60"),
@@ -188,3 +245,23 @@ def test_the_schema_accepts_a_good_stack_file_and_refuses_a_misspelt_key(good: d
     stack["config"]["vllm-fleet:nodes"][0]["zoen"] = "fr-par-2"
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(stack, schema)
+
+
+def test_a_node_has_the_stacks_fit_unless_it_has_its_own(good: dict[str, Any]) -> None:
+    good["fit"] = {"override": "tried"}
+    good["nodes"].append({"name": "b", "cloud": "scaleway", "fit": {"override": None}})
+    assert [node.fit.override for node in settings.parse(good).nodes] == ["tried", None]
+
+
+def test_a_pinned_choice_is_a_node_of_the_chosen_cloud(good: dict[str, Any]) -> None:
+    chosen = {"cloud": "scaleway", "location": "fr-par-1", "type": "L4-2-24G", "tensor_parallel_size": 2}
+    written = {"name": "a", "cloud": "cheapest", "concurrency": 4, "ttl_hours": 8, "pinned": chosen}
+    node = settings.parse({**good, "nodes": [written]}).nodes[0]
+    assert isinstance(node, settings.ScalewayNode)
+    assert (node.zone, node.type, node.ttl_hours) == ("fr-par-1", "L4-2-24G", 8)
+    assert node.serving.tensor_parallel_size == 2
+
+    written.pop("pinned")
+    unpinned = {**good, "nodes": [written]}
+    assert isinstance(settings.parse(unpinned).nodes[0], settings.CheapestNode)
+    assert settings.parse(unpinned, {"a": settings.Pin.model_validate(chosen)}).nodes[0] == node

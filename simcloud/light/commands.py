@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import asyncssh
 
@@ -26,6 +26,10 @@ from simcloud.light.log import Log
 
 if TYPE_CHECKING:
     from simcloud.light.machine import Machine
+
+
+FOLLOW_S = 0.1
+"""Seconds between two looks at a file that is followed."""
 
 
 class Output(Protocol):
@@ -108,12 +112,32 @@ async def run(call: Call) -> int:
         return 1
 
 
-async def run_remote(machine: Machine, command: str, process: asyncssh.SSHServerProcess[bytes]) -> int:
+class Process(asyncssh.SSHServerProcess[bytes]):
+    """Keeps signals apart; the library raises them where input is read, which a program need not do."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.signals: asyncio.Queue[str] = asyncio.Queue()
+
+    def signal_received(self, signal: str) -> None:
+        self.signals.put_nowait(signal)
+
+
+async def run_remote(machine: Machine, command: str, process: Process) -> int:
     """Run the command of an SSH channel."""
     argv = _simple(command)
-    if argv and argv[0] in HANDLERS:
-        return await run(Call(machine, argv, process.stdout, process.stderr, process.stdin.read))
-    return await _on_host(machine, command, process)
+    if argv[:2] == ["rsync", "--server"]:
+        command = shlex.join(_inside(machine, argv))
+    if not argv or argv[0] not in HANDLERS:
+        return await _on_host(machine, command, process)
+    call = Call(machine, argv, process.stdout, process.stderr, process.stdin.read)
+    running, signalled = asyncio.create_task(run(call)), asyncio.create_task(process.signals.get())
+    try:
+        await asyncio.wait({running, signalled}, return_when=asyncio.FIRST_COMPLETED)
+        return running.result() if running.done() else 128 + signal.Signals[f"SIG{signalled.result()}"]
+    finally:
+        running.cancel()
+        signalled.cancel()
 
 
 async def run_unit_command(machine: Machine, argv: list[str], directory: str, log: Log) -> int:
@@ -151,7 +175,15 @@ def _simple(command: str) -> list[str]:
     return words
 
 
-async def _on_host(machine: Machine, command: str, process: asyncssh.SSHServerProcess[bytes]) -> int:
+def _inside(machine: Machine, argv: list[str]) -> list[str]:
+    """An `rsync --server` command that works in the machine's folder; its paths come after a lone dot."""
+    first = argv.index(".") + 1
+    # A slash at the end makes a difference to rsync.
+    paths = [f"{machine.disk.locate(path)}{'/' if path.endswith('/') else ''}" for path in argv[first:]]
+    return [*argv[:first], *paths]
+
+
+async def _on_host(machine: Machine, command: str, process: Process) -> int:
     child = await asyncio.create_subprocess_exec(
         *("/bin/sh", "-c", command.removeprefix("sudo -n ")),
         cwd=machine.disk.locate(HOME),
@@ -164,12 +196,13 @@ async def _on_host(machine: Machine, command: str, process: asyncssh.SSHServerPr
     assert child.stdout is not None
     assert child.stderr is not None
     pumps = [
-        asyncio.create_task(_feed(process, child)),
         asyncio.create_task(_pump(child.stdout, process.stdout)),
         asyncio.create_task(_pump(child.stderr, process.stderr)),
+        asyncio.create_task(_feed(process, child)),
+        asyncio.create_task(_pass_signals(process, child)),
     ]
     try:
-        await asyncio.gather(*pumps[1:])
+        await asyncio.gather(*pumps[:2])
         status = await child.wait()
         return 128 - status if status < 0 else status
     finally:
@@ -189,21 +222,21 @@ async def _pump(source: asyncio.StreamReader, target: asyncssh.SSHWriter[bytes])
             await target.drain()
 
 
-async def _feed(process: asyncssh.SSHServerProcess[bytes], child: asyncio.subprocess.Process) -> None:
-    """Pass on what the client types, and its signals."""
+async def _feed(process: Process, child: asyncio.subprocess.Process) -> None:
+    """Pass on what the client types."""
     assert child.stdin is not None
     with suppress(OSError):
-        while True:
-            try:
-                data = await process.stdin.read(65536)
-            except asyncssh.SignalReceived as received:
-                os.killpg(child.pid, signal.Signals[f"SIG{received.signal}"])
-                continue
-            if not data:
-                break
+        while data := await process.stdin.read(65536):
             child.stdin.write(data)
             await child.stdin.drain()
         child.stdin.close()
+
+
+async def _pass_signals(process: Process, child: asyncio.subprocess.Process) -> None:
+    while True:
+        name = await process.signals.get()
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.Signals[f"SIG{name}"])
 
 
 def _there(place: Path) -> bool:
@@ -258,7 +291,7 @@ async def _mv(call: Call) -> int:
 
 @handles("cat", "head", "tail")
 async def _cat(call: Call) -> int:
-    options, names = call.options("n:c:")
+    options, names = call.options("n:c:fFq")
     if not names:
         call.stdout.write(await call.stdin())
     status = 0
@@ -276,7 +309,20 @@ async def _cat(call: Call) -> int:
         elif call.argv[0] == "tail":
             lines = lines[max(len(lines) - count, 0) :]
         call.stdout.write(b"".join(lines))
+    if options.keys() & {"-f", "-F"}:
+        await _follow(call, names[-1])
     return status
+
+
+async def _follow(call: Call, name: str) -> NoReturn:
+    """What is written to a file from now on, until the caller leaves."""
+    place = call.machine.disk.locate(call.path(name))
+    seen = place.stat().st_size if place.exists() else 0
+    while True:
+        await asyncio.sleep(FOLLOW_S)
+        if place.exists() and place.stat().st_size > seen:
+            call.stdout.write(place.read_bytes()[seen:])
+            seen = place.stat().st_size
 
 
 @handles("rm")

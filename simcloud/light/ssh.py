@@ -25,8 +25,6 @@ async def listen(machine: Machine, host_key: asyncssh.SSHKey) -> asyncssh.SSHAcc
         machine.address,
         machine.ssh_port,
         server_factory=lambda: _Server(machine),
-        process_factory=lambda process: _session(machine, process),
-        sftp_factory=lambda channel: asyncssh.SFTPServer(channel, chroot=bytes(machine.disk.root)),
         server_host_keys=[host_key],
         encoding=None,
         password_auth=False,
@@ -59,6 +57,14 @@ class _Server(asyncssh.SSHServer):
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
         return username in USERS and key.public_data in _public_data(self._machine.authorized_keys)
 
+    def session_requested(self) -> asyncssh.SSHServerSession[bytes]:
+        machine = self._machine
+
+        def sftp(channel: asyncssh.SSHServerChannel[bytes]) -> asyncssh.SFTPServer:
+            return asyncssh.SFTPServer(channel, chroot=bytes(machine.disk.root))
+
+        return commands.Process(lambda process: _session(machine, process), sftp, 3, False)
+
     def connection_requested(
         self, dest_host: str, dest_port: int, orig_host: str, orig_port: int
     ) -> Connection:
@@ -73,7 +79,7 @@ class _Server(asyncssh.SSHServer):
         return forward
 
 
-async def _session(machine: Machine, process: asyncssh.SSHServerProcess[bytes]) -> None:
+async def _session(machine: Machine, process: commands.Process) -> None:
     """Run the channel's command; when the client closes the channel first, the command ends too."""
     if process.command is None:
         process.stdout.write(b"This machine is simulated: it runs single commands, not a shell.\r\n")

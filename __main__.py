@@ -30,6 +30,10 @@ def declare(node: settings.Node, config: settings.StackSettings) -> GpuNode:
             from components.scaleway.node import ScalewayGpuNode  # noqa: PLC0415
 
             return ScalewayGpuNode(node.name, args)
+        case settings.LinodeNode():
+            from components.linode.node import LinodeGpuNode  # noqa: PLC0415
+
+            return LinodeGpuNode(node.name, args)
     raise NotImplementedError(node.cloud)
 
 

@@ -93,6 +93,7 @@ def node_config(cloud_name: str, name: str) -> dict[str, Any]:
     """A node of the smallest type of a cloud."""
     by_cloud: Mapping[str, dict[str, Any]] = {
         "scaleway": {"zone": "fr-par-2", "type": "L4-1-24G", "root_volume_gb": 200},
+        "linode": {"region": "us-ord", "type": "g2-gpu-rtx4000a1-s"},
     }
     return {"name": name, "cloud": cloud_name, **copy.deepcopy(by_cloud[cloud_name])}
 

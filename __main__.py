@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import pulumi
 
@@ -14,7 +15,7 @@ from fleet.cost import total
 def main() -> None:
     """Read the configuration, declare every node, export what a user needs next."""
     config = settings.load(pulumi.Config(settings.PROJECT))
-    nodes = {node.name: declare(node, config) for node in config.nodes}
+    nodes = declare_all(config)
     pulumi.export("nodes", {name: node.outputs() for name, node in nodes.items()})
     cost = total(node.cost for node in nodes.values())
     pulumi.export("cost_per_hour", cost.total)
@@ -22,9 +23,28 @@ def main() -> None:
     pulumi.export("currency", cost.currency)
 
 
-def declare(node: settings.Node, config: settings.StackSettings) -> GpuNode:
+def declare_all(config: settings.StackSettings) -> dict[str, GpuNode]:
+    """Every node by its name. A canary comes first, and the others' rollouts wait for its own."""
+    canary = config.rollout.canary
+    nodes: dict[str, GpuNode] = {}
+    for node in sorted(config.nodes, key=lambda node: node.name != canary):
+        after = [nodes[canary].rollout] if canary in nodes else []
+        nodes[node.name] = declare(node, config, after)
+    return nodes
+
+
+def declare(
+    node: settings.Node, config: settings.StackSettings, rollout_after: Sequence[pulumi.Resource]
+) -> GpuNode:
     """One node of its cloud's kind. A cloud's module, with its provider's SDK, is loaded where it is used."""
-    args = GpuNodeArgs(node=node, access=config.access, health=config.health, secrets=config.secrets)
+    args = GpuNodeArgs(
+        node=node,
+        access=config.access,
+        health=config.health,
+        secrets=config.secrets,
+        rollout=config.rollout,
+        rollout_after=rollout_after,
+    )
     match node:
         case settings.ScalewayNode():
             from components.scaleway.node import ScalewayGpuNode  # noqa: PLC0415

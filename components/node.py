@@ -24,6 +24,9 @@ class GpuNodeArgs:
     access: settings.Access
     health: settings.Health
     secrets: settings.Secrets
+    rollout: settings.Rollout
+    rollout_after: Sequence[pulumi.Resource] = ()
+    """Rollouts of other nodes that have to succeed first."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,9 @@ class GpuNode(pulumi.ComponentResource):
     root_volume_gb: Output[int]
     """Size the cloud reports, in 10⁹ bytes."""
     status: Output[str]
-    """`ready` when the gate passed; `provisioned` when it is switched off."""
+    """`ready` when the gate passed; `provisioned` when it is switched off; `dry run`."""
+    rollout: pulumi.Resource
+    """Brings what is served up to date; what depends on it waits for that."""
 
     def _serve(self, name: str, args: GpuNodeArgs, machine: Machine) -> None:
         """Bring the model up on the machine and register the outputs."""
@@ -83,6 +88,8 @@ class GpuNode(pulumi.ComponentResource):
                 access=args.access,
                 health=args.health,
                 secrets=args.secrets,
+                rollout=args.rollout,
+                rollout_after=args.rollout_after,
                 server_id=machine.server_id,
                 host=machine.public_ip,
                 host_keys=machine.host_keys,
@@ -121,6 +128,7 @@ class GpuNode(pulumi.ComponentResource):
         self.ports = Output.from_input({"vllm": node.serving.port, **webui})
         self.root_volume_gb = machine.root_volume_gb
         self.status = served.status
+        self.rollout = served.rollout
         self.register_outputs(self.outputs())
 
     def outputs(self) -> dict[str, Output[Any]]:

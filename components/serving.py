@@ -13,6 +13,7 @@ from pulumi import Input, Output, ResourceOptions
 from pulumi_command import local
 
 from fleet import compose, settings
+from fleet.userdata import WEIGHT_FLAGS
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class Delivery:
     access: settings.Access
     health: settings.Health
     secrets: settings.Secrets
+    rollout: settings.Rollout
+    rollout_after: Sequence[pulumi.Resource]
+    """Rollouts of other nodes that have to succeed first."""
     server_id: Input[str]
     host: Input[str]
     host_keys: Input[Sequence[str]]
@@ -36,11 +40,19 @@ class ServedModel(pulumi.ComponentResource):
     """Delivers a node's serving files and waits until the model answers."""
 
     status: Output[str]
-    """`ready`, or `provisioned` with the gate switched off."""
+    """`ready`; `provisioned` with the gate switched off; `dry run` where nothing may be changed."""
+    rollout: pulumi.Resource
+    """The Command that delivers or rolls out."""
 
     def __init__(self, name: str, args: Delivery, opts: ResourceOptions | None = None) -> None:
         super().__init__("vllm-fleet:serving:ServedModel", name, None, opts)
         serving, health, secrets = args.node.serving, args.health, args.secrets
+        timeouts = {
+            "ssh_s": health.ssh_timeout_s,
+            "install_s": health.install_timeout_s,
+            "ready_s": health.ready_timeout_s,
+            "token_s": health.first_token_timeout_s,
+        }
         target = {
             "host": args.host,
             "port": args.access.ssh_port,
@@ -49,7 +61,7 @@ class ServedModel(pulumi.ComponentResource):
             "host_keys": args.host_keys,
         }
 
-        rollout = _run(
+        rollout = self.rollout = _run(
             f"{name}-rollout",
             "fleet.rollout",
             {
@@ -59,7 +71,17 @@ class ServedModel(pulumi.ComponentResource):
                 "hints": args.hints,
                 "compose": compose.compose_file(serving),
                 "environment": compose.env_file(compose.plain_environment(serving)),
-                "ssh_s": health.ssh_timeout_s,
+                "owner": f"{pulumi.get_project()}/{pulumi.get_stack()}",
+                "prefetch": _fetched_ahead(serving),
+                "min_free_gb": args.rollout.min_free_disk_gb,
+                "replace": args.rollout.replace,
+                "confirm": [word for word in args.rollout.confirm if word.startswith(f"{args.node.name}:")],
+                "dry_run": serving.dry_run,
+                "timeouts": timeouts,
+                "queue": {
+                    "directory": f".fleet/rollouts/{pulumi.get_stack()}",
+                    "max_unavailable": args.rollout.max_unavailable,
+                },
             },
             {
                 "FLEET_SECRET_ENVIRONMENT": Output.secret(
@@ -69,10 +91,11 @@ class ServedModel(pulumi.ComponentResource):
             [args.server_id],
             # Not on this component: a component whose dependencies failed cannot register its outputs, which
             # would end the update for every other node too.
-            ResourceOptions(parent=self, depends_on=list(args.ready_when)),
+            ResourceOptions(parent=self, depends_on=[*args.ready_when, *args.rollout_after]),
         )
-        if not health.enabled:
-            self.status = Output.unsecret(rollout.stdout.apply(lambda _: "provisioned"))
+        if serving.dry_run or not health.enabled:
+            status = "dry run" if serving.dry_run else "provisioned"
+            self.status = Output.unsecret(rollout.stdout.apply(lambda _: status))
             self.register_outputs({"status": self.status})
             return
 
@@ -87,12 +110,7 @@ class ServedModel(pulumi.ComponentResource):
                 "vllm_port": serving.port,
                 "served_model": serving.served_name,
                 "container_name": serving.container_name,
-                "timeouts": {
-                    "ssh_s": health.ssh_timeout_s,
-                    "install_s": health.install_timeout_s,
-                    "ready_s": health.ready_timeout_s,
-                    "token_s": health.first_token_timeout_s,
-                },
+                "timeouts": timeouts,
             },
             {"FLEET_API_KEY": Output.secret(secrets.api_key.get_secret_value())},
             # A new release is a new question, even where the gate's own inputs did not change.
@@ -101,6 +119,12 @@ class ServedModel(pulumi.ComponentResource):
         )
         self.status = Output.unsecret(gate.stdout.apply(lambda _: "ready"))
         self.register_outputs({"status": self.status})
+
+
+def _fetched_ahead(serving: settings.Serving) -> str:
+    """The model whose weights are on the hub under its own name, all of them needed."""
+    otherwise = serving.model.startswith("/") or any(w.startswith(WEIGHT_FLAGS) for w in serving.extra_args)
+    return "" if otherwise else serving.model
 
 
 def _python() -> str:

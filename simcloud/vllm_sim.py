@@ -362,6 +362,16 @@ class Simulator:
             self.ready.clear()
         return 0
 
+    async def fetch(self) -> int:
+        """Download the weights and no more; returns the exit status of what does that."""
+        try:
+            self._check_hub()
+            await self._download()
+        except _EngineDied as death:
+            self._log(str(death))
+            return death.status
+        return 0
+
     async def connection(self, reader: Reader, writer: Writer) -> None:
         """Answer one client; before the engine is up nothing listens, so the connection is dropped."""
         if self.state is State.READY:

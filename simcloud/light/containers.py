@@ -20,6 +20,7 @@ from simcloud.vllm_sim import (
     BadFlags,
     Fault,
     Gpus,
+    Options,
     Reader,
     Request,
     Response,
@@ -156,6 +157,13 @@ class Docker:
         await self._start(container)
         return "Recreated" if there else "Started"
 
+    async def download(self, service: Service, model: str, say: Callable[[str], None]) -> int:
+        """Fetch a model's weights with a service's image and token; returns the exit status."""
+        await self.pull(service.image)
+        options = parse_options(["--model", model], {})
+        simulator = self._simulator(options, service, "0.9.2", say)
+        return await simulator.fetch()
+
     async def stop(self, name: str) -> None:
         """Stop a container; it stays, exited."""
         container = self.containers[name]
@@ -264,8 +272,14 @@ class Docker:
         except BadFlags as refusal:
             container.log.write(str(refusal))
             return 2
+        container.simulator = self._simulator(options, service, version, container.log.write)
+        return await container.simulator.run()
+
+    def _simulator(
+        self, options: Options, service: Service, version: str, log: Callable[[str], None]
+    ) -> Simulator:
         fault = self._machine.fault()
-        container.simulator = Simulator(
+        return Simulator(
             options,
             version=version,
             hf_token=service.environment.get("HF_TOKEN", ""),
@@ -273,9 +287,8 @@ class Docker:
             fault=Fault(fault) if fault in set(Fault) else None,
             speed=self._machine.speed,
             weights=self._machine.directory / "weights",
-            log=container.log.write,
+            log=log,
         )
-        return await container.simulator.run()
 
 
 def _look_up(image: str) -> None:

@@ -16,6 +16,9 @@ from simcloud.light.compose import Invalid, Project, load
 from simcloud.light.containers import Container, DockerError, image_digest, iso
 from simcloud.light.log import show
 
+PID = 4242
+"""Of every program in a container: a light machine has one that matters."""
+
 _PATHS = re.compile(r"\{\{\s*(?:json\s+)?\.([\w.]*)\s*\}\}")
 
 
@@ -102,7 +105,7 @@ def _container_document(call: Call, container: Container) -> dict[str, Any]:
         "Restarting": container.status == "restarting",
         "OOMKilled": False,
         "Dead": False,
-        "Pid": 4242 if running else 0,
+        "Pid": PID if running else 0,
         "ExitCode": container.exit_code,
         "Error": "",
         "StartedAt": iso(container.started_at),
@@ -254,6 +257,15 @@ async def _restart(call: Call, words: list[str]) -> int:
     return 0
 
 
+async def _top(call: Call, words: list[str]) -> int:
+    container = _named(call, words[0])
+    if container.status != "running":
+        raise DockerError(f"Error response from daemon: container {container.id} is not running")
+    call.out("PID")
+    call.out(str(PID))
+    return 0
+
+
 async def _rm(call: Call, words: list[str]) -> int:
     options, names = _options(words, "fv", ["force", "volumes"])
     for name in names:
@@ -293,6 +305,7 @@ _DOCKER = {
     "start": _restart,
     "restart": _restart,
     "rm": _rm,
+    "top": _top,
     "info": _info,
     "version": _info,
 }
@@ -393,6 +406,15 @@ async def _compose_up(call: Call, project: Project, words: list[str]) -> int:
     return 0
 
 
+async def _compose_run(call: Call, project: Project, words: list[str]) -> int:
+    """A one-off container of a service: here it downloads the model named last, as `hf download` does."""
+    _, (name, *rest) = _options(words, "Te:", ["rm", "no-deps", "entrypoint=", "env="], mixed=False)
+    service = next((service for service in project.services if service.name == name), None)
+    if service is None:
+        raise DockerError(f"no such service: {name}")
+    return await call.machine.docker.download(service, rest[-1], call.err)
+
+
 async def _compose_down(call: Call, project: Project, words: list[str]) -> int:
     _options(words, "vt:", ["volumes", "remove-orphans", "timeout=", "rmi="])
     for container in _containers(call, project):
@@ -446,4 +468,5 @@ _COMPOSE = {
     "restart": _compose_restart,
     "ps": _compose_ps,
     "logs": _compose_logs,
+    "run": _compose_run,
 }

@@ -155,6 +155,10 @@ async def _enable(call: Call, unit: Unit, options: dict[str, str]) -> int:
     return await _start(call, unit, options) if "--now" in options else 0
 
 
+async def _disable(call: Call, unit: Unit, options: dict[str, str]) -> int:
+    return await _stop(call, unit, options) if "--now" in options else 0
+
+
 def _outcome(call: Call, unit: Unit, started: bool) -> int:
     if started:
         return 0
@@ -176,7 +180,7 @@ _VERBS = {
     "reload-or-restart": _restart,
     "stop": _stop,
     "enable": _enable,
-    "disable": _enable,
+    "disable": _disable,
 }
 
 

@@ -1,0 +1,38 @@
+"""Entry point of the Command resource: 0 when the node has the release, 1 when it keeps what it had."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+
+from fleet import spec as specs
+from fleet.progress import Progress, Stage
+from fleet.rollout.process import RolloutFailed, roll_out
+from fleet.rollout.spec import SECRET_ENVIRONMENT, RolloutSpec
+
+
+def main() -> int:
+    """Read a spec on standard input, the secret lines of `.env` from the environment."""
+    spec = specs.parse(RolloutSpec, json.load(sys.stdin))
+    release = spec.release(os.environ[SECRET_ENVIRONMENT])
+    progress = Progress(spec.node)
+    try:
+        outcome = asyncio.run(roll_out(spec, release, progress))
+    except RolloutFailed as failed:
+        sys.stderr.write(f"{failed}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            f"{spec.node}: interrupted; the next `pulumi up` takes up or undoes what was begun\n"
+        )
+        return 130
+    progress.note(Stage.WORKER_SSH_ACCESSIBLE, outcome.note)
+    # What depends on this Command runs again exactly when the release that is served changed.
+    sys.stdout.write(json.dumps({"node": spec.node, "release": outcome.release}) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

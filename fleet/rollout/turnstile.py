@@ -1,0 +1,117 @@
+"""Whose turn it is: at most so many nodes of a stack are between two releases at once, in the order of
+their names.
+
+All rollouts of one update run on one machine at the same time, as children of the engine. They agree through
+files in one folder, each held by `flock` for as long as its process lives, so that a killed rollout never
+blocks another. Rollouts that overlap form a round; the first failure in a round keeps those that have
+not switched yet from switching.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fleet.progress import SYSTEM_CLOCK, Clock, pause_s
+from fleet.rollout.spec import Queue
+
+WaitingFor = Callable[[str, float, float], None]
+"""Hears whom a node waits for, since how many seconds, and for how many at most."""
+
+
+class RoundFailed(Exception):
+    """Another node of this update failed, so this one keeps what it serves; the message names the node."""
+
+
+class TurnTimeout(Exception):
+    """This node's turn did not come in time; the message names who was waited for."""
+
+
+class Turnstile:
+    """One node's membership in the round under way. Leaving is the end of the process, or `leave`."""
+
+    def __init__(self, queue: Queue, node: str, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._queue = queue
+        self._node = node
+        self._clock = clock
+        self._folder = queue.directory
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._failed = self._folder / "failed"
+        self._round = os.open(self._folder / "round", os.O_CREAT | os.O_RDWR, 0o600)
+        if _try_lock(self._round):  # nobody else is there: a new round
+            self._failed.unlink(missing_ok=True)
+        fcntl.flock(self._round, fcntl.LOCK_SH)
+        self._member = self._folder / f"member-{node}"
+        self._membership = os.open(self._member, os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(self._membership, fcntl.LOCK_EX)
+
+    def leave(self) -> None:
+        """Let those behind go first."""
+        self._member.unlink(missing_ok=True)
+        os.close(self._membership)
+        os.close(self._round)
+
+    def fail(self) -> None:
+        """Keep the others of this round from switching."""
+        self._failed.write_text(self._node)
+
+    @asynccontextmanager
+    async def turn(self, waiting: WaitingFor) -> AsyncIterator[None]:
+        """Wait for this node's turn and hold it. Raises RoundFailed, TurnTimeout."""
+        slot = await self._enter(waiting)
+        try:
+            yield
+        finally:
+            os.close(slot)
+
+    async def _enter(self, waiting: WaitingFor) -> int:
+        started = self._clock.now()
+        while True:
+            before = self._before()
+            # The order comes from the list, the limit from the slots: a member may join late.
+            slot = self._free_slot() if len(before) < self._queue.max_unavailable else None
+            if self._failed.exists():  # asked last: who fails says so before it gives its slot back
+                raise RoundFailed(self._failed.read_text())
+            if slot is not None:
+                return slot
+            waited_s = self._clock.now() - started
+            whom = ", ".join(before) or "a node that is being switched"
+            if waited_s >= self._queue.limit_s:
+                raise TurnTimeout(whom)
+            waiting(whom, waited_s, self._queue.limit_s)
+            await self._clock.sleep(pause_s(waited_s))
+
+    def _before(self) -> list[str]:
+        """Members of the round that come first."""
+        earlier = [path for path in sorted(self._folder.glob("member-*")) if path.name < self._member.name]
+        return [path.name.removeprefix("member-") for path in earlier if _held(path)]
+
+    def _free_slot(self) -> int | None:
+        for number in range(self._queue.max_unavailable):
+            slot = os.open(self._folder / f"slot-{number}", os.O_CREAT | os.O_RDWR, 0o600)
+            if _try_lock(slot):
+                return slot
+            os.close(slot)
+        return None
+
+
+def _held(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _try_lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -20,6 +20,12 @@ def read(*arguments: str, stack: str | None = None) -> Any:
     return json.loads(_run([*arguments, *_of(stack)], timeout_s=READ_TIMEOUT_S, capture=True))
 
 
+def outputs(stack: str | None = None) -> dict[str, Any]:
+    """The stack's outputs; secrets stay hidden."""
+    found: dict[str, Any] = read("stack", "output", "--json", stack=stack)
+    return found
+
+
 def destroy(urns: list[str], *, stack: str | None = None) -> None:
     """Destroy these resources and nothing else, its progress shown as it comes."""
     targets = [word for urn in urns for word in ("--target", urn)]

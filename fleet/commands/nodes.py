@@ -1,0 +1,66 @@
+"""What the commands that work on nodes share: finding them, completing their names, telling what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fleet.commands import pulumi
+
+if TYPE_CHECKING:
+    from fleet.inventory import FleetNode
+
+WRONG_CALL = 2
+"""Exit code when nothing was done because the call, the stack or the nodes named are wrong."""
+
+
+def complete(incomplete: str) -> list[str]:
+    """Names of nodes for the shell, from the stack files in this folder: asking the state takes a second."""
+    import yaml  # noqa: PLC0415  completion alone needs it
+
+    names = {"all"}
+    for path in Path().glob("Pulumi.*.yaml"):
+        config = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("config", {})
+        names |= {node["name"] for node in config.get("vllm-fleet:nodes", ())}
+    done, comma, last = incomplete.rpartition(",")
+    return [f"{done}{comma}{name}" for name in sorted(names) if name.startswith(last)]
+
+
+Nodes = Annotated[
+    str,
+    typer.Argument(
+        metavar="NODES", help="Names, patterns (l4-*), @cloud, or all; with commas.", autocompletion=complete
+    ),
+]
+OneNode = Annotated[str, typer.Argument(help="Name of the node.", autocompletion=complete)]
+StackName = Annotated[str | None, typer.Option("--stack", "-s", help="Stack; the selected one if left out.")]
+
+
+def find(wanted: str, stack: str | None) -> tuple[FleetNode, ...]:
+    """The nodes of the stack that `wanted` names. Raises InventoryError, PulumiError."""
+    from fleet.inventory import nodes_of, select  # noqa: PLC0415  --help does without
+
+    return select(nodes_of(pulumi.outputs(stack)), wanted)
+
+
+def find_one(wanted: str, stack: str | None) -> FleetNode:
+    """The one node that `wanted` names. Raises InventoryError, PulumiError."""
+    from fleet.inventory import nodes_of, only  # noqa: PLC0415  --help does without
+
+    return only(nodes_of(pulumi.outputs(stack)), wanted)
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Ends the command with the message of what is wrong with the call, the stack or a node."""
+    from fleet.inventory import InventoryError  # noqa: PLC0415  --help does without
+
+    try:
+        yield
+    except (pulumi.PulumiError, InventoryError) as error:
+        typer.echo(f"fleet: {error}", err=True)
+        raise typer.Exit(WRONG_CALL) from error

@@ -1,0 +1,115 @@
+"""Files to nodes by rsync, over SSH that trusts the pinned host key alone."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fleet.inventory import FleetNode, InventoryError
+from fleet.ssh import Target, openssh
+
+MISSING = "rsync is not on PATH here, and it is what copies; install it, on Debian with: apt install rsync"
+MISSING_THERE = (
+    "rsync is missing on the node; install it there: fleet exec {node} -- apt-get install -y rsync"
+)
+COMMAND_NOT_FOUND = 127
+CONNECT_TIMEOUT_S = 15
+SILENCE_TIMEOUT_S = 60
+"""Seconds without a byte after which rsync gives a node up."""
+
+
+class RsyncMissing(Exception):
+    """There is no rsync on this machine; the message says how to get it."""
+
+    def __init__(self) -> None:
+        super().__init__(MISSING)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """What goes where, and how."""
+
+    source: str
+    """As rsync takes it: with a slash at the end, the folder's content instead of the folder."""
+    destination: str
+    """On the nodes."""
+    excludes: tuple[str, ...] = ()
+    delete: bool = False
+    """Remove at the destination what the source does not have."""
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Synced:
+    """How the copy to one node went. `output` is rsync's list of what changed."""
+
+    node: str
+    exit_status: int
+    output: str
+    error: str = ""
+
+
+def split(where: str) -> tuple[str, str]:
+    """`NODES:DST` as its two parts. Raises InventoryError."""
+    nodes, colon, destination = where.partition(":")
+    if not (nodes and colon and destination):
+        raise InventoryError(f"{where!r} is no NODES:DST; write for example l4-a:/opt/llm/prompts")
+    return nodes, destination
+
+
+def rsync(target: Target, copy: Copy) -> list[str]:
+    """The words of the rsync command for one node."""
+    shell = openssh(target, "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_TIMEOUT_S}")[:-1]
+    return [
+        *("rsync", "--archive", "--compress", "--itemize-changes", f"--timeout={SILENCE_TIMEOUT_S}"),
+        # rsync splits this into words itself, minding quotes.
+        *("--rsh", shlex.join(shell)),
+        *([] if target.user == "root" else ["--rsync-path", "sudo -n rsync"]),
+        *(f"--exclude={pattern}" for pattern in copy.excludes),
+        *(["--delete"] if copy.delete else []),
+        *(["--dry-run"] if copy.dry_run else []),
+        *("--", copy.source, f"{target.user}@{target.host}:{copy.destination}"),
+    ]
+
+
+async def sync(nodes: Sequence[FleetNode], copy: Copy, *, max_parallel: int = 8) -> list[Synced]:
+    """Copy to every node, at most `max_parallel` at once. A node's failure is a result, never raised.
+
+    Raises RsyncMissing.
+    """
+    if shutil.which("rsync") is None:
+        raise RsyncMissing
+    free = asyncio.Semaphore(max_parallel)
+
+    async def one(node: FleetNode) -> Synced:
+        async with free:
+            return await _sync_one(node, copy)
+
+    return await asyncio.gather(*map(one, nodes))
+
+
+async def _sync_one(node: FleetNode, copy: Copy) -> Synced:
+    try:
+        command = rsync(node.reachable(), copy)
+    except InventoryError as error:
+        return Synced(node.name, 255, "", str(error))
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        stdout, stderr = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
+    assert process.returncode is not None
+    said = stderr.decode(errors="replace").strip()
+    if process.returncode == COMMAND_NOT_FOUND:
+        said = MISSING_THERE.format(node=node.name)
+    return Synced(node.name, process.returncode, stdout.decode(errors="replace"), said)

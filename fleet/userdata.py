@@ -28,8 +28,18 @@ LIMIT_BYTES = {"scaleway": 127 * 1024, "linode": 16 * 1024}
 """Longest user data a cloud takes: Scaleway's instance API documents 127 KiB a key; Linode's metadata service
 is safe up to 16 KiB, decoded."""
 
-UNITS = ("vllm.service", "vllm-env.path", "vllm-prefetch.service", "vllm-agent.service")
-SCRIPTS = ("stages.sh", "setup.sh", "prefetch.sh", "publish-host-keys.sh")
+STATIC_FILES = {
+    **dict.fromkeys(
+        ("vllm.service", "vllm-env.path", "vllm-prefetch.service", "vllm-agent.service"),
+        (layout.UNITS_DIRECTORY, "0644"),
+    ),
+    **dict.fromkeys(
+        ("stages.sh", "setup.sh", "prefetch.sh", "publish-host-keys.sh"), (layout.SCRIPTS_DIRECTORY, "0755")
+    ),
+    "52vllm-fleet": ("/etc/apt/apt.conf.d", "0644"),
+    "agent.py": (layout.DIRECTORY, "0644"),
+}
+"""Files that are the same on every node: name → directory there, mode."""
 
 WEIGHT_FLAGS = ("--revision", "--download-dir", "--load-format", "--hf-config-path")
 """Arguments of vLLM that make it load other files than the model's newest safetensors."""
@@ -180,13 +190,13 @@ class HostPart:
     def _files(self) -> list[dict[str, str]]:
         released = [_file(path, content, mode) for path, (content, mode) in self._released().items()]
         return [
-            *(_static(name, layout.UNITS_DIRECTORY) for name in UNITS),
-            *(_static(name, layout.SCRIPTS_DIRECTORY, "0755") for name in SCRIPTS),
+            *(
+                _file(f"{directory}/{name}", (FILES / name).read_text(), mode)
+                for name, (directory, mode) in STATIC_FILES.items()
+            ),
             # Apart from apt's own folders: setup.sh puts them there where the image lacks the toolkit.
             _file(f"{layout.SCRIPTS_DIRECTORY}/nvidia-container-toolkit.asc", self.toolkit.key),
             _file(f"{layout.SCRIPTS_DIRECTORY}/nvidia-container-toolkit.sources", _deb822(self.toolkit)),
-            _static("52vllm-fleet", "/etc/apt/apt.conf.d"),
-            _static("agent.py", layout.DIRECTORY),
             _file(layout.HOST_SETTINGS_PATH, f"DRIVER_BRANCH={self.driver_branch or ''}\n"),
             *released,
         ]
@@ -232,10 +242,6 @@ def _deb822(source: AptSource) -> str:
     return f"Types: deb\nURIs: {source.uri}\nSuites: /\nSigned-By: {key}\n"
 
 
-def _static(name: str, directory: str, mode: str = "0644") -> dict[str, str]:
-    return _file(f"{directory}/{name}", (FILES / name).read_text(), mode)
-
-
 def _file(path: str, content: str, mode: str = "0644") -> dict[str, str]:
     return {"path": path, "permissions": mode, "content": content}
 
@@ -245,7 +251,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+    style = "|" if "\n" in text else None
+    # YAML 1.1 takes NEL for a line break and reads back another one, except from an escape.
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else style)
 
 
 _Dumper.add_representer(str, _text)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from fnmatch import fnmatchcase
 
 from simcloud.light import agent
 from simcloud.light.commands import Call, Failed, handles
 from simcloud.light.log import Log, show
 from simcloud.light.systemd import NoSuchUnit, Unit
+from simcloud.light.userdata import PACKAGES
 
 GB = 10**9
 # What an Ubuntu image with driver and Docker takes, and a vLLM image unpacked.
@@ -108,9 +110,9 @@ async def _is_failed(call: Call, unit: Unit, options: dict[str, str]) -> int:
 
 
 async def _is_enabled(call: Call, unit: Unit, options: dict[str, str]) -> int:
-    enabled = unit.name.startswith("docker") or "WantedBy" in call.machine.systemd.settings(unit.name)
-    call.out("enabled" if enabled else "static")
-    return 0
+    state = call.machine.systemd.file_state(unit.name)
+    call.out(state)
+    return 1 if state == "disabled" else 0
 
 
 async def _show(call: Call, unit: Unit, options: dict[str, str]) -> int:
@@ -122,7 +124,7 @@ async def _show(call: Call, unit: Unit, options: dict[str, str]) -> int:
         "Result": unit.result,
         "ExecMainStatus": str(unit.status),
         "NRestarts": "0",
-        "UnitFileState": "enabled",
+        "UnitFileState": call.machine.systemd.file_state(unit.name),
         "StateChangeTimestamp": time.strftime("%a %Y-%m-%d %H:%M:%S UTC", time.gmtime(unit.since)),
     }
     wanted = options.get("-p") or options.get("--property")
@@ -152,10 +154,12 @@ async def _stop(call: Call, unit: Unit, options: dict[str, str]) -> int:
 
 
 async def _enable(call: Call, unit: Unit, options: dict[str, str]) -> int:
+    call.machine.systemd.disabled.discard(unit.name)
     return await _start(call, unit, options) if "--now" in options else 0
 
 
 async def _disable(call: Call, unit: Unit, options: dict[str, str]) -> int:
+    call.machine.systemd.disabled.add(unit.name)
     return await _stop(call, unit, options) if "--now" in options else 0
 
 
@@ -348,6 +352,19 @@ async def _hostname(call: Call) -> int:
 @handles("reboot")
 async def _reboot(call: Call) -> int:
     call.machine.reboot()
+    return 0
+
+
+@handles("dpkg-query")
+async def _dpkg_query(call: Call) -> int:
+    options, patterns = call.options("Wf:", ["show", "showformat="])
+    if not options.keys() & {"-W", "--show"}:
+        raise Failed("dpkg-query: error: need an action option", 2)
+    line = options.get("-f") or options.get("--showformat") or "${Package}\\n"
+    for name in PACKAGES:
+        if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns):
+            filled = line.replace("${db:Status-Abbrev}", "ii ").replace("${Package}", name)
+            call.stdout.write(filled.replace("\\n", "\n").encode())
     return 0
 
 

@@ -46,13 +46,20 @@ class NoSuchUnit(Exception):
 
 
 class Systemd:
-    """Units of one machine. Every unit file counts as enabled."""
+    """Units of one machine. A unit file that is wanted by a target counts as enabled until it is disabled."""
 
     def __init__(self, disk: Disk, execute: Execute) -> None:
         self._disk = disk
         self._execute = execute
         self._tasks: set[asyncio.Task[None]] = set()
         self.units: dict[str, Unit] = {}
+        self.disabled: set[str] = set()
+
+    def file_state(self, name: str) -> str:
+        """What `systemctl is-enabled` says of a unit."""
+        if name not in BUILT_IN and "WantedBy" not in self.settings(name):
+            return "static"
+        return "disabled" if name in self.disabled else "enabled"
 
     def unit(self, name: str) -> Unit:
         """The state of a unit. Raises `NoSuchUnit` when there is neither a file nor a built-in one."""
@@ -84,11 +91,11 @@ class Systemd:
         """Start what is wanted at boot. A service that a path unit starts waits for its file."""
         folder = self._disk.locate(UNITS)
         files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        paths = {name for name in files if name.endswith(".path")}
+        paths = {name for name in files - self.disabled if name.endswith(".path")}
         awaited = {self._target(name) for name in paths}
         for name in sorted(paths):
             self.unit(name).become("active", "waiting")
-        for name in sorted(files - awaited):
+        for name in sorted(files - awaited - self.disabled):
             if name.endswith(".service") and "WantedBy" in self.settings(name):
                 self._spawn(self.start(name))
         self.check_paths()

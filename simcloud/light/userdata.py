@@ -13,6 +13,9 @@ import yaml
 
 GZIP_MAGIC = b"\x1f\x8b"
 
+PACKAGES = ("containerd", "docker.io", "libnvidia-compute-580-server", "nvidia-driver-580-server", "runc")
+"""Of what such an image has installed, what a model runs on."""
+
 
 @dataclass(frozen=True)
 class File:
@@ -34,7 +37,7 @@ class CloudConfig:
     host_key: bytes | None = None
     """The private ed25519 host key, in OpenSSH's format, when the user data brings one."""
     held: frozenset[str] = frozenset()
-    """Packages that `runcmd` puts on hold."""
+    """Packages that the first boot puts on hold."""
     reboot: Any = None
     """The condition under which the machine restarts once set up: a flag or a command; None is never."""
     errors: tuple[str, ...] = ()
@@ -53,13 +56,17 @@ def parse(user_data: bytes | None) -> CloudConfig:
         keys = document.get("ssh_keys") or {}
         users = [user for user in document.get("users") or [] if isinstance(user, dict)]
         power = document.get("power_state") or {}
+        files = tuple(_file(entry) for entry in document.get("write_files") or [])
+        # A script that looks up the names by itself finds these.
+        everything = any(b"xargs apt-mark hold" in file.content for file in files)
+        named = {name for command in document.get("runcmd") or [] for name in _held(command)}
         return CloudConfig(
-            files=tuple(_file(entry) for entry in document.get("write_files") or []),
+            files=files,
             authorized_keys=tuple(
                 key for part in (document, *users) for key in part.get("ssh_authorized_keys") or []
             ),
             host_key=keys["ed25519_private"].encode() if "ed25519_private" in keys else None,
-            held=frozenset(name for command in document.get("runcmd") or [] for name in _held(command)),
+            held=frozenset(PACKAGES if everything else named),
             reboot=power.get("condition", True) if power.get("mode") == "reboot" else None,
         )
     except (

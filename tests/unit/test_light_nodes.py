@@ -557,3 +557,21 @@ async def test_fifty_nodes_in_one_process_all_serve(tmp_path: Path) -> None:
 
 async def _true(value: object) -> bool:
     return bool(value)
+
+
+async def test_a_disabled_unit_does_not_come_back_and_says_so(node: Node) -> None:
+    connection = await node.serve()
+    await run(connection, "systemctl disable vllm-agent.service")
+    shown = await run(connection, "systemctl show -p UnitFileState --value vllm-agent.service")
+    assert (shown.stdout or b"").strip() == b"disabled"
+    await run(connection, "systemctl enable vllm-agent.service")
+    assert ((await run(connection, "systemctl is-enabled vllm-agent.service")).stdout or b"") == b"enabled\n"
+
+
+async def test_packages_that_a_script_holds_are_on_hold(node: Node) -> None:
+    script = {"path": "/usr/local/lib/setup.sh", "content": "xargs apt-mark hold <<<names"}
+    connection = await node.serve(b"#cloud-config\n" + yaml.safe_dump({"write_files": [script]}).encode())
+    query = "dpkg-query --show --showformat='${db:Status-Abbrev}${Package}\\n' 'nvidia-*'"
+    assert ((await run(connection, query)).stdout or b"") == b"ii nvidia-driver-580-server\n"
+    held = (await run(connection, "apt-mark showhold")).stdout or b""
+    assert b"nvidia-driver-580-server" in held

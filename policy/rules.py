@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from fleet import layout
+from fleet import cloudconfig, layout
 from fleet.cost import HOURS_PER_MONTH
 from fleet.settings.values import PinnedImage
 from policy.openings import openings
@@ -171,16 +171,17 @@ def production_protected(subject: Subject) -> Iterator[str]:
 
 def user_data_without_secrets(subject: Subject) -> Iterator[str]:
     """User data holds no secret: whoever can read the machine's metadata can read it."""
-    for path, content in subject.written_files():
+    user_data = subject.user_data()
+    for path, content in cloudconfig.written_files(user_data).items():
         if path == layout.ENV_PATH or SECRET.search(content):
             yield f"user data writes {path} with a secret in it; deliver it over SSH (secrets.delivery: ssh)"
-    if not subject.cloud_config() and SECRET.search(subject.user_data() or ""):
+    if not cloudconfig.document(user_data) and SECRET.search(user_data):
         yield "user data holds a secret; let the machine fetch it instead"
 
 
 def driver_held(subject: Subject) -> Iterator[str]:
     """The GPU driver is held: an unattended upgrade under a running model ends it."""
-    files = dict(subject.written_files())
+    files = cloudconfig.written_files(subject.user_data())
     if layout.COMPOSE_PATH not in files:
         return
     if not any("apt-mark hold" in content for content in files.values()):

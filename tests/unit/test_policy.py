@@ -15,7 +15,7 @@ from pulumi_policy import PolicyResourceOptions, ResourceValidationArgs
 from pulumi_policy.policy import PolicyCustomTimeouts
 from pulumi_policy.proxy import UNKNOWN_STRING_VALUE, unknown_checking_proxy
 
-from fleet import settings, userdata
+from fleet import cloudconfig, settings, userdata
 from policy import rules
 from policy.subject import UNKNOWN, Subject
 
@@ -226,7 +226,7 @@ def test_our_own_user_data_breaks_a_policy_only_when_it_carries_the_secrets(
             stack.nodes[0], stack.secrets, userdata.HostKey("PRIVATE", "ssh-ed25519 AAAA")
         )
         subject = Subject(LINODE, "a", {"metadatas": [{"userData": host.user_data()}]})
-    assert dict(subject.written_files()), "it is read, whatever the cloud's encoding"
+    assert cloudconfig.written_files(subject.user_data()), "it is read, whatever the cloud's encoding"
     with_secret = delivery == "cloud-init"
     assert bool(list(rules.user_data_without_secrets(subject))) is with_secret
     others = set(rules.RESOURCE_RULES) - {rules.user_data_without_secrets, rules.owner_tagged}

@@ -33,8 +33,8 @@ def public_key(private_key_path: Path) -> str:
         key = serialization.load_ssh_private_key(private.read_bytes(), password=None)
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm):
         raise NoPublicKey(
-            f"{private}: its public half cannot be read from it (no OpenSSH key, or one with a passphrase); "
-            f"put it beside it: ssh-keygen -y -f {private} > {beside}"
+            f"{private}: gives no public half (no OpenSSH key, or one with a passphrase); "
+            f"put that beside it: ssh-keygen -y -f {private} > {beside}"
         ) from None
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     return public.decode()

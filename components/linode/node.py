@@ -6,6 +6,7 @@ import hashlib
 import ipaddress
 import re
 from collections.abc import Sequence
+from secrets import token_urlsafe
 
 import pulumi
 import pulumi_linode as linode
@@ -50,6 +51,9 @@ class LinodeGpuNode(GpuNode):
 
         owner = NodeOwner(f"{name}-owner", node=node.name, opts=ResourceOptions(parent=self))
         tags = [owner.id.apply(owner_tag), node_tag(stack, node.name), *node.tags]
+        if pulumi.runtime.is_dry_run():
+            # Before there is a key there is no user data: one as long tells whether it will fit.
+            _host(node, args.secrets, userdata.HostKey(token_urlsafe(300), "")).user_data()
         host_key = SshHostKey(f"{name}-host-key", opts=ResourceOptions(parent=self))
         user_data = Output.all(host_key.private_key, host_key.public_key).apply(
             lambda keys: _host(node, args.secrets, userdata.HostKey(*keys)).user_data()

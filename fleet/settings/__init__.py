@@ -8,7 +8,6 @@ reads no file but the SSH key it is told about, so a typing error costs nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import ValidationError
@@ -32,6 +31,7 @@ from fleet.settings.models import (
     StackSettings,
 )
 from fleet.settings.problems import Problem, SettingsError, problems_of
+from fleet.ssh_key import NoPublicKey, public_key
 
 __all__ = [
     "CLOUDS",
@@ -90,7 +90,7 @@ def parse(raw: Mapping[str, Any], pins: Mapping[str, Pin] | None = None) -> Stac
     except ValidationError as error:
         raise SettingsError(problems_of(error.errors())) from None
     problems = [
-        *_key_file_problems(settings.access.ssh_private_key_path),
+        *_key_file_problems(settings),
         *_architecture_problems(settings),
     ]
     if problems:
@@ -150,7 +150,8 @@ def _architecture_problems(settings: StackSettings) -> list[Problem]:
     return list(missing)
 
 
-def _key_file_problems(path: Path) -> list[Problem]:
+def _key_file_problems(settings: StackSettings) -> list[Problem]:
+    path = settings.access.ssh_private_key_path
     key = path.expanduser()
     where = "access.ssh_private_key_path"
     if not key.is_file():
@@ -162,4 +163,10 @@ def _key_file_problems(path: Path) -> list[Problem]:
         ]
     if key.stat().st_mode & 0o077:
         return [Problem(where, f"{path} can be read by others, so SSH refuses it; run: chmod 600 {path}")]
+    if any(isinstance(node, LinodeNode) for node in settings.nodes):
+        # Scaleway has the public half already; Linode is given it.
+        try:
+            public_key(path)
+        except NoPublicKey as error:
+            return [Problem(where, str(error))]
     return []

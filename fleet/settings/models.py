@@ -69,8 +69,8 @@ LINODE_REGIONS = (
 )
 """Regions in which the catalog knows GPU plans; each has the metadata service."""
 
-DRIVER_BRANCHES = (535, 550, 565, 570, 575, 580)
-"""NVIDIA's server branches that Ubuntu 24.04 packages."""
+DRIVER_BRANCHES = (535, 550, 565, 570, 575, 580, "none")
+"""NVIDIA's server branches that Ubuntu 24.04 packages; none is installed on an image that brings its own."""
 
 PORTS_IN_USE = {22: "SSH", 3000: "Open WebUI", 8080: "the node agent"}
 
@@ -328,7 +328,7 @@ class LinodeNode(Node):
     """Plan."""
     image: str = Field(default="linode/ubuntu24.04", pattern=r"^(linode|private)/[a-z0-9.-]+$")
     """Image id; Ubuntu 24.04, or made from it, with cloud-init."""
-    driver_branch: Literal[DRIVER_BRANCHES] | Literal["none"] = 580  # type: ignore[valid-type]
+    driver_branch: Literal[DRIVER_BRANCHES] = 580  # type: ignore[valid-type]
     """Branch of `nvidia-driver-<branch>-server` to install; none where the image brings a driver."""
     tags: Annotated[Words, AfterValidator(_linode_tags)] = ()
     """More tags on everything the node consists of, 3 to 50 characters each."""

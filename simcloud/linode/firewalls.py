@@ -7,7 +7,7 @@ from typing import Any
 from simcloud.cloud import Call, Json, Received, Reply
 from simcloud.linode import errors
 from simcloud.linode.model import Device, Firewall, Instance, Rules
-from simcloud.linode.resources import EMPTY, Resources, check_label, linode_time, listed, texts
+from simcloud.linode.resources import EMPTY, Resources, check_label, linode_time, listed, tags_of
 
 FIELDS = {"id", "label", "tags"}
 DEVICE_FIELDS = {"id"}
@@ -47,7 +47,7 @@ class Firewalls:
             raise errors.invalid("rules", "rules is required")
         label = str(body.get("label") or "")
         self._check_label(label)
-        firewall = Firewall(label=label, tags=texts(body.get("tags")), rules=_rules(body["rules"]))
+        firewall = Firewall(label=label, tags=tags_of(body), rules=_rules(body["rules"]))
         for number in (body.get("devices") or {}).get("linodes") or []:
             self.attach(firewall, self._instance(number))
         self._resources.firewalls.put(firewall)
@@ -63,7 +63,7 @@ class Firewalls:
             self._check_label(label)
             firewall.label = label
         if body.get("tags") is not None:
-            firewall.tags = texts(body["tags"])
+            firewall.tags = tags_of(body)
         if body.get("status") is not None:
             if body["status"] not in ("enabled", "disabled"):
                 raise errors.invalid("status", "Must be one of enabled, disabled")

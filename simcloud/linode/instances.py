@@ -12,7 +12,16 @@ from simcloud.linode.catalog import IMAGES, PLANS, REGIONS, SWAP_MB, Image, Plan
 from simcloud.linode.firewalls import Firewalls
 from simcloud.linode.model import Disk, Event, Instance
 from simcloud.linode.power import Power
-from simcloud.linode.resources import CLOUD, EMPTY, Resources, check_label, linode_time, listed, texts
+from simcloud.linode.resources import (
+    CLOUD,
+    EMPTY,
+    Resources,
+    check_label,
+    linode_time,
+    listed,
+    tags_of,
+    texts,
+)
 
 LONGEST_LABEL = 64
 LARGEST_USER_DATA = 16 * 1024
@@ -83,7 +92,7 @@ class Instances:
 
         instance = Instance(
             label=label,
-            tags=texts(body.get("tags")),
+            tags=tags_of(body),
             region=region,
             plan=plan.id,
             image=image.id if image else None,
@@ -121,7 +130,7 @@ class Instances:
             self._check_label(label)
             instance.label = label
         if body.get("tags") is not None:
-            instance.tags = texts(body["tags"])
+            instance.tags = tags_of(body)
         if body.get("watchdog_enabled") is not None:
             instance.watchdog = bool(body["watchdog_enabled"])
         instance.touch()

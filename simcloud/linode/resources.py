@@ -15,6 +15,7 @@ from simcloud.store import Document
 CLOUD = "linode"
 DEFAULT_PAGE_SIZE = 100
 PAGE_SIZES = range(25, 501)
+TAG_LENGTHS = range(3, 51)
 
 EMPTY = Reply(200, {})
 """What Linode answers where other APIs answer 204."""
@@ -81,6 +82,14 @@ class Resources:
 def texts(value: Any) -> list[str]:
     """The value as a list of texts; anything that is no list is none."""
     return [str(item) for item in value] if isinstance(value, list) else []
+
+
+def tags_of(body: Json) -> list[str]:
+    """The tags of a request. Raises ApiError for one that is too short or too long."""
+    tags = texts(body.get("tags"))
+    if not all(len(tag) in TAG_LENGTHS for tag in tags):
+        raise errors.invalid("tags", f"Length must be {TAG_LENGTHS[0]}-{TAG_LENGTHS[-1]} characters")
+    return tags
 
 
 def check_label(

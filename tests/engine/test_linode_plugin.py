@@ -22,7 +22,7 @@ MACHINE = """
     firewall = linode.Firewall(
         "firewall",
         label="dev-a",
-        tags=["t"],
+        tags=["wall"],
         inbound_policy="DROP",
         outbound_policy="ACCEPT",
         inbounds=[linode.FirewallInboundArgs(
@@ -38,7 +38,7 @@ MACHINE = """
         authorized_keys=[given("KEY")],
         firewall_id=firewall.id.apply(int),
         booted=given("BOOTED", "yes") == "yes",
-        tags=["B", "a"],
+        tags=["Beta", "alpha"],
         metadatas=[linode.InstanceMetadataArgs(user_data=pulumi.Output.secret(given("USER_DATA")))],
         opts=pulumi.ResourceOptions(delete_before_replace=True),
     )

@@ -139,11 +139,11 @@ class TestInstances:
     def test_an_instance_is_provisioned_booted_and_runs_with_an_address_from_the_start(
         self, sdk: Sdk
     ) -> None:
-        instance = sdk.create(tags=["a", "b"])
+        instance = sdk.create(tags=["one", "two"])
         assert instance.status == "provisioning"
         assert instance.ipv4[0].startswith("127.0.")
         assert sdk.wait(instance.id, "running") == ["provisioning", "booting", "running"]
-        assert instance.tags == ["a", "b"]
+        assert instance.tags == ["one", "two"]
 
     def test_an_instance_that_is_not_to_boot_stays_offline_until_told(self, sdk: Sdk) -> None:
         instance = sdk.create(booted=False)
@@ -218,10 +218,10 @@ class TestInstances:
 
     def test_labels_and_tags_change_in_place(self, sdk: Sdk) -> None:
         instance = sdk.create()
-        instance.label, instance.tags = "dev-z", ["x"]
+        instance.label, instance.tags = "dev-z", ["new"]
         assert instance.save()
         again = sdk.client.load(Instance, instance.id)
-        assert (again.label, again.tags) == ("dev-z", ["x"])
+        assert (again.label, again.tags) == ("dev-z", ["new"])
 
     def test_lists_are_filtered_by_header_and_paged(self, sdk: Sdk, http: httpx.Client) -> None:
         for number in range(30):
@@ -251,7 +251,7 @@ class TestFirewalls:
         return made
 
     def test_an_instance_is_behind_its_firewall_from_its_creation(self, sdk: Sdk) -> None:
-        firewall = self.firewall(sdk, tags=["t"])
+        firewall = self.firewall(sdk, tags=["tag"])
         instance = sdk.create(firewall=firewall)
         assert [device.entity.id for device in firewall.devices] == [instance.id]
         assert [found.id for found in instance.firewalls()] == [firewall.id]
@@ -341,6 +341,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
     "a short label": ({"label": "ab"}, 400, "Length must be 3-64 characters", "label"),
     "a long label": ({"label": "a" * 65}, 400, "Length must be 3-64 characters", "label"),
     "a label taken": ({"label": "taken"}, 400, "Label must be unique among your linodes", "label"),
+    "a long tag": ({"tags": ["t" * 51]}, 400, "Length must be 3-50 characters", "tags"),
     "no way in": (
         {"authorized_keys": []}, 400,
         "Must provide valid root_pass, authorized_keys, or authorized_users", None,

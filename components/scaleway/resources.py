@@ -179,7 +179,11 @@ class SecurityGroupProvider(ScalewayProvider):
         return UpdateResult(self._seen(client, id_, news))
 
     def delete(self, id_: str, props: dict[str, Any]) -> None:
-        self.client(props).delete_security_group(id_)
+        client = self.client(props)
+        # A server that never reached the state still uses the group, and nobody else will delete it.
+        for server in client.list_servers(tags=[_owner(props), PENDING_TAG]):
+            _delete_server(client, server.id, server.root_volume_id)
+        client.delete_security_group(id_)
 
     def _seen(self, client: ScalewayClient, id_: str, props: Mapping[str, Any]) -> dict[str, Any]:
         group = client.find_security_group(id_)

@@ -11,9 +11,15 @@ from typer.core import TyperCommand, TyperGroup
 COMMANDS: dict[str, tuple[str, str]] = {
     "catalog": ("catalog:app", "GPU types of the clouds, their prices and stock."),
     "cost-report": ("cost_report:cost_report", "What a stack is billed for."),
+    "exec": ("exec:execute", "Run a command on nodes, side by side."),
     "fit": ("fit:fit", "Whether a model fits a GPU, and what would."),
+    "logs": ("logs:logs", "Follow what vLLM, cloud-init and the agent write."),
     "plan": ("plan:plan", "The cheapest way to serve a model, over all clouds."),
     "reap": ("reap:reap", "Destroy the nodes that have outlived their ttl_hours."),
+    "ssh": ("ssh:ssh", "A shell on a node, its host key verified."),
+    "sync": ("sync:sync", "Copy files to nodes with rsync."),
+    "top": ("top:top", "GPU and KV-cache use, requests and tokens a second, live."),
+    "tunnel": ("tunnel:tunnel", "A node's vLLM and Open WebUI on this machine."),
 }
 """Name → where it is (module of `fleet.commands` : function or group) and one line of help."""
 

@@ -26,7 +26,7 @@ class LightFleet:
 
     backend: LightNodes
     nodes: list[FleetNode]
-    disks: list[Path]
+    boots: list[Boot]
 
     def target(self, index: int) -> Target:
         return self.nodes[index].reachable()
@@ -95,7 +95,7 @@ async def light_fleet(
             )
         for node in nodes:
             await until(lambda node=node: _listens(node.reachable()))  # type: ignore[misc]
-        yield LightFleet(backend, nodes, [boot.directory / "root" for boot in boots])
+        yield LightFleet(backend, nodes, boots)
     finally:
         await backend.close()
 

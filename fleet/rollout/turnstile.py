@@ -74,6 +74,8 @@ class Turnstile:
             # The order comes from the list, the limit from the slots: a member may join late.
             slot = self._free_slot() if len(before) < self._queue.max_unavailable else None
             if self._failed.exists():  # asked last: who fails says so before it gives its slot back
+                if slot is not None:
+                    os.close(slot)
                 raise RoundFailed(self._failed.read_text())
             if slot is not None:
                 return slot

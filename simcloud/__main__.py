@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from simcloud.aws import Aws
 from simcloud.cloud import Cloud, Simulation
 from simcloud.linode import DEV_TOKEN, Linode
 from simcloud.machines import NoNodes
@@ -85,6 +86,7 @@ def _serve(given: argparse.Namespace) -> int:
         return [
             Scaleway(simulation, secret_keys=secret_keys, project=given.scaleway_project),
             Linode(simulation, tokens=given.linode_token or [DEV_TOKEN]),
+            Aws(simulation),
         ]
 
     serve(

@@ -186,6 +186,8 @@ class _Controls:
                 await simulation.machines.remove(thing["id"])
         for name in simulation.conditions.node_faults:
             await simulation.machines.backend.inject(name, None)
+        for cloud in self._clouds:
+            cloud.reset()
         simulation.store.clear()
         simulation.journal.clear()
         return Response(status_code=204)

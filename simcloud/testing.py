@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from simcloud import aws
 from simcloud.linode import DEV_TOKEN
 from simcloud.scaleway import DEV_ACCESS_KEY, DEV_PROJECT_ID, DEV_SECRET_KEY
 from simcloud.server import POLL_S, Running, spawn
@@ -50,9 +51,18 @@ class SimCloud:
         return f"{self.base_url}/linode"
 
     @property
+    def aws_url(self) -> str:
+        """The endpoint of every AWS service."""
+        return f"{self.base_url}/aws"
+
+    @property
     def environment(self) -> dict[str, str]:
         """The clouds' standard variables, pointing here."""
         return {
+            "AWS_ACCESS_KEY_ID": aws.DEV_ACCESS_KEY,
+            "AWS_ENDPOINT_URL": self.aws_url,
+            "AWS_REGION": "us-east-1",
+            "AWS_SECRET_ACCESS_KEY": aws.DEV_SECRET_KEY,
             "LINODE_URL": self.linode_url,
             "LINODE_TOKEN": DEV_TOKEN,
             "SCW_API_URL": self.scaleway_url,

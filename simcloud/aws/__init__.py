@@ -1,0 +1,251 @@
+"""The embedded AWS: moto below `/aws`, with the faults, the log and the machines of the other clouds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from fleet.catalog import catalog
+from simcloud.aws.engine import Moto
+from simcloud.aws.protocol import CALLS, AwsRequest, recognize, refusal
+from simcloud.cloud import ApiError, Call, Cloud, Json, Received, Reply, Simulation
+from simcloud.faults import FaultKind
+from simcloud.nodes import Boot
+
+__all__ = ["DEV_ACCESS_KEY", "DEV_SECRET_KEY", "Aws"]
+
+# Shaped like real ones, known to everybody, good for nothing but the embedded cloud.
+DEV_ACCESS_KEY = "AKIAEMBEDDEDCLOUD000"
+DEV_SECRET_KEY = "embedded/cloud/embedded/cloud/embedded00"  # 40 characters
+
+CLOUD = "aws"
+TEMPORARY_KEY = "ASIA"
+"""Keys that the embedded STS gave out begin like this."""
+
+NODE_TAG = "vllm-fleet-node"
+
+POWER_CALLS = frozenset(
+    {
+        *("RunInstances", "StartInstances", "StopInstances", "TerminateInstances", "RebootInstances"),
+        *("AssociateAddress", "DisassociateAddress"),
+    }
+)
+"""Calls after which another set of machines may be on, or at other addresses."""
+
+
+class Aws(Cloud):
+    """One account on AWS. Signatures are not checked, the access key is."""
+
+    name = CLOUD
+    prefix = "/aws"
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+        self._given: set[str] = set()
+        self._moto = Moto(self._free_address)
+        self._on: dict[str, Boot] = {}
+        self._states: dict[str, str] = {}
+        self._reconciling = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.calls = [Call(name, "POST", "", self._answer) for name in sorted(CALLS)]
+
+    def recognize(self, received: Received, method: str) -> Received:
+        return recognize(received, method, Call("unknown", method, "", self._answer))
+
+    def authorize(self, received: Received) -> None:
+        request = _aws(received)
+        if request.access_key != DEV_ACCESS_KEY and not request.access_key.startswith(TEMPORARY_KEY):
+            raise refusal(
+                request, 403, "InvalidClientTokenId", "The security token included in the request is invalid."
+            )
+        if request.call.name in self._simulation.conditions.denied_calls:
+            raise refusal(
+                request, 403, "AccessDenied", f"You are not authorized to perform: {request.call.name}"
+            )
+
+    def names(self, received: Received) -> Iterable[str]:
+        request = _aws(received)
+        # The tags of what is made, in a form: TagSpecification.1.Tag.2.Key and .Value.
+        parameters = request.json
+        tags = {
+            str(value): str(parameters.get(key.removesuffix("Key") + "Value", ""))
+            for key, value in parameters.items()
+            if key.endswith(".Key")
+        }
+        if NODE_TAG in tags:
+            yield tags[NODE_TAG].rpartition("/")[2]
+        wanted = {parameters.get("InstanceId"), *request.listed("InstanceId")}
+        for instance in self._moto.instances():
+            if instance.id in wanted:
+                yield _node(instance)
+                yield instance.id
+
+    def refusal(self, kind: FaultKind, received: Received) -> Reply:
+        request = _aws(received)
+        launch = request.call.name == "RunInstances"
+        match kind:
+            case FaultKind.RATE_LIMITED:
+                status = 503 if request.service == "ec2" else 400
+                found = status, "Throttling", "Request limit exceeded."
+            case FaultKind.UNAVAILABLE:
+                found = 503, "ServiceUnavailable", "The server is overloaded and can't handle the request."
+            case FaultKind.FORBIDDEN:
+                found = 403, "AccessDenied", f"You are not authorized to perform: {request.call.name}"
+            case FaultKind.QUOTA if launch:
+                found = (
+                    400,
+                    "VcpuLimitExceeded",
+                    (
+                        "You have requested more vCPU capacity than your current vCPU limit of 0 allows for "
+                        "the instance bucket that the specified instance type belongs to."
+                    ),
+                )
+            case FaultKind.QUOTA:
+                found = 400, "LimitExceeded", "The limit of this resource has been reached."
+            case FaultKind.OUT_OF_STOCK if launch:
+                return _no_capacity(request).reply
+            case _:
+                found = 500, "InternalFailure", "An internal error has occurred"
+        return refusal(request, *found).reply
+
+    def not_found(self, received: Received) -> Reply:
+        return refusal(
+            _aws(received), 400, "InvalidAction", "The action is not valid for this endpoint."
+        ).reply
+
+    def inventory(self) -> Iterable[Json]:
+        owners: dict[str, str] = {}
+        for instance in self._moto.instances():
+            if instance.state != "terminated":
+                volume = self._moto.volume(instance)
+                if volume:
+                    owners[volume.id] = _node(instance)
+                yield {
+                    **_thing("server", instance.id, _tags(instance).get("Name", instance.id)),
+                    "zone": instance.availability_zone,
+                    "node": _node(instance),
+                    "state": instance.state,
+                    "bills": instance.state in ("pending", "running"),
+                }
+        for thing in self._moto.things():
+            node = thing.tags.get(NODE_TAG, "").rpartition("/")[2]
+            yield {
+                **_thing(thing.kind, thing.id, thing.name),
+                "node": node or owners.get(thing.id, thing.name),
+                "state": "",
+                "bills": thing.bills,
+            }
+
+    async def start(self) -> None:
+        pass  # moto starts empty, so no machine is to be powered on
+
+    def reset(self) -> None:
+        self._moto.reset()
+        self._given.clear()
+        self._on.clear()
+        self._states.clear()
+
+    # --- Inside ---
+
+    def _answer(self, received: Received) -> Reply:
+        request = _aws(received)
+        if request.call.name == "RunInstances":
+            self._refuse_without_stock(request)
+        reply = self._moto.answer(request)
+        if request.call.name in POWER_CALLS and reply.status < 300:
+            task = asyncio.get_running_loop().create_task(self._reconcile(request))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return reply
+
+    def _refuse_without_stock(self, request: AwsRequest) -> None:
+        type_ = request.json.get("InstanceType")
+        stock = self._simulation.conditions.stock
+        subnet = request.json.get("SubnetId") or request.json.get("NetworkInterface.1.SubnetId")
+        zones = {zone for zone, name in self._moto.subnets(request.region) if name == subnet}
+        for key, availability in stock.items():
+            cloud, zone, out = key.split("/")
+            if cloud == CLOUD and out == type_ and availability != "available" and zone in zones:
+                raise _no_capacity(request)
+
+    async def _reconcile(self, request: AwsRequest) -> None:
+        """Power on the machines of the instances that run, and power off the others."""
+        async with self._reconciling:
+            machines = self._simulation.machines
+            rebooted = request.listed("InstanceId") if request.call.name == "RebootInstances" else []
+            for instance in list(self._moto.instances()):
+                if self._states.get(instance.id) != instance.state:
+                    self._states[instance.id] = instance.state
+                    self._event(instance, instance.state)
+                on = self._on.get(instance.id)
+                address = instance.public_ip if instance.state == "running" else None
+                if on and (on.address != address or instance.id in rebooted):
+                    await machines.backend.stop(instance.id)
+                    on = self._on.pop(instance.id) and None
+                if instance.state == "terminated":
+                    await machines.remove(instance.id)
+                elif address and not on:
+                    self._on[instance.id] = boot = self._boot(instance, address)
+                    await machines.backend.start(boot)
+
+    def _boot(self, instance: Any, address: str) -> Boot:
+        type_ = catalog().find(CLOUD, instance.instance_type)
+        volume = self._moto.volume(instance)
+        key = instance.ec2_backend.key_pairs.get(instance.key_name)
+        return Boot(
+            cloud=CLOUD,
+            server_id=instance.id,
+            name=_node(instance),
+            address=address,
+            user_data=bytes(instance.user_data) if instance.user_data else None,
+            authorized_keys=(key.public_key.strip(),) if key else (),
+            gpu_model=type_.gpu if type_ else "",
+            gpu_count=type_.gpu_count if type_ else 0,
+            gpu_memory_mib=type_.gpu_memory_mib if type_ else 0,
+            disk_gb=volume.size if volume else 8,
+            directory=self._simulation.machines.directory(instance.id),
+            publish=_publish,
+        )
+
+    def _event(self, instance: Any, what: str) -> None:
+        self._simulation.journal.event(
+            cloud=CLOUD, kind="server", id=instance.id, what=what, node=_node(instance)
+        )
+
+    def _free_address(self) -> str:
+        address = self._simulation.machines.free_address(self._given)
+        self._given.add(address)
+        return address
+
+
+def _aws(received: Received) -> AwsRequest:
+    assert isinstance(received, AwsRequest)
+    return received
+
+
+def _no_capacity(request: AwsRequest) -> ApiError:
+    return refusal(
+        request,
+        500,
+        "InsufficientInstanceCapacity",
+        f"We currently do not have sufficient {request.json.get('InstanceType')} capacity in the "
+        "Availability Zone you requested.",
+    )
+
+
+def _tags(instance: Any) -> dict[str, str]:
+    return {tag["key"]: tag["value"] for tag in instance.get_tags()}
+
+
+def _node(instance: Any) -> str:
+    tags = _tags(instance)
+    return tags.get(NODE_TAG, "").rpartition("/")[2] or tags.get("Name") or str(instance.id)
+
+
+async def _publish(key: str, value: bytes) -> None:
+    raise NotImplementedError(f"EC2's metadata service takes no {key}: it is read-only")
+
+
+def _thing(kind: str, id_: str, name: str) -> Json:
+    return {"cloud": CLOUD, "kind": kind, "id": id_, "name": name, "zone": None}

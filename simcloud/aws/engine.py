@@ -1,0 +1,264 @@
+"""moto in this process: loaded at the first request, seeded, and held to what EC2 really does.
+
+moto keeps everything in memory, so nothing of this cloud survives a restart of the emulator. What it is
+laxer in than EC2, and what the project relies on, is added here: client tokens, volumes that never shrink,
+termination protection, groups in use, throughput of volumes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simcloud.aws.protocol import AwsRequest, refusal
+from simcloud.cloud import Reply
+
+ACCOUNT = "123456789012"
+AMIS = Path(__file__).parent / "amis.json"
+
+DLAMI = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-{os}/latest/ami-id"
+PARAMETERS = {
+    DLAMI.format(os="ubuntu-22.04"): "ami-0d1a0000000000003",
+    DLAMI.format(os="amazon-linux-2023"): "ami-0d1a0000000000002",
+}
+"""Public parameters of AWS that moto does not have, in every region."""
+
+OTHER_KINDS = [
+    ("role", "iam", "roles"),
+    ("instance_profile", "iam", "instance_profiles"),
+    ("file_system", "efs", "file_systems_by_id"),
+    ("log_group", "logs", "groups"),
+]
+"""Kind, service, and the attribute of moto's backend that holds them by id."""
+
+HOP_BY_HOP = {"content-length", "connection", "transfer-encoding", "server", "date"}
+
+
+@dataclass(frozen=True)
+class Thing:
+    """Something that exists in the account."""
+
+    kind: str
+    id: str
+    name: str
+    tags: dict[str, str]
+    bills: bool = True
+
+
+class Moto:
+    """moto's application and its objects."""
+
+    def __init__(self, free_address: Callable[[], str]) -> None:
+        """`free_address` gives the addresses that instances are reached at."""
+        self._free_address = free_address
+        self._client: Any = None
+        self._tokens: dict[tuple[str, str], tuple[str, Reply]] = {}
+
+    @property
+    def loaded(self) -> bool:
+        return self._client is not None
+
+    def answer(self, request: AwsRequest) -> Reply:
+        """What AWS replies. Raises ApiError for a refusal that moto would not make."""
+        self._load()
+        known = self._known_launch(request)
+        if known:
+            return known
+        for check in (self._volume_shrinks, self._group_in_use, self._key_is_unknown):
+            check(request)
+        reply = self._ask(request)
+        if reply.status < 300:
+            self._complete(request, reply)
+        return reply
+
+    def instances(self) -> Iterator[Any]:
+        """Every instance of every region, terminated ones included."""
+        for backend in self._backends("ec2"):
+            for reservation in backend.reservations.values():
+                yield from reservation.instances
+
+    def subnets(self, region: str) -> Iterator[tuple[str, str]]:
+        """(zone, id) of each subnet of a region."""
+        for backend in self._backends("ec2"):
+            if backend.region_name == region:
+                for of_zone in backend.subnets.values():
+                    yield from ((subnet.availability_zone, subnet.id) for subnet in of_zone.values())
+
+    def volume(self, instance: Any) -> Any:
+        """An instance's root volume, or None."""
+        device = instance.block_device_mapping.get(instance.root_device_name)
+        return instance.ec2_backend.volumes.get(device.volume_id) if device else None
+
+    def things(self) -> Iterator[Thing]:
+        """Everything that a stack can leave behind, but instances."""
+        for backend in self._backends("ec2"):
+            groups = [group for of_vpc in backend.groups.values() for group in of_vpc.values()]
+            yield from (Thing("volume", each.id, each.id, _tags(each)) for each in backend.volumes.values())
+            for each in backend.addresses:
+                yield Thing("ip", each.allocation_id, each.public_ip, _tags(each))
+            for each in groups:
+                if each.name != "default":
+                    yield Thing("security_group", each.id, each.name, _tags(each), bills=False)
+            for each in backend.key_pairs.values():
+                yield Thing("key_pair", each.id, each.key_name, _tags(each), bills=False)
+            for each in backend.launch_templates.values():
+                yield Thing("launch_template", each.id, each.name, _tags(each), bills=False)
+        for kind, service, attribute in OTHER_KINDS:
+            for backend in self._backends(service):
+                for id_, each in getattr(backend, attribute).items():
+                    yield Thing(kind, id_, getattr(each, "name", None) or id_, {}, bills=service != "iam")
+
+    def reset(self) -> None:
+        """Forgets everything but its seeds."""
+        self._tokens.clear()
+        if self.loaded:
+            from moto.core.base_backend import BackendDict  # noqa: PLC0415
+            from moto.core.model_instances import reset_model_data  # noqa: PLC0415
+
+            BackendDict.reset()
+            reset_model_data()
+
+    # --- Inside ---
+
+    def _load(self) -> None:
+        """moto takes seconds to import: only who asks AWS for something waits for it."""
+        if self.loaded:
+            return
+        # Its own list of 1300 images takes ten seconds to load.
+        os.environ["MOTO_AMIS_PATH"] = str(AMIS)
+        os.environ["MOTO_ENABLE_AMI_VALIDATION"] = "true"
+        os.environ["MOTO_EC2_ENABLE_INSTANCE_TYPE_VALIDATION"] = "true"
+        os.environ["MOTO_IAM_LOAD_MANAGED_POLICIES"] = "true"
+        from moto.ec2.models import elastic_ip_addresses, elastic_network_interfaces  # noqa: PLC0415
+        from moto.moto_server.werkzeug_app import (  # noqa: PLC0415
+            DomainDispatcherApplication,
+            create_backend_app,
+        )
+        from werkzeug.test import Client  # noqa: PLC0415
+
+        # An instance is reached at the loopback address of its machine.
+        elastic_network_interfaces.random_public_ip = self._free_address
+        elastic_ip_addresses.random_ip = self._free_address
+        self._client = Client(DomainDispatcherApplication(create_backend_app))
+
+    def _ask(self, request: AwsRequest) -> Reply:
+        if request.service == "ssm":
+            self._seed_parameters(request.region)
+        headers = [
+            (name, value) for name, value in request.headers.items() if name not in HOP_BY_HOP | {"host"}
+        ]
+        response = self._client.open(
+            path=request.path.removeprefix("/aws") or "/",
+            query_string=request.query_string,
+            method=request.method,
+            headers=headers,
+            data=request.raw,
+            base_url=f"http://{request.service}.{request.region}.amazonaws.com",
+        )
+        kept = {name: value for name, value in response.headers.items() if name.lower() not in HOP_BY_HOP}
+        return Reply(response.status_code, response.get_data(), kept)
+
+    def _backends(self, service: str) -> Iterator[Any]:
+        """The service's backend of each region that was asked so far."""
+        if self.loaded:
+            from moto.backends import get_backend  # noqa: PLC0415
+
+            yield from get_backend(service)[ACCOUNT].values()
+
+    def _ec2(self, request: AwsRequest) -> Any:
+        from moto.backends import get_backend  # noqa: PLC0415
+
+        return get_backend("ec2")[ACCOUNT][request.region]
+
+    def _seed_parameters(self, region: str) -> None:
+        from moto.backends import get_backend  # noqa: PLC0415
+        from moto.ssm.models import Parameter  # noqa: PLC0415
+
+        parameters = get_backend("ssm")[ACCOUNT][region]._parameters
+        for name, value in PARAMETERS.items():
+            if not parameters[name]:
+                made = Parameter(
+                    account_id=ACCOUNT,
+                    name=name,
+                    value=value,
+                    parameter_type="String",
+                    description=None,
+                    allowed_pattern=None,
+                    keyid=None,
+                    last_modified_date=0,
+                    version=1,
+                    data_type="text",
+                )
+                parameters[name].append(made)
+
+    def _known_launch(self, request: AwsRequest) -> Reply | None:
+        """The first reply to a client token, given again to the same request."""
+        token = str(request.json.get("ClientToken"))
+        if request.call.name != "RunInstances" or (request.region, token) not in self._tokens:
+            return None
+        first, reply = self._tokens[request.region, token]
+        if first != _launch(request):
+            raise refusal(
+                request,
+                400,
+                "IdempotentParameterMismatch",
+                "The parameters do not match those of the earlier request with this client token",
+            )
+        return reply
+
+    def _volume_shrinks(self, request: AwsRequest) -> None:
+        if request.call.name != "ModifyVolume" or "Size" not in request.json:
+            return
+        volume = self._ec2(request).volumes.get(request.json["VolumeId"])
+        if volume and int(request.json["Size"]) < volume.size:
+            raise refusal(
+                request, 400, "InvalidParameterValue", "New size cannot be smaller than existing size"
+            )
+
+    def _group_in_use(self, request: AwsRequest) -> None:
+        if request.call.name != "DeleteSecurityGroup":
+            return
+        group = request.json.get("GroupId")
+        living = [instance for instance in self.instances() if instance.state != "terminated"]
+        used = {each.id for instance in living for nic in instance.nics.values() for each in nic.group_set}
+        if group in used:
+            raise refusal(request, 400, "DependencyViolation", f"resource {group} has a dependent object")
+
+    def _key_is_unknown(self, request: AwsRequest) -> None:
+        key = request.json.get("KeyName")
+        if request.call.name == "RunInstances" and key and key not in self._ec2(request).key_pairs:
+            raise refusal(request, 400, "InvalidKeyPair.NotFound", f"The key pair '{key}' does not exist")
+
+    def _complete(self, request: AwsRequest, reply: Reply) -> None:
+        """What moto leaves out of an effect."""
+        match request.call.name:
+            case "RunInstances":
+                if token := request.json.get("ClientToken"):
+                    self._tokens[request.region, token] = (_launch(request), reply)
+                for instance_id in re.findall(rb"<instanceId>(i-[0-9a-f]+)</instanceId>", reply.body):
+                    self._launched(request, self._ec2(request).get_instance(instance_id.decode()))
+            case "ModifyInstanceAttribute" if "DisableApiTermination.Value" in request.json:
+                instance = self._ec2(request).get_instance(request.json["InstanceId"])
+                instance.disable_api_termination = request.json["DisableApiTermination.Value"] == "true"
+
+    def _launched(self, request: AwsRequest, instance: Any) -> None:
+        instance.disable_api_termination = request.json.get("DisableApiTermination") == "true"
+        throughput = request.json.get("BlockDeviceMapping.1.Ebs.Throughput")
+        iops = request.json.get("BlockDeviceMapping.1.Ebs.Iops")
+        if volume := self.volume(instance):
+            if volume.volume_type == "gp3":
+                volume.throughput = int(throughput or 125)
+            volume.iops = int(iops) if iops else volume.iops
+
+
+def _launch(request: AwsRequest) -> str:
+    """What a client token stands for."""
+    return str(sorted(request.json.items()))
+
+
+def _tags(thing: Any) -> dict[str, str]:
+    return {tag["key"]: tag["value"] for tag in thing.get_tags()}

@@ -12,7 +12,7 @@ from pulumi import Input, Output
 
 from components.serving import Delivery, ServedModel
 from fleet import layout, settings
-from fleet.cost import Cost, node_cost_per_hour
+from fleet.cost import Cost
 from fleet.ssh import Target, openssh
 
 
@@ -99,9 +99,7 @@ class GpuNode(pulumi.ComponentResource):
             ),
             pulumi.ResourceOptions(parent=self),
         )
-        self.cost = node_cost_per_hour(
-            node.cloud, node.location, node.instance_type().name, node.root_volume_gb
-        )
+        self.cost = node.cost_per_hour()
         self.type = Output.from_input(node.type)
         self.server_id = machine.server_id
         self.cloud = Output.from_input(node.cloud)

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from fleet.settings.models import (
     CHEAPEST,
     CLOUDS,
     Access,
+    AnyNode,
     BaseNode,
     Budget,
     CheapestNode,
@@ -56,6 +57,7 @@ __all__ = [
     "StackSettings",
     "load",
     "parse",
+    "with_pin",
 ]
 
 LOCATION_KEY = {"scaleway": "zone", "aws": "region", "linode": "region"}
@@ -96,6 +98,17 @@ def parse(raw: Mapping[str, Any], pins: Mapping[str, Pin] | None = None) -> Stac
     if problems:
         raise SettingsError(problems)
     return settings
+
+
+def with_pin(node: CheapestNode, pin: Pin) -> Node:
+    """The node with its cloud, place and type as pinned.
+
+    Raises pydantic's ValidationError where that cloud's settings do not take it.
+    """
+    raw = _chosen(node.model_dump(exclude={"pinned"}), {node.name: pin})
+    found = TypeAdapter[AnyNode](AnyNode).validate_python(raw)
+    assert isinstance(found, Node), "a pin names a cloud"
+    return found
 
 
 def _with_shared_sections(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from fleet.catalog import InstanceType, catalog
-from fleet.cost import ExchangeRate, default_rate
+from fleet.cost import Cost, ExchangeRate, default_rate, node_cost_per_hour
 from fleet.fit.flags import unsupported_flag
 from fleet.fit.versions import VllmVersion
 from fleet.settings.values import (
@@ -244,6 +244,10 @@ class Node(BaseNode):
         found = catalog().find(self.cloud, self.type)
         assert found is not None, "a type that is not in the catalog is refused when settings are read"
         return found
+
+    def cost_per_hour(self) -> Cost:
+        """What the node costs, in the currency of its cloud."""
+        return node_cost_per_hour(self.cloud, self.location, self.type, self.root_volume_gb)
 
     @model_validator(mode="after")
     def _gpus_suffice(self) -> Node:

@@ -1,0 +1,299 @@
+"""What can be known of a stack before it costs anything: does each model fit its node, and what will it cost.
+
+`check` refuses a stack whose models do not fit or whose cost is over budget; what it finds otherwise are
+sentences for the preview. Arithmetic on plain values, but for a model that the bundled table lacks: the
+Hugging Face hub is asked for that one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from math import ceil
+
+from fleet import models
+from fleet.catalog import InstanceType, catalog
+from fleet.cost import HOURS_PER_MONTH, Cost, check_budget
+from fleet.fit import DEFAULT_VERSION, Architecture, FitReport, FitRequest, gpu, plan
+from fleet.fit.compatibility import compatible
+from fleet.fit.flags import supported
+from fleet.settings import Node, Problem, Secrets, Serving, SettingsError, StackSettings
+
+MAX_SWAP_SHARE = 0.7
+"""Of the host's memory; vLLM refuses to start with more swap space (0.9.2, `vllm/config.py`)."""
+
+LENGTHENING = ("--rope-scaling", "--hf-overrides")
+"""Arguments that change how long a context the model takes."""
+
+
+class UnknownModelError(ValueError):
+    """Nobody knows what the model is like; the message says how to tell."""
+
+
+@dataclass(frozen=True)
+class NodeCheck:
+    """What is to be said of one node, a sentence each."""
+
+    facts: tuple[str, ...]
+    warnings: tuple[str, ...]
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Model:
+    """What planning needs of a model."""
+
+    architecture: Architecture
+    weights_gib: float | None = None
+    """Size of the checkpoint in GiB where it is known; else it is counted from the architecture."""
+
+
+def check(config: StackSettings) -> dict[str, NodeCheck]:
+    """Judge every node, by name.
+
+    Raises SettingsError for models that do not fit and for a stack over its budget, all of them at once.
+    """
+    problems: list[Problem] = []
+    checks: dict[str, NodeCheck] = {}
+    for index, node in enumerate(config.nodes):
+        assert isinstance(node, Node), "a node's cloud is chosen before it is checked"
+        misfits, facts, warnings = _judge(node, config.secrets)
+        if misfits and node.fit.override is None:
+            mend = "or say in fit.override why it is to be deployed all the same"
+            problems += [Problem(f"nodes[{index}].{key}", f"{misfit}; {mend}") for key, misfit in misfits]
+        else:
+            warnings = [*(f"{misfit}; overridden: {node.fit.override}" for _, misfit in misfits), *warnings]
+        checks[node.name] = NodeCheck(tuple(facts), tuple(warnings), node.cost_per_hour())
+    problems += _over_budget(config, {name: found.cost for name, found in checks.items()})
+    if problems:
+        raise SettingsError(problems)
+    return checks
+
+
+def _over_budget(config: StackSettings, costs: Mapping[str, Cost]) -> Iterator[Problem]:
+    budget = config.budget
+    for sentence in check_budget(
+        costs,
+        max_cost_per_hour=budget.max_cost_per_hour,
+        max_cost_per_month=budget.max_cost_per_month,
+        currency=budget.currency,
+        rate=budget.rate,
+    ):
+        path, message = sentence.split(": ", 1)
+        yield Problem(path, message)
+
+
+# --- does it fit ----------------------------------------------------------------------------------------
+
+
+def find_model(serving: Serving, secrets: Secrets) -> Model:
+    """What the served model is like: as the settings say, else as the bundled table or the hub says.
+
+    Raises UnknownModelError.
+    """
+    token = secrets.hf_token.get_secret_value() if secrets.hf_token else None
+    given = serving.architecture
+    try:
+        if given is not None:
+            return _model_of_file(str(given.config.expanduser()), given.weights_gib)
+        return _model_of_name(serving.model, token)
+    except (OSError, ValueError) as error:
+        raise UnknownModelError(
+            f"whether {serving.model} fits is unknown: {error}; give its config.json as "
+            "serving.architecture.config, and the size of its weights as serving.architecture.weights_gib"
+        ) from None
+
+
+def request_of(serving: Serving, model: Model, kind: InstanceType) -> FitRequest:
+    """The fit planner's question for a model served so on a server of that type."""
+    flags = _flags(serving.extra_args)
+    architecture = model.architecture
+    if serving.dtype != "auto":
+        architecture = replace(architecture, dtype_bytes=4 if serving.dtype == "float32" else 2)
+    v1 = serving.environment.get("VLLM_USE_V1")
+    devices = serving.visible_devices
+    # Weights that are quantized while they load are not as large as their files.
+    as_stored = serving.quantization is None or bool(architecture.quantization)
+    return FitRequest(
+        architecture=architecture,
+        gpu=gpu(kind.gpu),
+        gpus=kind.gpu_count if devices == "all" else len(devices),
+        tensor_parallel_size=serving.tensor_parallel_size,
+        pipeline_parallel_size=_number(flags, "--pipeline-parallel-size") or 1,
+        max_model_len=serving.max_model_len,
+        gpu_memory_utilization=serving.gpu_memory_utilization,
+        weights_gib=model.weights_gib if as_stored else None,
+        quantization=serving.quantization,
+        kv_cache_dtype=serving.kv_cache_dtype,
+        max_num_seqs=serving.max_num_seqs,
+        max_num_batched_tokens=_number(flags, "--max-num-batched-tokens"),
+        version=serving.vllm_version or DEFAULT_VERSION,
+        enforce_eager="--enforce-eager" in flags,
+        swap_space_gib=serving.swap_space_gb,
+        use_v1=None if v1 is None else v1 != "0",
+    )
+
+
+Misfit = tuple[str, str]
+"""The key to change, and why."""
+
+
+def _judge(node: Node, secrets: Secrets) -> tuple[list[Misfit], list[str], list[str]]:
+    """Misfits, facts and warnings of a node."""
+    warnings = list(_image_warnings(node))
+    try:
+        request = request_of(node.serving, find_model(node.serving, secrets), node.instance_type())
+        report = plan(request)
+    except ValueError as error:
+        return [], [], [str(error), *warnings]
+    misfits = list(_misfits(node, request, report))
+    facts = [] if misfits else [f"fit: {report.reason}"]
+    lengthened = any(flag in _flags(node.serving.extra_args) for flag in LENGTHENING)
+    too_long = node.serving.max_model_len > request.architecture.max_model_len
+    said = [warning for warning in report.warnings if not (lengthened and too_long)]
+    return misfits, facts, [*said, *_memory_warnings(node, report), *warnings]
+
+
+def _misfits(node: Node, request: FitRequest, report: FitReport) -> Iterator[Misfit]:
+    serving, kind = node.serving, node.instance_type()
+    if not report.fits:
+        ways = [_changes(report.suggestion)] if report.suggestion else []
+        if other := _cheapest_that_fits(node, request):
+            ways.append(f"on {other}")
+        nearest = f"it fits {' or '.join(ways)}" if ways else f"nothing near it fits in {node.location}"
+        yield "serving", f"{serving.model} does not fit {node.type}: {report.reason}; {nearest}"
+    needed_gb = ceil(report.disk_gib * 2**30 / 1e9)
+    if needed_gb > node.root_volume_gb and not serving.model.startswith("/"):
+        yield (
+            "root_volume_gb",
+            f"image, weights and caches of {serving.model} need {needed_gb} GB, root_volume_gb is "
+            f"{node.root_volume_gb}; make it {ceil(needed_gb / 10) * 10}",
+        )
+    swap = (serving.swap_space_gb or 0) * serving.tensor_parallel_size
+    if supported("--swap-space", request.version) and swap > MAX_SWAP_SHARE * kind.ram_gib:
+        yield (
+            "serving.swap_space_gb",
+            f"swap_space_gb {serving.swap_space_gb} on {serving.tensor_parallel_size} GPUs is {swap} GiB, "
+            f"more than vLLM takes of the {kind.ram_gib:g} GiB of {node.type}; "
+            f"give {int(MAX_SWAP_SHARE * kind.ram_gib / serving.tensor_parallel_size)} or less",
+        )
+
+
+def _changes(suggestion: Mapping[str, object]) -> str:
+    """The nearest configuration that fits, in the words of the settings."""
+    changes = dict(suggestion)
+    gpus = changes.pop("gpus", None)
+    words = [f"{name}: {value}" for name, value in changes.items()]
+    return f"with {', '.join([f'{gpus} such GPUs'] * bool(gpus) + words)}"
+
+
+def _cheapest_that_fits(node: Node, request: FitRequest) -> str | None:
+    """The cheapest type in the node's place that serves the very same configuration."""
+    found = [
+        (price.amount, kind.name, price.currency)
+        for kind in catalog().types(node.cloud)
+        if (price := kind.price(node.location))
+        and kind.gpu_count >= request.tensor_parallel_size * request.pipeline_parallel_size
+        and kind.architecture == "x86_64"
+        and plan(replace(request, gpu=gpu(kind.gpu), gpus=kind.gpu_count), suggest=False).fits
+    ]
+    if not found:
+        return None
+    amount, name, currency = min(found)
+    return f"{name} ({amount:.4f} {currency} an hour)"
+
+
+def _memory_warnings(node: Node, report: FitReport) -> Iterator[str]:
+    there = node.instance_type().ram_gib
+    if report.host_memory_gib > there:
+        yield (
+            f"loading needs some {report.host_memory_gib:.0f} GiB of host memory, {node.type} has {there:g}: "
+            "it may start slowly or not at all"
+        )
+
+
+def _image_warnings(node: Node) -> Iterator[str]:
+    serving, version = node.serving, node.serving.vllm_version
+    if version is None:
+        yield (
+            f"serving.image {serving.image} names no vLLM release, so it is judged as vLLM {DEFAULT_VERSION} "
+            "and its flags are not checked; a tag such as vllm/vllm-openai:v0.9.2 says which it is"
+        )
+        return
+    if serving.swap_space_gb is not None and not supported("--swap-space", version):
+        yield (
+            f"serving.swap_space_gb is left out: vLLM {version} has no --swap-space, it recomputes instead; "
+            "remove the setting"
+        )
+    driver = node.driver_branch_of_image
+    if driver is not None:
+        verdict = compatible(version, gpu(node.instance_type().gpu), driver)
+        if not verdict.ok:
+            yield verdict.reason
+
+
+@cache
+def _model_of_file(path: str, weights_gib: float | None) -> Model:
+    with open(path, encoding="utf-8") as file:  # noqa: PTH123  a path from the settings, once a run
+        config = json.load(file)
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return Model(Architecture.from_config(config), weights_gib)
+
+
+_failed: dict[str, str] = {}
+"""What the hub said of models it could not tell about, so that a hundred nodes ask once."""
+
+
+@cache
+def _model_of_name(name: str, token: str | None) -> Model:
+    if name in models.model_configs():
+        return Model(Architecture.from_config(models.model_config(name)))
+    if name.startswith("/"):
+        raise ValueError("it lies on the node alone")
+    if name in _failed:
+        raise ValueError(_failed[name])
+    from fleet.models.hub import HubError, model_files  # noqa: PLC0415  rarely asked
+
+    try:
+        files = model_files(name, token=token)
+    except HubError as error:
+        _failed[name] = str(error)
+        raise
+    return Model(Architecture.from_config(files.config), files.weights_gib)
+
+
+def _flags(words: Sequence[str]) -> dict[str, str | None]:
+    """The flags among vLLM's arguments, each with its value if it has one."""
+    flags: dict[str, str | None] = {}
+    last: str | None = None
+    for word in words:
+        if word.startswith("-"):
+            last, separator, value = word.partition("=")
+            flags[last] = value if separator else None
+        elif last is not None and flags[last] is None:
+            flags[last] = word
+    return flags
+
+
+def _number(flags: Mapping[str, str | None], name: str) -> int | None:
+    value = flags.get(name)
+    return int(value) if value and value.isdigit() else None
+
+
+# --- what it costs --------------------------------------------------------------------------------------
+
+
+def cost_line(cost: Cost, deployed_per_hour: float | None) -> str:
+    """A node's or a stack's cost in words, with the difference to what is deployed where that is known."""
+    if cost.total is None:
+        return f"cost: unknown; {cost.reason}"
+    line = f"cost: {cost.total:.4f} {cost.currency} an hour, {cost.total * HOURS_PER_MONTH:.2f} a month"
+    if deployed_per_hour is None:
+        return line
+    more = cost.total - deployed_per_hour
+    if abs(more) < 5e-5:
+        return f"{line}, as deployed"
+    return f"{line}; {more:+.4f} an hour, {more * HOURS_PER_MONTH:+.2f} a month against what is deployed"

@@ -181,11 +181,11 @@ class VmNodes(NodeBackend):
         self._running[boot.server_id] = _Running(boot, machine, server, mirrors)
         await self._apply_reboot_fault(boot.name)
 
-    async def stop(self, server_id: str) -> None:
-        """Press the power button; pull the plug after 20 s (times the speed factor)."""
+    async def stop(self, server_id: str, *, graceful: bool = True) -> None:
+        """Press the power button, and pull the plug after 20 s (times the speed factor) or at once."""
         if running := self._running.pop(server_id, None):
             assert self._ground is not None
-            await running.end(graceful_s=20 * self._ground.speed_factor)
+            await running.end(graceful_s=20 * self._ground.speed_factor if graceful else 0)
 
     async def _forget(self, server_id: str) -> None:
         """Clear away a machine that powered itself off."""

@@ -160,6 +160,7 @@ def _configure(root: Path, archive: Path, authority: bytes) -> None:
     hosts = f"127.0.0.1 localhost\n{MIRROR_ADDRESS} {' '.join(MIRRORED_HOSTS)}\n"
     put("etc/hosts", hosts.encode())
     put("usr/local/share/ca-certificates/embedded-cloud.crt", authority)
+    put("etc/systemd/resolved.conf.d/10-ubuntu.conf", b"[Resolve]\nLLMNR=no\nMulticastDNS=no\n")
     put("etc/fstab", b"/dev/vda1 / ext4 defaults 0 1\n")
     # dpkg's fsyncs guard against nothing on a disk that outlives no crash of the host.
     put("etc/dpkg/dpkg.cfg.d/90-unsafe-io", b"force-unsafe-io\n")

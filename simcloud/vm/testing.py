@@ -48,7 +48,7 @@ class Lab:
 
     async def stop(self) -> None:
         if self._current is not None:
-            await self.backend.stop(self._current.boot.server_id)
+            await self.backend.stop(self._current.boot.server_id, graceful=False)
             self._current = None
 
     async def _guest(self, cloud: str, user_data: bytes | None) -> Guest:

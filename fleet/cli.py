@@ -11,6 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 COMMANDS: dict[str, tuple[str, str]] = {
     "catalog": ("catalog:app", "GPU types of the clouds, their prices and stock."),
     "cost-report": ("cost_report:cost_report", "What a stack is billed for."),
+    "drift": ("drift:drift", "Where clouds and nodes are no longer what the state says."),
     "exec": ("exec:execute", "Run a command on nodes, side by side."),
     "fit": ("fit:fit", "Whether a model fits a GPU, and what would."),
     "logs": ("logs:logs", "Follow what vLLM, cloud-init and the agent write."),

@@ -263,7 +263,7 @@ def _quoted(path: Path) -> str:
 
 
 def speed_factor() -> float:
-    """Slowness of this host against where deadlines were measured (2 idle cores of a 2.6 GHz EPYC), 1 to 4."""
+    """How much slower this host is than where deadlines were measured (2 cores of 2.6 GHz, idle): 1 to 4."""
     started = time.perf_counter()
     data = b"\0" * (1 << 20)
     for _ in range(256):

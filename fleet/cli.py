@@ -10,6 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "catalog": ("catalog:app", "GPU types of the clouds, their prices and stock."),
+    "check": ("check:check", "Clouds and nodes of a stack, every failure with its mend."),
     "cost-report": ("cost_report:cost_report", "What a stack is billed for."),
     "drift": ("drift:drift", "Where clouds and nodes are no longer what the state says."),
     "exec": ("exec:execute", "Run a command on nodes, side by side."),

@@ -199,6 +199,19 @@ class ScalewayClient:
             self._list("list_ssh_keys", "", path, "ssh_keys", SshKey.parse, filters=params, size="page_size")
         )
 
+    def get_quota(self, name: str, organization_id: str) -> int | None:
+        """The organization's limit of that name; None where there is none."""
+        found = self._list(
+            "get_quota",
+            name,
+            _path("iam", "v1alpha1", "quota"),
+            "quota",
+            lambda row: (row["name"], None if row.get("unlimited") else row.get("limit")),
+            filters={"organization_id": organization_id, "quotum_names": name},
+            size="page_size",
+        )
+        return dict(found).get(name)
+
     # --- servers ---
 
     def create_server(

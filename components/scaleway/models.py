@@ -323,10 +323,16 @@ class SshKey:
     id: str
     name: str
     public_key: str
+    organization_id: str = ""
 
     @classmethod
     def parse(cls, data: Json) -> Self:
-        return cls(id=data["id"], name=data["name"], public_key=data["public_key"])
+        return cls(
+            id=data["id"],
+            name=data["name"],
+            public_key=data["public_key"],
+            organization_id=data.get("organization_id") or "",
+        )
 
 
 def sbs_root_volume_id(server: Server) -> str:

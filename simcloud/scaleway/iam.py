@@ -1,4 +1,4 @@
-"""Identity: the SSH keys of the project, `/iam/v1alpha1/ssh-keys`."""
+"""Identity: the SSH keys of the project and the organization's quotas, below `/iam/v1alpha1`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import hashlib
 
 from simcloud.cloud import Call, Json, Received, Reply
 from simcloud.scaleway import errors
+from simcloud.scaleway.catalog import TYPES
 from simcloud.scaleway.model import SshKey
 from simcloud.scaleway.resources import NO_CONTENT, Resources, counted_list, newer_time
 
@@ -22,6 +23,7 @@ class Iam:
             Call("list_ssh_keys", "GET", base, self.list_ssh_keys, "ssh_key"),
             Call("create_ssh_key", "POST", base, self.create_ssh_key, "ssh_key"),
             Call("delete_ssh_key", "DELETE", base + "/{ssh_key_id}", self.delete_ssh_key, "ssh_key"),
+            Call("list_quota", "GET", "/iam/v1alpha1/quota", self.list_quota, "quotum"),
         ]
 
     def list_ssh_keys(self, received: Received) -> Reply:
@@ -49,6 +51,29 @@ class Iam:
             raise errors.not_found("ssh_key", key_id)
         self._resources.ssh_keys.remove(key_id)
         return NO_CONTENT
+
+    def list_quota(self, received: Received) -> Reply:
+        if not received.query.get("organization_id"):
+            raise errors.invalid("organization_id", "is required", reason="required")
+        limits = self._resources.simulation.conditions.quotas
+        wanted = received.query.get("quotum_names")
+        names = [kind.quota for kind in TYPES.values() if wanted in {None, kind.quota}]
+        quota = [_quotum(name, limits.get(name)) for name in names]
+        return Reply(200, {"quota": quota, "total_count": len(quota)})
+
+
+def _quotum(name: str, limit: int | None) -> Json:
+    """A limit, or the word that there is none; in the place of the whole organization."""
+    bound: Json = {"unlimited": True} if limit is None else {"limit": limit}
+    return {
+        "name": name,
+        "pretty_name": name,
+        "unit": "",
+        "description": "",
+        "locality_type": "global",
+        "limits": [{"global": True, **bound}],
+        **bound,
+    }
 
 
 def _shape(key: SshKey) -> Json:

@@ -1,0 +1,192 @@
+"""Is all well? One finding for each thing that must hold, in the clouds and on the nodes, with its mend.
+
+Looks only: nothing is changed anywhere. What is asked of a cloud is up to that cloud's probe; what is asked
+of a node is the same on every cloud.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+from fleet.diagnosis import Context, Fault, Hints, diagnose, ssh_fault
+from fleet.gate import GateSpec, Timeouts
+from fleet.gate import check as pass_gate
+from fleet.inventory import FleetNode, InventoryError
+from fleet.progress import Progress, Stage
+from fleet.ssh import Connection, SshError, connect, fingerprint
+
+if TYPE_CHECKING:
+    from fleet.settings import Node
+
+GB = 10**9
+LEAST_FREE_GB = 20.0
+"""A vLLM image is some 20 GB unpacked: with less, the next rollout's pull fills the disk."""
+
+READY = Timeouts(ssh_s=10.0, install_s=1.0, ready_s=5.0, token_s=30.0, reboot_s=5.0)
+"""The gate's limits for a node that should have been ready all along."""
+
+
+class Status(StrEnum):
+    """How a finding is to be taken."""
+
+    OK = "ok"
+    WARNING = "warning"
+    """Works, but somebody should know."""
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+    """Could not be found out; the reason is what was seen."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    subject: str
+    """The cloud or the node."""
+    name: str
+    status: Status
+    seen: str
+    mend: str = ""
+    """What to do; never empty for what failed."""
+
+
+@dataclass(frozen=True)
+class CloudRequest:
+    """What a stack wants of one cloud."""
+
+    config: Mapping[str, str]
+    """The stack's settings of the cloud's own namespace (`scaleway:…`), secrets in clear."""
+    nodes: tuple[Node, ...]
+    """Declared on this cloud."""
+    existing: frozenset[str]
+    """Names of those that have their server already, and need neither stock nor quota."""
+    public_key: str | None
+    """What the nodes will be opened with; None if the key file does not tell."""
+
+
+class CloudProbe(Protocol):
+    """A cloud's part of the check: the attribute `probe` of the module `components.<cloud>.probe`."""
+
+    def __call__(self, request: CloudRequest) -> list[Finding]:
+        """Everything found. Raises nothing for what is wrong: that is a finding."""
+        ...
+
+
+def exit_status(findings: Sequence[Finding]) -> int:
+    """1 if anything failed; warnings and what could not be found out do not count."""
+    return int(any(finding.status == Status.FAILED for finding in findings))
+
+
+async def check_node(node: FleetNode, api_key: str | None, limits: Timeouts = READY) -> list[Finding]:
+    """SSH and host key, disk, driver, containers, restarts, readiness: what the node says of itself.
+
+    `limits` are those of the gate, which judges the readiness.
+    """
+    try:
+        target = node.reachable()
+        async with connect(target) as session:
+            pinned = " or ".join(map(fingerprint, target.host_keys))
+            ssh = Finding(node.name, "SSH", Status.OK, f"{target}, host key {pinned} as pinned")
+            looks = _Looks(node, session)
+            inside = await asyncio.gather(looks.disk(), looks.driver(), looks.containers(), looks.restarts())
+    except InventoryError as error:
+        return [Finding(node.name, "SSH", Status.FAILED, str(error), "pulumi up")]
+    except SshError as error:
+        failed = ssh_fault(error)
+        return [_failed(node, "SSH", failed.fault, failed.seen)]
+    return [ssh, *inside, await _readiness(node, api_key, limits)]
+
+
+class _Looks:
+    """Single looks over one session."""
+
+    def __init__(self, node: FleetNode, session: Connection) -> None:
+        self._node = node
+        self._session = session
+
+    async def _ask(self, *argv: str) -> tuple[int, str]:
+        """Exit status, and what was said on either stream."""
+        done = await self._session.run(argv, check=False)
+        return done.exit_status, done.stdout.strip() or done.stderr.strip()
+
+    def _ok(self, name: str, seen: str) -> Finding:
+        return Finding(self._node.name, name, Status.OK, seen)
+
+    async def disk(self) -> Finding:
+        _, said = await self._ask("df", "--output=avail,size", "-B1", "/")
+        free, size = (int(word) / GB for word in said.splitlines()[-1].split())
+        seen = f"{free:.0f} of {size:.0f} GB free"
+        if free >= LEAST_FREE_GB:
+            return self._ok("disk", seen)
+        return _failed(self._node, "disk", Fault.DISK_FULL, [f"{seen}, {LEAST_FREE_GB:.0f} needed"])
+
+    async def driver(self) -> Finding:
+        query = ("--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
+        status, said = await self._ask("nvidia-smi", *query)
+        if status == 0 and said:
+            return self._ok("driver", "; ".join(said.splitlines()))
+        return _failed(self._node, "driver", Fault.DRIVER_NOT_LOADED, said.splitlines()[:1])
+
+    async def containers(self) -> Finding:
+        _, docker = await self._ask("systemctl", "is-active", "docker")
+        if docker != "active":
+            return _failed(self._node, "containers", Fault.DOCKER_DEAD, [f"docker is {docker}"])
+        status, state = await self._ask("docker", "inspect", "-f", "{{.State.Status}}", self._node.container)
+        if status == 0 and state == "running":
+            return self._ok("containers", f"{self._node.container} is running")
+        seen = state if status == 0 else f"there is no container {self._node.container}"
+        return _failed(
+            self._node, "containers", Fault.EXIT_LOOP if status == 0 else Fault.SERVICE_FAILED, [seen]
+        )
+
+    async def restarts(self) -> Finding:
+        status, said = await self._ask("docker", "inspect", "-f", "{{.RestartCount}}", self._node.container)
+        if status != 0:
+            return Finding(self._node.name, "restarts", Status.UNKNOWN, "there is no container")
+        if said == "0":
+            return self._ok("restarts", "none")
+        mend = diagnose(Fault.EXIT_LOOP, Stage.READY, _context(self._node)).next_command
+        return Finding(self._node.name, "restarts", Status.WARNING, f"restarted {said} times", mend)
+
+
+async def _readiness(node: FleetNode, api_key: str | None, limits: Timeouts) -> Finding:
+    """The gate's own answer: set up, healthy, right model, key asked for, a token generated."""
+    if api_key is None:
+        return Finding(node.name, "readiness", Status.UNKNOWN, "the API key could not be read")
+    spec = GateSpec(
+        node=node.name,
+        cloud=node.cloud,
+        target=node.reachable(),
+        served_model=node.model,
+        api_key=api_key,
+        vllm_port=node.ports["vllm"],
+        container_name=node.container,
+        hints=_hints(node),
+        timeouts=limits,
+    )
+    report = await pass_gate(spec, Progress(node.name, io.StringIO()))
+    if report.diagnosis is None:
+        token = f", a token in {report.first_token_s:.2f} s" if report.first_token_s is not None else ""
+        return Finding(node.name, "readiness", Status.OK, f"serves {node.model}{token}")
+    seen = f"{report.diagnosis.summary}: {' | '.join(report.diagnosis.seen)}"
+    return Finding(node.name, "readiness", Status.FAILED, seen, report.diagnosis.next_command)
+
+
+def _hints(node: FleetNode) -> Hints:
+    return Hints(zone=node.zone, region=node.zone, server_id=node.server_id)
+
+
+def _context(node: FleetNode) -> Context:
+    return Context(node.name, node.cloud, _hints(node), node.target, node.container)
+
+
+def _failed(node: FleetNode, name: str, fault: Fault, seen: Sequence[str]) -> Finding:
+    """A finding in the words that every diagnosis uses."""
+    found = diagnose(fault, Stage.READY, _context(node), seen)
+    said = ": ".join(filter(None, [found.summary, " | ".join(found.seen)]))
+    return Finding(node.name, name, Status.FAILED, said, f"{found.cause}; look with: {found.next_command}")

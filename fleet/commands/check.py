@@ -1,0 +1,151 @@
+"""`fleet check`: clouds and nodes on one screen, every ✗ with its mend."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from fleet.commands import nodes, pulumi
+from fleet.commands.nodes import StackName
+
+if TYPE_CHECKING:
+    from fleet.check import CloudProbe, CloudRequest, Finding
+    from fleet.inventory import FleetNode
+    from fleet.settings import StackSettings
+
+MARKS = {"ok": "[green]✓[/green]", "warning": "[yellow]![/yellow]", "failed": "[red]✗[/red]", "unknown": "?"}
+
+
+def check(
+    clouds: Annotated[bool, typer.Option("--clouds/--no-clouds", help="Look at the clouds.")] = True,
+    on_nodes: Annotated[bool, typer.Option("--nodes/--no-nodes", help="Look at the nodes.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    stack: StackName = None,
+) -> None:
+    """Check the clouds (credentials, permissions, stock, quota) and the nodes (SSH to readiness) of a stack.
+
+    Nothing is changed. The exit code is 1 if anything failed; each failure comes with its mend.
+
+    Example: fleet check --stack prod --json
+    """
+    from fleet.check import exit_status  # noqa: PLC0415  --help does without
+
+    with nodes.told():
+        config = pulumi.read("config", "--json", "--show-secrets", stack=stack)
+        outputs = pulumi.outputs(stack)
+    findings = asyncio.run(look(config, outputs, clouds=clouds, on_nodes=on_nodes))
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
+    else:
+        _show(findings)
+    raise typer.Exit(exit_status(findings))
+
+
+async def look(
+    config: Mapping[str, Any], outputs: Mapping[str, Any], *, clouds: bool, on_nodes: bool
+) -> list[Finding]:
+    """All findings, clouds first. `config` is what `pulumi config --json --show-secrets` prints."""
+    from fleet import settings  # noqa: PLC0415  --help does without
+    from fleet.check import Finding, Status, check_node  # noqa: PLC0415
+    from fleet.inventory import nodes_of  # noqa: PLC0415
+
+    deployed = nodes_of(outputs) if outputs.get("nodes") else ()
+    findings, api_key = [], None
+    requests: list[tuple[str, CloudRequest]] = []
+    try:
+        declared = settings.load(_Config(config))
+        api_key = declared.secrets.api_key.get_secret_value()
+        requests = _requests(declared, config, deployed)
+    except settings.SettingsError as error:
+        mend = "correct the values named in the stack's configuration"
+        findings.append(Finding("configuration", "values", Status.FAILED, str(error), mend))
+    found = await asyncio.gather(
+        *(asyncio.to_thread(_probe(cloud), request) for cloud, request in requests if clouds),
+        *(check_node(node, api_key) for node in deployed if on_nodes),
+    )
+    return [*findings, *(finding for each in found for finding in each)]
+
+
+class _Config:
+    """The command line's configuration in the shape that settings are read from."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = config
+
+    def get_object(self, key: str) -> Any:
+        entry = self._config.get(f"vllm-fleet:{key}", {})
+        # A structured secret is printed as text alone.
+        return entry.get("objectValue", json.loads(entry["value"]) if "value" in entry else None)
+
+
+def _requests(
+    declared: StackSettings, config: Mapping[str, Any], deployed: Sequence[FleetNode]
+) -> list[tuple[str, CloudRequest]]:
+    from fleet.check import CloudRequest  # noqa: PLC0415  loaded by now
+    from fleet.settings import Node  # noqa: PLC0415
+    from fleet.ssh_key import NoPublicKey, public_key  # noqa: PLC0415
+
+    try:
+        key = public_key(declared.access.ssh_private_key_path)
+    except NoPublicKey:
+        key = None
+    existing = frozenset(node.name for node in deployed if node.target)
+    # A node whose cloud is still to be chosen is nobody's to look at.
+    placed = [node for node in declared.nodes if isinstance(node, Node)]
+    by_cloud = {node.cloud: tuple(n for n in placed if n.cloud == node.cloud) for node in placed}
+    return [
+        (
+            cloud,
+            CloudRequest(
+                config={
+                    name.removeprefix(f"{cloud}:"): entry["value"]
+                    for name, entry in config.items()
+                    if name.startswith(f"{cloud}:")
+                },
+                nodes=own,
+                existing=existing,
+                public_key=key,
+            ),
+        )
+        for cloud, own in by_cloud.items()
+    ]
+
+
+def _probe(cloud: str) -> CloudProbe:
+    """The cloud's own part, found by its name: what looks after nodes knows no cloud."""
+    from fleet.check import Finding, Status  # noqa: PLC0415  loaded by now
+
+    name = f"components.{cloud}.probe"
+    try:
+        return cast("CloudProbe", import_module(name).probe)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        return lambda _: [Finding(cloud, "API", Status.UNKNOWN, "this cloud has no probe yet")]
+
+
+def _show(findings: Sequence[Finding]) -> None:
+    from rich.console import Console  # noqa: PLC0415  the JSON form does without
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    subject = ""
+    for finding in findings:
+        seen = Text(finding.seen)
+        if finding.mend:
+            seen.append(f"\n→ {finding.mend}", style="bold")
+        table.add_row(
+            "" if finding.subject == subject else finding.subject, MARKS[finding.status], finding.name, seen
+        )
+        subject = finding.subject
+    console = Console()
+    console.print(table)
+    failed = sum(finding.status == "failed" for finding in findings)
+    console.print(f"{failed} of {len(findings)} failed" if failed else f"all {len(findings)} in order")

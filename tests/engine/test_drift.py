@@ -1,0 +1,114 @@
+"""`fleet drift` on a stack of this project: it names what was changed, nothing else, and writes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+from conftest import TIMEOUT_S, wait_for
+from fleets import SECRETS, Fleet
+
+from fleet.ssh import Target, connect
+
+
+def drift(fleet: Fleet, *flags: str) -> tuple[int, list[dict[str, Any]]]:
+    """Exit code and findings of the command, run where a user runs it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "fleet", "drift", "--stack", fleet.stack.name, "--json", *flags],
+        cwd=fleet.stack.folder,
+        env=fleet.stack.env,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode in (0, 3), done.stderr
+    assert not [secret for secret in SECRETS.values() if secret in done.stdout + done.stderr]
+    return done.returncode, json.loads(done.stdout)["drift"]
+
+
+def change_outside(fleet: Fleet) -> None:
+    """What someone does in the console: `a` is changed, `b` is switched off, `c` is terminated."""
+
+    def call(method: str, path: str, body: Any = None) -> Any:
+        url = f"{fleet.cloud.scaleway_url}/{path}"
+        reply = httpx.request(method, url, json=body, headers={"X-Auth-Token": fleet.cloud.secret_key})
+        reply.raise_for_status()
+        return reply.json() if reply.content else None
+
+    def thing(kind: str, node: str) -> str:
+        ids = [each["id"] for each in fleet.cloud.inventory(kind) if node in (each["node"], each["name"])]
+        return str(ids[0])
+
+    zone = "instance/v1/zones/fr-par-2"
+    group = f"{zone}/security_groups/{thing('security_group', 'test-a')}"
+    rule = {"action": "accept", "protocol": "TCP", "direction": "inbound", "ip_range": "0.0.0.0/0"}
+    call("PUT", f"{group}/rules", {"rules": [{**rule, "dest_port_from": 8000, "position": 1}]})
+    call("PATCH", group, {"inbound_default_policy": "accept", "tags": []})
+    call("PATCH", f"{zone}/servers/{thing('server', 'a')}", {"name": "mine now"})
+    call("PATCH", f"block/v1/zones/fr-par-2/volumes/{thing('volume', 'a')}", {"size": 250 * 10**9})
+    servers = {name: f"{zone}/servers/{thing('server', name)}" for name in ("b", "c")}
+    call("POST", f"{servers['b']}/action", {"action": "poweroff"})
+    call("POST", f"{servers['c']}/action", {"action": "terminate"})
+    wait_for(lambda: call("GET", servers["b"])["server"]["state"] == "stopped", "b to be off")
+    wait_for(lambda: len(fleet.cloud.inventory("server")) == 2, "c to be gone")
+
+
+def change_inside(target: Target) -> None:
+    """What someone does on the node by hand."""
+
+    async def change() -> None:
+        async with connect(target) as node:
+            compose = (await node.read_file("/opt/llm/docker-compose.yml")).replace(b"'0.9'", b"'0.8'")
+            await node.write_file("/opt/llm/docker-compose.yml", compose)
+            await node.run(["apt-mark", "unhold", "docker.io"])
+            await node.run(["systemctl", "disable", "vllm.service"])
+
+    asyncio.run(change())
+
+
+def test_what_was_changed_is_named_and_looking_writes_nothing(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.nodes("a", "b", "c")
+    fleet.run("up")
+    nodes = fleet.outputs()["nodes"]
+    seen = fleet.cloud.log()[-1]["seq"]
+    for _ in range(3):
+        assert drift(fleet) == (0, [])
+    assert {call["method"] for call in fleet.cloud.calls(after=seen)} == {"GET"}
+
+    change_outside(fleet)
+    change_inside(Target.parse(nodes["a"]["ssh"]))
+    seen = fleet.cloud.log()[-1]["seq"]
+    report, known = tmp_path / "drift.md", tmp_path / "seen.json"
+    code, found = drift(fleet, "--markdown", str(report), "--seen", str(known))
+    assert code == 3
+    named = {(each["node"], each["resource"], each["property"]) for each in found}
+    changed = {
+        ("a", "a-security-group", "rules"),
+        ("a", "a-security-group", "inbound_default_policy"),
+        ("a", "a-security-group", "tags"),
+        ("a", "a-server", "name"),
+        ("a", "a-root-volume", "size_gb"),
+        ("a", "/opt/llm/docker-compose.yml", "services.vllm.command --gpu-memory-utilization"),
+        ("a", "package docker.io", "hold"),
+        ("a", "vllm.service", "UnitFileState"),
+        ("b", "b-power", "state"),
+        ("b", "ssh", "session"),
+        ("c", "c-server", "exists"),
+        ("c", "ssh", "session"),
+    }
+    assert changed <= named
+    assert {each for each in named - changed if each[0] == "a"} == set(), "nothing else of it was changed"
+    heading = 1
+    assert report.read_text().count("\n| ") == heading + len(found)
+
+    report.unlink()
+    code, again = drift(fleet, "--markdown", str(report), "--seen", str(known))
+    assert (code, {each["new"] for each in again}) == (3, {False})
+    assert not report.exists(), "what was reported is not reported again"
+    assert {call["method"] for call in fleet.cloud.calls(after=seen)} == {"GET"}

@@ -156,7 +156,7 @@ class _Rollout:
             self._begin("turn")
             async with self._turnstile.turn(self._waiting("its turn after")):
                 return await self._replace(served)
-        except (RolloutFailed, SshError, Superseded):
+        except RolloutFailed:
             self._turnstile.fail()
             raise
         except RoundFailed as failed:
@@ -267,6 +267,7 @@ class _Rollout:
     async def _back_up(self, served: Release) -> None:
         """The files to go back to, and what the node looked like with them."""
         folder = await self._store.keep(served)
+        await self._store.vouch_for(served)
         evidence = {
             "containers.txt": ["docker", "ps", "-a"],
             "inspect.json": ["docker", "inspect", served.container],

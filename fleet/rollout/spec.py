@@ -22,7 +22,7 @@ class Queue:
     """Of this machine, shared by the rollouts of one stack."""
     max_unavailable: int = 1
     """Nodes that may be between two releases at once."""
-    limit_s: float = 7200.0
+    limit_s: float = 86400.0
     """Seconds to wait for this node's turn."""
 
 

@@ -10,7 +10,7 @@ import json
 import secrets
 import socket
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from fleet.layout import COMPOSE_PATH, DIRECTORY, ENV_PATH, UNITS_DIRECTORY
@@ -143,17 +143,26 @@ class Store:
             document.get("release", ""), document.get("serial", 0), tuple(document.get("history", ()))
         )
 
+    async def vouch_for(self, release: Release) -> None:
+        """Say that a release was found serving, whoever brought it: it stays worth going back to."""
+        served = await self.served()
+        if served.release != release.digest:
+            await self._write_served(replace(served, release=release.digest))
+
     async def commit(self, release: Release, previous: Release) -> None:
         """Say that a release serves well; what is older than the last few is forgotten."""
         before = await self.served()
         known = dict.fromkeys([release.digest, previous.digest, *before.history])
         served = Served(release.digest, before.serial + 1, tuple(known)[:RELEASES_KEPT])
-        await self._session.write_file(SERVED, json.dumps(asdict(served)).encode(), mode=0o644)
+        await self._write_served(served)
         await self.close_journal()
         there = await self._session.run(["ls", "-1", RELEASES], check=False)
         for digest in there.stdout.split():
             if digest not in served.history:
                 await self.drop(digest)
+
+    async def _write_served(self, served: Served) -> None:
+        await self._session.write_file(SERVED, json.dumps(asdict(served)).encode(), mode=0o644)
 
     async def journal(self) -> Journal | None:
         """The rollout that somebody began to switch and did not finish."""

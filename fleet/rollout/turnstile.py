@@ -60,10 +60,16 @@ class Turnstile:
 
     @asynccontextmanager
     async def turn(self, waiting: WaitingFor) -> AsyncIterator[None]:
-        """Wait for this node's turn and hold it. Raises RoundFailed, TurnTimeout."""
+        """Wait for this node's turn and hold it; what ends it by an error fails the round.
+
+        Raises RoundFailed, TurnTimeout.
+        """
         slot = await self._enter(waiting)
         try:
             yield
+        except BaseException:
+            self.fail()
+            raise
         finally:
             os.close(slot)
 

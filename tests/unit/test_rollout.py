@@ -335,6 +335,14 @@ async def test_a_bad_release_of_a_killed_operator_is_undone_by_the_next_run(oper
     assert await operator.models() == [MODEL]
 
 
+async def test_a_release_once_found_serving_is_put_back_even_if_it_is_down_now(operator: Operator) -> None:
+    await operator.fails({"image": "vllm/vllm-openai:v0.99.0"})
+    await operator.on_node("docker stop vllm")
+    report = await operator.fails({"model": "fault/oom"})
+    assert "rolled back; release" in report
+    assert await operator.models() == [MODEL]
+
+
 @pytest.mark.parametrize("phase", PHASES)
 async def test_a_cut_connection_is_taken_up_again(operator: Operator, phase: str) -> None:
     def cut(line: str) -> None:

@@ -7,20 +7,27 @@ from collections.abc import Sequence
 
 import pulumi
 
+from components import preview
 from components.node import GpuNode, GpuNodeArgs
 from fleet import settings
+from fleet.checks import check
 from fleet.cost import total
 
 
 def main() -> None:
     """Read the configuration, declare every node, export what a user needs next."""
-    config = settings.load(pulumi.Config(settings.PROJECT))
+    source = pulumi.Config(settings.PROJECT)
+    config = settings.load(source)
+    pins = preview.choose_pins(config)
+    config = settings.load(source, pins) if pins else config
+    checks = check(config)
     nodes = declare_all(config)
     pulumi.export("nodes", {name: node.outputs() for name, node in nodes.items()})
-    cost = total(node.cost for node in nodes.values())
+    cost = total((node.cost for node in nodes.values()), config.budget.rate)
     pulumi.export("cost_per_hour", cost.total)
     pulumi.export("cost_per_month", cost.per_month)
     pulumi.export("currency", cost.currency)
+    preview.tell(nodes, checks, cost, config.budget.rate)
 
 
 def declare_all(config: settings.StackSettings) -> dict[str, GpuNode]:
@@ -34,9 +41,10 @@ def declare_all(config: settings.StackSettings) -> dict[str, GpuNode]:
 
 
 def declare(
-    node: settings.Node, config: settings.StackSettings, rollout_after: Sequence[pulumi.Resource]
+    node: settings.BaseNode, config: settings.StackSettings, rollout_after: Sequence[pulumi.Resource]
 ) -> GpuNode:
     """One node of its cloud's kind. A cloud's module, with its provider's SDK, is loaded where it is used."""
+    assert isinstance(node, settings.Node), "a node's cloud is chosen before it is declared"
     args = GpuNodeArgs(
         node=node,
         access=config.access,

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from fleet import layout
+from fleet.fit.flags import supported
 from fleet.settings import Secrets, Serving
 
 PORT = "${PORT}"
@@ -39,10 +40,11 @@ def serve_arguments(serving: Serving) -> list[str]:
         ("--max-num-seqs", serving.max_num_seqs),
         ("--swap-space", serving.swap_space_gb),
     ]
+    version = serving.vllm_version
     words = [
         word
         for flag, value in pairs
-        if value is not None
+        if value is not None and (version is None or supported(flag, version))
         for word in (flag, value if value is PORT else _literal(str(value)))
     ]
     return [*words, *(_literal(word) for word in serving.extra_args)]

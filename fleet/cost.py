@@ -66,12 +66,13 @@ class Cost:
     @property
     def total(self) -> float | None:
         """All parts an hour, or None when one of them is unknown."""
-        return None if self.reason else sum(part.per_hour for part in self.parts)
+        # Sums of prices with at most six decimals; the rest is what binary fractions leave.
+        return None if self.reason else round(sum(part.per_hour for part in self.parts), 9)
 
     @property
     def per_month(self) -> float | None:
         """All parts for 730 hours, or None when one of them is unknown."""
-        return None if self.total is None else self.total * HOURS_PER_MONTH
+        return None if self.total is None else round(self.total * HOURS_PER_MONTH, 6)
 
     @property
     def as_of(self) -> date | None:

@@ -9,13 +9,22 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+DEFAULT_ZONE = "fr-par-2"
 DEFAULT_API_URL = "https://api.scaleway.com"
+
+# field: key of a stack's `scaleway:` configuration
+STACK_KEYS = {
+    "access_key": "accessKey",
+    "secret_key": "secretKey",
+    "project_id": "projectId",
+    "api_url": "apiUrl",
+}
 
 # field: (environment variable, key in Scaleway's configuration file)
 SOURCES = {
@@ -71,6 +80,16 @@ class Credentials:
             return ipaddress.ip_address(host).is_loopback
         except ValueError:
             return host == "localhost"
+
+    @classmethod
+    def of_stack(cls, get: Callable[[str], str | None]) -> Self:
+        """Those of a Pulumi stack, where `get` reads a key of its `scaleway:` configuration.
+
+        Raises `CredentialsError`.
+        """
+        # Every zone is named by its resource; with one given here Scaleway's file need not be read for it.
+        given = {field: get(key) for field, key in STACK_KEYS.items()}
+        return cls.resolve({"zone": DEFAULT_ZONE, **given})
 
     @classmethod
     def resolve(cls, config: Mapping[str, str | None], environ: Mapping[str, str] | None = None) -> Self:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pulumi
-from pulumi import Output, ResourceOptions
+from pulumi import Output, ResourceHookBinding, ResourceOptions
 
 from components.node import GpuNode, GpuNodeArgs, Machine
 from components.scaleway.resources import HostKeys, NodeOwner, Power, RootVolume, SecurityGroup, Server
+from components.scaleway.stock import stock_check
 from components.tags import NODE_TAG
 from fleet import settings, userdata
 
@@ -54,8 +55,14 @@ class ScalewayGpuNode(GpuNode):
             security_group_id=group.id,
             user_data=host.user_data(),
             host_digest=host.digest(),
-            # The machine holds everything that costs hours to rebuild.
-            opts=ResourceOptions(parent=self, protect=node.protect),
+            opts=ResourceOptions(
+                parent=self,
+                # The machine holds everything that costs hours to rebuild.
+                protect=node.protect,
+                hooks=ResourceHookBinding(
+                    before_create=[stock_check(f"{name}-stock", zone, node.type, self)]
+                ),
+            ),
         )
         volume = RootVolume(
             f"{name}-root-volume",

@@ -29,7 +29,6 @@ from components.scaleway.credentials import Credentials
 from components.tags import OWNER_TAG, PENDING_TAG
 from fleet.progress import Progress, Stage
 
-DEFAULT_ZONE = "fr-par-2"
 GB = 10**9
 """Scaleway sizes volumes in decimal gigabytes."""
 MINIMUM_ROOT_VOLUME_GB = 150
@@ -52,15 +51,7 @@ class ScalewayProvider(CloudProvider):
 
     def configure(self, req: ConfigureRequest) -> None:
         super().configure(req)
-        keys = {
-            "access_key": "accessKey",
-            "secret_key": "secretKey",
-            "project_id": "projectId",
-            "api_url": "apiUrl",
-        }
-        given = {field: value for field, key in keys.items() if (value := req.config.get(f"scaleway:{key}"))}
-        # Every zone is named by its resource; with one given here Scaleway's file need not be read for it.
-        self._credentials = Credentials.resolve({"zone": DEFAULT_ZONE, **given})
+        self._credentials = Credentials.of_stack(lambda key: req.config.get(f"scaleway:{key}"))
         seconds = req.config.get("scaleway:timeout")
         self._timeouts = Timeouts(read_s=float(seconds)) if seconds else Timeouts()
 

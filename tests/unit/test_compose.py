@@ -96,3 +96,13 @@ def test_words_with_a_meaning_to_compose_or_yaml_arrive_as_they_are(tmp_path: Pa
 def test_the_same_settings_make_the_same_file() -> None:
     assert compose.compose_file(serving(**QWEN_32B)) == compose.compose_file(serving(**QWEN_32B))
     assert list(yaml.safe_load(compose.compose_file(serving()))) == ["name", "services"]
+
+
+def test_a_flag_that_the_image_no_longer_takes_is_left_out() -> None:
+    def flags(image: str) -> list[str]:
+        return compose.serve_arguments(serving(image=image, swap_space_gb=16))
+
+    assert "--swap-space" in flags("vllm/vllm-openai:v0.9.2")
+    assert "--swap-space" not in flags("vllm/vllm-openai:v0.18.0")
+    # Without a release in the tag nobody knows better than the settings.
+    assert "--swap-space" in flags(f"vllm/vllm-openai@sha256:{'0' * 64}")

@@ -1,0 +1,101 @@
+"""What a preview says of a stack beside its resources: what was chosen, whether it fits, what it costs.
+
+The deployed state is read as the stack's own outputs, through the engine, which has that state open: no cloud
+is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pulumi
+
+from components.node import GpuNode
+from fleet.checks import NodeCheck, cost_line
+from fleet.cost import Cost, ExchangeRate
+from fleet.settings import CheapestNode, Pin, Problem, SettingsError, StackSettings
+
+
+def choose_pins(config: StackSettings) -> dict[str, Pin]:
+    """Choose for each node with `cloud: cheapest` that is not pinned, and pin it in the stack's file.
+
+    A node that is deployed stays where it is. Raises SettingsError where nothing can be chosen.
+    """
+    unpinned = {i: node for i, node in enumerate(config.nodes) if isinstance(node, CheapestNode)}
+    if not unpinned:
+        return {}
+    from fleet.cheapest import choose, keep, pinned  # noqa: PLC0415  loads the whole catalog
+
+    deployed = _outputs(pulumi.runtime.invoke(*_own_outputs()).value).get("nodes") or {}
+    pins: dict[str, Pin] = {}
+    problems: list[Problem] = []
+    for index, node in unpinned.items():
+        last = deployed.get(node.name)
+        try:
+            choice = (
+                keep(node, config.secrets, config.budget, last["cloud"], last["zone"], last["type"])
+                if last
+                else choose(node, config.secrets, config.budget)
+            )
+        except ValueError as error:
+            problems.append(Problem(f"nodes[{index}]", str(error)))
+            continue
+        pins[node.name] = choice.pin
+        pulumi.log.info(f"{node.name}: {choice.why}")
+    if problems:
+        raise SettingsError(problems)
+    path = Path(f"Pulumi.{pulumi.get_stack()}.yaml")
+    try:
+        path.write_text(pinned(path.read_text(encoding="utf-8"), pins), encoding="utf-8")
+    except (OSError, ValueError) as error:
+        pulumi.log.warn(
+            f"the choice is not pinned: {error}; write under the node: "
+            + "; ".join(f"{name}: pinned: {dict(pin)}" for name, pin in pins.items())
+        )
+    return pins
+
+
+def tell(
+    nodes: Mapping[str, GpuNode], checks: Mapping[str, NodeCheck], cost: Cost, rate: ExchangeRate
+) -> None:
+    """Attach to each node what was found out about it, and to the stack what it costs."""
+    # The engine awaits an output before it calls the program done; a bare task it would not.
+    _: pulumi.Output[None] = pulumi.Output.from_input(_tell(nodes, checks, cost, rate))
+
+
+async def _tell(
+    nodes: Mapping[str, GpuNode], checks: Mapping[str, NodeCheck], cost: Cost, rate: ExchangeRate
+) -> None:
+    try:
+        before = _outputs(await pulumi.runtime.invoke_async(*_own_outputs()))
+    except Exception as error:  # a difference that cannot be told must not stop a preview
+        pulumi.log.debug(f"the stack's own outputs cannot be read: {error}")
+        before = {}
+    deployed = before.get("nodes") or {}
+    for name, node in nodes.items():
+        found = checks[name]
+        cost_now = cost_line(found.cost, _per_hour(deployed.get(name), found.cost, rate))
+        pulumi.log.info("\n".join([*found.facts, cost_now]), node)
+        for warning in found.warnings:
+            pulumi.log.warn(warning, node)
+    count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}"
+    pulumi.log.info(f"{count}, {cost_line(cost, _per_hour(before, cost, rate))}")
+
+
+def _per_hour(outputs: Mapping[str, Any] | None, now: Cost, rate: ExchangeRate) -> float | None:
+    """What is deployed costs an hour, in the currency of what is to be; None if that is unknown."""
+    match outputs:
+        case {"cost_per_hour": int() | float() as amount, "currency": str() as currency}:
+            return rate.convert(amount, currency, now.currency)
+    return None
+
+
+def _own_outputs() -> tuple[str, dict[str, str]]:
+    name = f"{pulumi.get_organization()}/{pulumi.get_project()}/{pulumi.get_stack()}"
+    return "pulumi:pulumi:readStackOutputs", {"name": name}
+
+
+def _outputs(reply: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    return (reply or {}).get("outputs") or {}

@@ -24,9 +24,9 @@ from fleet.settings import Node, Secrets, Serving
 FILES = Path(__file__).parent.parent / "cloudinit"
 """The static files of a node."""
 
-LIMIT_BYTES = {"scaleway": 127 * 1024, "linode": 16 * 1024}
+LIMIT_BYTES = {"scaleway": 127 * 1024, "linode": 16 * 1024, "aws": 16 * 1024}
 """Longest user data a cloud takes: Scaleway's instance API documents 127 KiB a key; Linode's metadata service
-is safe up to 16 KiB, decoded."""
+is safe up to 16 KiB, decoded; EC2 takes 16 KiB, decoded."""
 
 STATIC_FILES = {
     **dict.fromkeys(
@@ -122,6 +122,17 @@ class HostPart:
             environment=_environment(node.serving, secrets),
         )
 
+    @classmethod
+    def aws(cls, node: Node, secrets: Secrets, host_key: HostKey) -> HostPart:
+        """A Deep Learning Base image brings driver, Docker and container toolkit."""
+        return cls(
+            "aws",
+            node.name,
+            node.serving,
+            host_key=host_key,
+            environment=_environment(node.serving, secrets),
+        )
+
     def user_data(self) -> str:
         """What the cloud's API is given: on Scaleway the document itself, elsewhere its base64.
 
@@ -156,8 +167,8 @@ class HostPart:
         document: dict[str, Any] = {
             "hostname": self.hostname,
             "preserve_hostname": False,
-            # Root, by key, from the addresses of access.ssh_cidrs: the only way in.
-            "disable_root": False,
+            # By key, from the addresses of access.ssh_cidrs: the only way in. An EC2 image has a user for it.
+            "disable_root": self.cloud == "aws",
             "ssh_pwauth": False,
             # Partition and file system take the whole root volume, at this and at every later boot.
             "growpart": {"mode": "auto", "devices": ["/"]},

@@ -39,6 +39,7 @@ __all__ = [
     "LOCATION_KEY",
     "PROJECT",
     "Access",
+    "AwsNode",
     "BaseNode",
     "Budget",
     "CheapestNode",

@@ -36,7 +36,7 @@ from fleet.settings.values import (
     wrong,
 )
 
-CLOUDS = ("scaleway", "linode")
+CLOUDS = ("scaleway", "linode", "aws")
 CHEAPEST = "cheapest"
 """What stands for a cloud where the choice is left to the catalog."""
 
@@ -364,6 +364,108 @@ class LinodeNode(Node):
         return self
 
 
+AWS_FAMILIES = ("g4dn", "g5", "g6", "g6e", "p4d", "p4de", "p5", "p5e", "p5en")
+"""Families whose GPUs vLLM and the image's driver support."""
+
+
+def _aws_type(value: str) -> str:
+    known = _gpu_type("aws")(value)
+    if value.partition(".")[0] not in AWS_FAMILIES:
+        raise wrong(
+            "is of a family that is not served; use one of: {families}", families=", ".join(AWS_FAMILIES)
+        )
+    return known
+
+
+DLAMI_PARAMETER = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
+"""Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 22.04): driver, Docker and container toolkit are in
+it."""
+
+
+class AmiSource(Section):
+    """Where newer images are looked for: a public parameter, or an owner and a name."""
+
+    parameter: str | None = Field(default=None, pattern=r"^/[\w./-]+$")
+    """Parameter of AWS Systems Manager whose value is an AMI id."""
+    owner: str | None = Field(default=None, pattern=r"^(\d{12}|amazon|self)$")
+    """Account id, `amazon` or `self`."""
+    name: str | None = Field(default=None, min_length=1)
+    """Name of the image; `*` stands for anything. The newest that matches counts."""
+
+    @model_validator(mode="after")
+    def _one_of_the_two(self) -> AmiSource:
+        if (self.parameter is None) == (self.owner is None) or (self.owner is None) != (self.name is None):
+            raise wrong("names no image; give parameter, or owner and name")
+        return self
+
+
+class Spot(Section):
+    """Spare capacity at a lower price, which AWS takes back with two minutes' notice."""
+
+    interruption: Literal["terminate", "stop"] = "terminate"
+    """What becomes of the machine then: `terminate` ends it, and the next `up` makes a new one; `stop` keeps
+    its volume, and AWS starts it again when there is capacity."""
+    max_price: float | None = Field(default=None, gt=0)
+    """Most to pay in dollars an hour; the on-demand price if left out."""
+
+
+class AwsNode(Node):
+    """A GPU node on EC2: an image that carries the driver, on one encrypted gp3 volume."""
+
+    cloud: Literal["aws"]
+    region: str = Field(default="us-east-1", pattern=r"^[a-z]{2}(-[a-z]+)+-\d$")
+    """AWS region; it must be that of `aws:region`."""
+    type: Annotated[str, AfterValidator(_aws_type)] = "g6.xlarge"
+    """Instance type: one of the families g4dn, g5, g6, g6e, p4 and p5."""
+    subnet: str | None = Field(default=None, pattern=r"^subnet-[0-9a-f]{8,17}$")
+    """Subnet, and with it the zone; a default subnet of a zone that has the type if left out."""
+    ami: str | None = Field(default=None, pattern=r"^ami-[0-9a-f]{8,17}$")
+    """Image the machine is made from. Left out, it is the newest of `ami_source` when the machine is made,
+    and stays that. A change here makes a new machine."""
+    ami_source: AmiSource = Field(default_factory=lambda: AmiSource(parameter=DLAMI_PARAMETER))
+    """Where newer images are looked for. They are offered, never taken unasked."""
+    ssh_user: Literal["ubuntu", "ec2-user"] = "ubuntu"
+    """The image's own user: `ubuntu`, or `ec2-user` on Amazon Linux."""
+    root_volume_gb: int = Field(default=200, ge=100, le=16_384)
+    """Size of the root volume in AWS's GB, which are GiB (2³⁰ bytes). Grows in place; never shrinks."""
+    volume_iops: int = Field(default=3000, ge=3000, le=16_000)
+    """Operations a second of the root volume; up to 3000 are in its price."""
+    volume_throughput: int = Field(default=125, ge=125, le=1000)
+    """MiB a second of the root volume; up to 125 are in its price. Weights load no faster than this."""
+    elastic_ip: bool = False
+    """Give the node an address that stays when the machine is stopped or replaced. Billed when unused too."""
+    session_manager: bool = False
+    """Let people in through Systems Manager too, without an open port: the machine gets a role with just the
+    rights of its agent."""
+    spot: Spot | None = None
+    """Use spare capacity; on demand if left out."""
+
+    @property
+    def location(self) -> str:
+        return self.region
+
+    @model_validator(mode="after")
+    def _spot_cannot_be_protected(self) -> AwsNode:
+        if self.spot and self.protect:
+            raise wrong(
+                "protect: true cannot keep a spot machine, which AWS ends when it needs the capacity; "
+                "leave out protect or spot"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _throughput_needs_operations(self) -> AwsNode:
+        # EBS: at most 0.25 MiB/s for each provisioned operation a second.
+        if self.volume_throughput > self.volume_iops / 4:
+            raise wrong(
+                "volume_throughput: {throughput} MiB/s need {iops} operations a second; "
+                "raise volume_iops to that",
+                throughput=self.volume_throughput,
+                iops=self.volume_throughput * 4,
+            )
+        return self
+
+
 class Pin(Section):
     """What was chosen for a node with `cloud: cheapest`."""
 
@@ -394,7 +496,7 @@ class CheapestNode(BaseNode):
     """The choice, written here when it was made; remove it to have the node chosen anew before it exists."""
 
 
-AnyNode = Annotated[ScalewayNode | LinodeNode | CheapestNode, Discriminator("cloud")]
+AnyNode = Annotated[ScalewayNode | LinodeNode | AwsNode | CheapestNode, Discriminator("cloud")]
 
 
 class Access(Section):

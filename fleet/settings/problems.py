@@ -15,6 +15,7 @@ from fleet.settings.models import (
     CHEAPEST,
     CLOUDS,
     Access,
+    AmiSource,
     Budget,
     Fit,
     Health,
@@ -24,6 +25,7 @@ from fleet.settings.models import (
     ScalewayNode,
     Secrets,
     Serving,
+    Spot,
     StackSettings,
 )
 
@@ -156,6 +158,8 @@ def _near_key(path: Path) -> str | None:
         "budget": Budget,
         "pinned": Pin,
         "secrets": Secrets,
+        "ami_source": AmiSource,
+        "spot": Spot,
     }
     parent = path[-2] if len(path) > 1 else None
     model = (

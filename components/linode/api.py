@@ -4,6 +4,7 @@ behind a firewall."""
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -14,7 +15,7 @@ import tenacity
 from components.linode.credentials import Credentials
 
 CONNECT_TIMEOUT_S = 5.0
-READ_TIMEOUT_S = 30.0
+READ_TIMEOUT_S = float(os.environ.get("LINODE_READ_TIMEOUT_S", "30"))
 PATIENCE_S = 60.0
 """How long a call that may succeed a little later is sent again."""
 DELETE_DEADLINE_S = 600.0

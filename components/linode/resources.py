@@ -93,7 +93,9 @@ class FirewallAttachmentProvider(LinodeProvider):
     def create(self, props: dict[str, Any]) -> CreateResult:
         self._attach(props)
         progress = Progress(props["node"])
-        progress.reached(Stage.PROVIDER_START, f"instance {props['instance_id']}")
+        progress.reached(Stage.PROVIDER_CREATE, f"instance {props['instance_id']}")
+        progress.reached(Stage.PROVIDER_VOLUME_RESIZE, "nothing to grow: the disk is the plan's own")
+        progress.reached(Stage.PROVIDER_START, "running")
         progress.reached(Stage.PROVIDER_GET_IP, props["public_ip"])
         progress.reached(Stage.PROVIDER_SECURITY_GROUP, f"firewall {props['firewall_id']}")
         return CreateResult(f"{props['firewall_id']}/{props['instance_id']}", {**props, "attached": True})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,8 @@ def fleet(pulumi: Callable[..., Stack], tmp_path: Path) -> Iterator[Fleet]:
     key = fleets.ssh_key(tmp_path / "id_ed25519")
     folder = fleets.project_folder(tmp_path / "project")
     with running_simcloud(tmp_path / "cloud", ssh_port=fleets.SSH_PORT) as cloud:
-        fleet = Fleet(pulumi(folder=folder, env=cloud.environment), cloud, key, "linode")
+        env = {**cloud.environment, "LINODE_READ_TIMEOUT_S": "2"}
+        fleet = Fleet(pulumi(folder=folder, env=env), cloud, key, "linode")
         yield fleet
         cloud.clear_faults()
         fleet.stack.close()
@@ -169,3 +172,60 @@ def test_a_preview_says_in_words_that_there_is_no_stock(fleet: Fleet) -> None:
     # Advice alone: an API that does not answer stops nothing.
     fleet.cloud.set_fault("list_region_availability", "403")
     assert "no g2-gpu" not in fleet.run("preview").stdout
+
+
+PASSING = ["429", "503"]
+UNCLEAR = ["500", "timeout", "reset", "lost_reply"]
+LASTING = ["403", "quota", "out_of_stock"]
+CREATING = ["create_firewall", "create_instance"]
+LOOKING = ["get_instance", "list_firewall_devices"]
+
+
+def test_a_failing_call_is_repeated_or_explained_and_the_next_up_and_destroy_converge(fleet: Fleet) -> None:
+    kinds = [*PASSING, *UNCLEAR, *LASTING]
+    planted = {
+        f"n{index}": pair for index, pair in enumerate(itertools.product([*CREATING, *LOOKING], kinds))
+    }
+    fleet.nodes(*planted)
+    for node, (call, kind) in planted.items():
+        fleet.cloud.set_fault(call, kind, node=node, times=100 if kind in LASTING else 1)
+    for call in ("list_instances", "list_firewalls"):
+        fleet.cloud.set_fault(call, "503", times=3)
+
+    first = fleet.run("up", expect_failure=True)
+    for node, (call, kind) in planted.items():
+        errors = " ".join(text for resource, text in first.errors if resource.startswith(f"{node}-"))
+        # Nothing that may have taken effect is sent twice; what only looks is looked at again.
+        fails = kind in LASTING or (kind in UNCLEAR and call in CREATING)
+        assert ("Mend: " in errors) == fails, f"{node}: {kind} on {call}: {errors or 'no error'}"
+    one_of_each(fleet)
+
+    fleet.cloud.clear_faults()
+    fleet.run("up")
+    assert {node["status"] for node in fleet.outputs()["nodes"].values()} == {"ready"}
+    one_of_each(fleet)
+
+    for node, kind in zip(planted, [*PASSING, *UNCLEAR, "403"], strict=False):
+        fleet.cloud.set_fault("delete_instance", kind, node=node, times=100 if kind == "403" else 1)
+    fleet.stack.start("destroy").wait()
+    fleet.cloud.clear_faults()
+    fleet.run("destroy")
+    assert fleet.left() == []
+
+
+def one_of_each(fleet: Fleet) -> None:
+    counts = Counter(fleet.left())
+    assert not [thing for thing, count in counts.items() if count > 1], counts
+
+
+def test_what_is_in_the_way_of_a_protected_node_is_named_and_not_touched(fleet: Fleet) -> None:
+    fleet.config["nodes"][0]["protect"] = True
+    fleet.cloud.set_fault("create_instance", "lost_reply", node="a")
+    fleet.run("up", expect_failure=True)
+    [orphan] = instances(fleet)
+    errors = str(fleet.run("up", expect_failure=True).errors)
+    assert f"instance {orphan['id']} (test-a) carries its owner tag but is not in the state" in errors
+    assert [each["id"] for each in instances(fleet)] == [orphan["id"]]
+    fleet.config["nodes"][0]["protect"] = False
+    fleet.run("up")
+    assert orphan["id"] not in [each["id"] for each in instances(fleet)]

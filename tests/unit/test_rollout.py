@@ -320,6 +320,21 @@ async def test_a_killed_operator_leaves_a_serving_node_and_the_next_run_converge
     assert await operator.left() == []
 
 
+async def test_an_interrupted_operator_says_so_and_lets_the_next_run_in(operator: Operator) -> None:
+    process = await operator.start({"model": OTHER})
+    assert process.stderr is not None
+    async for line in process.stderr:
+        if "rollout: gate" in line.decode():
+            process.send_signal(signal.SIGINT)
+            break
+    _, said = await process.communicate()
+    assert process.returncode == 130 and b"l4-0: interrupted" in said
+    assert await operator.left() == [JOURNAL]
+    await operator.roll_out({"model": OTHER})
+    assert "taking up the rollout" in operator.told.getvalue()
+    assert await operator.models() == [OTHER]
+
+
 async def test_a_bad_release_of_a_killed_operator_is_undone_by_the_next_run(operator: Operator) -> None:
     process = await operator.start({"model": "fault/oom"})
     assert process.stderr is not None

@@ -4,8 +4,16 @@ SETUP := $(PYTHON) tools/setup.py
 # Runs a command with the checkout's own Python, Pulumi engine, plugins and state.
 WITH := settings="$$($(SETUP) env)" && eval "$$settings" &&
 
+# The stack that preview, up-stack, drift and reap are about, and how strict its policies are.
+STACK ?= dev
+POLICY_CONFIG = $(wildcard policy/config.$(STACK).json)
+# Where a real stack's state lies, as in s3://bucket?region=eu-west-3; left out: in this checkout.
+BACKEND ?=
+ON_STACK = $(WITH) $(if $(BACKEND),export PULUMI_BACKEND_URL='$(BACKEND)' &&)
+POLICIES = --policy-pack policy $(if $(POLICY_CONFIG),--policy-pack-config $(POLICY_CONFIG))
+
 .DEFAULT_GOAL := help
-.PHONY: help setup env demo demo-down test test-vm check schema format bench clean
+.PHONY: help setup env demo demo-down test test-vm check schema format preview up-stack drift reap bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +46,18 @@ schema: ## write docs/stack.schema.json, by which editors complete and check sta
 
 format: ## rewrite the Python files in the project's format
 	@$(WITH) ruff format . && ruff check --fix-only .
+
+preview: ## what an update of STACK would do, with policies, fit and cost; COMMENT=file
+	@$(ON_STACK) fleet preview --stack $(STACK) $(if $(COMMENT),--comment $(COMMENT))
+
+up-stack: ## bring STACK up, unattended, with its policies
+	@$(ON_STACK) pulumi up --yes --stack $(STACK) $(POLICIES)
+
+drift: ## where clouds and nodes of STACK differ from its state; REPORT=file, SEEN=file for what is new alone
+	@$(ON_STACK) fleet drift --stack $(STACK) $(if $(REPORT),--markdown $(REPORT)) $(if $(SEEN),--seen $(SEEN))
+
+reap: ## destroy the nodes of STACK that have outlived their ttl_hours
+	@$(ON_STACK) fleet reap --stack $(STACK) --yes
 
 bench: ## measure the engine's share of preview and up, into bench/results.json
 	@$(WITH) python -m tools.bench

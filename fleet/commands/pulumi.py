@@ -14,6 +14,9 @@ REFRESH_TIMEOUT_S = 900
 """It asks the clouds for every resource."""
 DESTROY_TIMEOUT_S = 3600
 
+Event = dict[str, Any]
+"""One of the engine's events, as its JSON has it."""
+
 
 class PulumiError(Exception):
     """The CLI is missing or refused; the message is what it said."""
@@ -38,16 +41,28 @@ def selected_stack() -> str:
     raise PulumiError("no stack is selected; name one with --stack, or run: pulumi stack select")
 
 
-def refresh_events(*, stack: str | None = None) -> list[dict[str, Any]]:
+def refresh_events(*, stack: str | None = None) -> list[Event]:
     """The engine's events of a refresh that is only previewed: it finds drift and writes nothing."""
-    said = _run(
-        ["refresh", "--preview-only", "--json", *_of(stack)],
-        timeout_s=REFRESH_TIMEOUT_S,
-        capture=True,
-        # Without it the JSON is a digest of the steps, which tells not what was found.
-        env={"PULUMI_ENABLE_STREAMING_JSON_PREVIEW": "true"},
-    )
-    return [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    arguments = ["refresh", "--preview-only", *_of(stack)]
+    done, events = _events(arguments, timeout_s=REFRESH_TIMEOUT_S)
+    if done.returncode:
+        raise _failed(arguments, done, _errors(events))
+    return events
+
+
+def preview_events(*flags: str, stack: str | None = None) -> tuple[list[Event], bool]:
+    """The engine's events of a preview, and whether it went well; what it refused is among the events."""
+    arguments = ["preview", *flags, *_of(stack)]
+    done, events = _events(arguments, timeout_s=REFRESH_TIMEOUT_S)
+    if done.returncode and not events:
+        raise _failed(arguments, done)
+    return events, done.returncode == 0
+
+
+def config(stack: str | None = None) -> dict[str, Any]:
+    """The stack's configuration with its secrets in clear, each key with `value` and often `objectValue`."""
+    found: dict[str, Any] = read("config", "--json", "--show-secrets", stack=stack)
+    return found
 
 
 def destroy(urns: list[str], *, stack: str | None = None) -> None:
@@ -64,12 +79,34 @@ def _of(stack: str | None) -> list[str]:
     return ["--stack", stack] if stack else []
 
 
-def _run(
+def _events(
+    arguments: list[str], *, timeout_s: float
+) -> tuple[subprocess.CompletedProcess[str], list[Event]]:
+    # Without the setting, the JSON of a preview is a digest of the steps, which tells not what was found.
+    streaming = {"PULUMI_ENABLE_STREAMING_JSON_PREVIEW": "true"}
+    done = _completed([*arguments, "--json"], timeout_s=timeout_s, capture=True, env=streaming)
+    return done, [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
+
+
+def _errors(events: list[Event]) -> str:
+    """What went wrong, which a command that prints JSON says in its events."""
+    diagnostics = [event["diagnosticEvent"] for event in events if "diagnosticEvent" in event]
+    return " / ".join(each["message"].strip() for each in diagnostics if each["severity"] == "error")
+
+
+def _run(arguments: list[str], *, timeout_s: float, capture: bool) -> str:
+    done = _completed(arguments, timeout_s=timeout_s, capture=capture)
+    if done.returncode:
+        raise _failed(arguments, done, "" if capture else "see above")
+    return done.stdout or ""
+
+
+def _completed(
     arguments: list[str], *, timeout_s: float, capture: bool, env: Mapping[str, str] | None = None
-) -> str:
+) -> subprocess.CompletedProcess[str]:
     command = ["pulumi", *arguments, "--non-interactive"]
     try:
-        done = subprocess.run(
+        return subprocess.run(
             command,
             check=False,
             capture_output=capture,
@@ -81,14 +118,8 @@ def _run(
         raise PulumiError('pulumi is not on PATH; run: make setup, then: eval "$(make -s env)"') from None
     except subprocess.TimeoutExpired:
         raise PulumiError(f"pulumi {arguments[0]} gave no answer within {timeout_s:.0f} s") from None
-    if done.returncode:
-        said = (done.stderr or "").strip() or _errors(done.stdout) if capture else "see above"
-        raise PulumiError(f"pulumi {arguments[0]} failed with exit code {done.returncode}: {said}")
-    return done.stdout or ""
 
 
-def _errors(stdout: str) -> str:
-    """The errors in a stream of events, which is where a command that prints JSON puts them."""
-    events = [json.loads(line) for line in stdout.splitlines() if line.startswith('{"')]
-    diagnostics = [event["diagnosticEvent"] for event in events if "diagnosticEvent" in event]
-    return " / ".join(each["message"].strip() for each in diagnostics if each["severity"] == "error")
+def _failed(arguments: list[str], done: subprocess.CompletedProcess[str], otherwise: str = "") -> PulumiError:
+    said = (done.stderr or "").strip() or otherwise
+    return PulumiError(f"pulumi {arguments[0]} failed with exit code {done.returncode}: {said}")

@@ -359,7 +359,8 @@ class _Rollout:
             recreate = ["--force-recreate"] if how == "force-recreate" else []
             await self._compose(DIRECTORY, "up", "-d", "--remove-orphans", *recreate, timeout_s=SWITCH_S)
         if state != "active":
-            await self._node.run(["systemctl", "--no-block", "start", UNIT], timeout_s=SWITCH_S, check=False)
+            # Waited for, so that the gate does not ask a container that is about to be replaced.
+            await self._node.run(["systemctl", "start", UNIT], timeout_s=SWITCH_S, check=False)
 
     async def _gate(self, release: Release) -> gate.Report:
         spec = gate.GateSpec(

@@ -240,9 +240,9 @@ BAD = {
     "token refused": ({"model": "meta-llama/Llama-3.1-8B"}, "prefetch", "refuses access"),
     "unknown flag": ({"extra_args": ["--no-such-flag"]}, "gate", "refuses its arguments"),
     "flag the image has no more": (
-        {"image": "vllm/vllm-openai:v0.19.1", "swap_space_gb": 4},
+        {"image": "vllm/vllm-openai:v0.10.2", "extra_args": ["--num-scheduler-steps", "4"]},
         "preflight",
-        "--swap-space is gone since",
+        "--num-scheduler-steps is gone since",
     ),
     "out of GPU memory": ({"model": "fault/oom"}, "gate", "ran out of GPU memory"),
     "context that does not fit": ({"max_model_len": 5_000_000}, "gate", "KV cache is too small"),

@@ -100,7 +100,7 @@ class LinodeGpuNode(GpuNode):
                 delete_before_replace=True,
                 hooks=ResourceHookBinding(
                     before_create=[
-                        stock_check(f"{name}-stock", node.name, region, node.type),
+                        stock_check(f"{name}-stock", region, node.type, self),
                         before_create(
                             f"{name}-server-vacancy", node.name, remove_instances, protect=node.protect
                         ),

@@ -180,7 +180,7 @@ def before_create(
     return pulumi.ResourceHook(name, hook)
 
 
-def stock_check(name: str, node: str, region: str, plan: str) -> pulumi.ResourceHook:
+def stock_check(name: str, region: str, plan: str, node: pulumi.Resource) -> pulumi.ResourceHook:
     """A hook for the preview of a machine's creation: warns when the region has none left of the plan."""
 
     async def hook(args: pulumi.ResourceHookArgs) -> None:
@@ -189,12 +189,13 @@ def stock_check(name: str, node: str, region: str, plan: str) -> pulumi.Resource
         try:
             available = await asyncio.to_thread(ask)
         except Exception as error:  # advice must never stop a preview
-            pulumi.log.info(f"{node}: Linode did not say whether {plan} can be had in {region}: {error}")
+            pulumi.log.info(f"stock: Linode did not say whether {region} has a {plan}: {error}", node)
             return
         if available is False:
             pulumi.log.warn(
-                f"{node}: Linode has no {plan} left in {region} just now, so creating it would fail. "
-                "Mend: choose another region or type, or try again later"
+                f"stock: Linode has no {plan} left in {region} just now, so creating it would fail; "
+                "choose another region or type, or try again later",
+                node,
             )
 
     def ask() -> bool | None:

@@ -40,7 +40,7 @@ def put(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     return changed
 
 
-DELETE = object()
+DELETE = "(removed)"
 
 # (path to change, wrong value, path the error names, what it must say)
 WRONG: list[tuple[str, Any, str, str]] = [

@@ -233,17 +233,17 @@ def _with_unknown_key(operator: Operator) -> dict[str, Any]:
     return {"compose": operator.spec({}).compose.replace("ipc: host", "ipcs: host")}
 
 
+def _with_old_flag(operator: Operator) -> dict[str, Any]:
+    return {"compose": operator.spec({}).compose.replace("- --host", "- --worker-use-ray\n    - --host")}
+
+
 BAD = {
     "image that does not exist": ({"image": "vllm/vllm-openai:v0.99.0"}, "pull", "image is refused"),
     "image that moves": (_with_image("vllm/vllm-openai:latest"), "preflight", "not pinned"),
     "model not found": ({"model": "Qwen/does-not-exist"}, "prefetch", "does not exist on the hub"),
     "token refused": ({"model": "meta-llama/Llama-3.1-8B"}, "prefetch", "refuses access"),
     "unknown flag": ({"extra_args": ["--no-such-flag"]}, "gate", "refuses its arguments"),
-    "flag the image has no more": (
-        {"image": "vllm/vllm-openai:v0.10.2", "extra_args": ["--num-scheduler-steps", "4"]},
-        "preflight",
-        "--num-scheduler-steps is gone since",
-    ),
+    "flag the image has no more": (_with_old_flag, "preflight", "--worker-use-ray is gone since"),
     "out of GPU memory": ({"model": "fault/oom"}, "gate", "ran out of GPU memory"),
     "context that does not fit": ({"max_model_len": 5_000_000}, "gate", "KV cache is too small"),
     "hang in loading": ({"model": "fault/hang-loading"}, "gate", "did not become ready in time"),

@@ -62,6 +62,10 @@ def declare(
             from components.linode.node import LinodeGpuNode  # noqa: PLC0415
 
             return LinodeGpuNode(node.name, args)
+        case settings.AwsNode():
+            from components.aws.node import AwsGpuNode  # noqa: PLC0415
+
+            return AwsGpuNode(node.name, args)
     raise NotImplementedError(node.cloud)
 
 

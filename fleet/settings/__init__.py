@@ -16,7 +16,9 @@ from fleet.settings.models import (
     CHEAPEST,
     CLOUDS,
     Access,
+    AmiSource,
     AnyNode,
+    AwsNode,
     BaseNode,
     Budget,
     CheapestNode,
@@ -29,6 +31,7 @@ from fleet.settings.models import (
     ScalewayNode,
     Secrets,
     Serving,
+    Spot,
     StackSettings,
 )
 from fleet.settings.problems import Problem, SettingsError, problems_of
@@ -39,6 +42,7 @@ __all__ = [
     "LOCATION_KEY",
     "PROJECT",
     "Access",
+    "AmiSource",
     "AwsNode",
     "BaseNode",
     "Budget",
@@ -55,6 +59,7 @@ __all__ = [
     "Secrets",
     "Serving",
     "SettingsError",
+    "Spot",
     "StackSettings",
     "load",
     "parse",

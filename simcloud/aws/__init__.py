@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import Iterable
 from typing import Any
 
@@ -198,7 +199,7 @@ class Aws(Cloud):
             server_id=instance.id,
             name=_node(instance),
             address=address,
-            user_data=bytes(instance.user_data) if instance.user_data else None,
+            user_data=base64.b64decode(str(instance.user_data)) if instance.user_data else None,
             authorized_keys=(key.public_key.strip(),) if key else (),
             gpu_model=type_.gpu if type_ else "",
             gpu_count=type_.gpu_count if type_ else 0,

@@ -132,7 +132,6 @@ class Moto:
         os.environ["MOTO_AMIS_PATH"] = str(AMIS)
         os.environ["MOTO_ENABLE_AMI_VALIDATION"] = "true"
         os.environ["MOTO_EC2_ENABLE_INSTANCE_TYPE_VALIDATION"] = "true"
-        os.environ["MOTO_IAM_LOAD_MANAGED_POLICIES"] = "true"
         from moto.ec2.models import elastic_ip_addresses, elastic_network_interfaces  # noqa: PLC0415
         from moto.moto_server.werkzeug_app import (  # noqa: PLC0415
             DomainDispatcherApplication,

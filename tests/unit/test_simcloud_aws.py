@@ -219,7 +219,7 @@ def test_a_machine_runs_from_launch_to_termination(tmp_path: Path) -> None:
     with running_simcloud(tmp_path, ssh_port=10922) as cloud:
         ec2 = client(cloud, "ec2")
         ec2.import_key_pair(KeyName="k", PublicKeyMaterial=KEY.encode())
-        id_ = launch(ec2, KeyName="k")["InstanceId"]
+        id_ = launch(ec2, KeyName="k", UserData="#cloud-config\n")["InstanceId"]
 
         def address() -> str:
             found = ec2.describe_instances(InstanceIds=[id_])["Reservations"][0]["Instances"][0]

@@ -1055,6 +1055,19 @@ def get_ami(call: Call, inputs: Props) -> Props:
     }
 
 
+def get_subnet(call: Call, inputs: Props) -> Props:
+    """`aws:ec2/getSubnet:getSubnet`"""
+    found = first("ec2", "describe_subnets", "Subnets", SubnetIds=[inputs["id"]])
+    if found is None:
+        raise ProviderError(f"subnet: {inputs['id']} does not exist in this region; Mend: name another")
+    return inputs | {
+        "arn": found.get("SubnetArn", ""),
+        "availabilityZone": found["AvailabilityZone"],
+        "cidrBlock": found["CidrBlock"],
+        "vpcId": found["VpcId"],
+    }
+
+
 TYPES: list[ResourceType] = [
     *(Instance(), SecurityGroup(), KeyPair(), Eip(), LaunchTemplate()),
     *(Role(), RolePolicy(), InstanceProfile(), FileSystem(), MountTarget(), LogGroup()),
@@ -1062,6 +1075,7 @@ TYPES: list[ResourceType] = [
 FUNCTIONS = {
     "aws:ssm/getParameter:getParameter": get_parameter,
     "aws:ec2/getAmi:getAmi": get_ami,
+    "aws:ec2/getSubnet:getSubnet": get_subnet,
 }
 
 if __name__ == "__main__":

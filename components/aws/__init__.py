@@ -1,0 +1,1 @@
+"""Nodes and GPU jobs on AWS."""

@@ -1,0 +1,165 @@
+"""The calls to EC2 that its provider does not make: find by tag, end, start, look before paying."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_exponential_jitter
+
+ALIVE = ("pending", "running", "stopping", "stopped")
+"""States of an instance that exists, and whose volume bills."""
+
+STATE_DEADLINE_S = 600.0
+"""As long as AWS's own provider waits for an instance."""
+
+DRIVER_MARKS = ("nvidia", "deep learning", "gpu")
+"""Words in the name or description of an image that carries NVIDIA's driver."""
+
+Client = Any
+"""boto3's client of EC2."""
+
+
+class Ec2Error(Exception):
+    """EC2 is not as it has to be. The message names what, and the mend."""
+
+
+def tagged(key: str, value: str) -> dict[str, Any]:
+    """A filter of EC2 for a tag."""
+    return {"Name": f"tag:{key}", "Values": [value]}
+
+
+def instances(ec2: Client, key: str, value: str) -> list[dict[str, Any]]:
+    """Every instance with the tag that exists."""
+    filters = [tagged(key, value), {"Name": "instance-state-name", "Values": list(ALIVE)}]
+    pages = ec2.get_paginator("describe_instances").paginate(Filters=filters)
+    return [each for page in pages for one in page["Reservations"] for each in one["Instances"]]
+
+
+def instance(ec2: Client, instance_id: str) -> dict[str, Any] | None:
+    """An instance, or None where it does not exist any more."""
+    filters = [{"Name": "instance-id", "Values": [instance_id]}]
+    found = [
+        each for one in ec2.describe_instances(Filters=filters)["Reservations"] for each in one["Instances"]
+    ]
+    return found[0] if found and found[0]["State"]["Name"] in ALIVE else None
+
+
+def end_instances(ec2: Client, key: str, value: str) -> None:
+    """Terminate every instance with the tag, and wait until they are gone. Raises Ec2Error."""
+    ids = [each["InstanceId"] for each in instances(ec2, key, value)]
+    if ids:
+        ec2.terminate_instances(InstanceIds=ids)
+        _until(lambda: not instances(ec2, key, value), f"instances {', '.join(ids)} to be terminated")
+
+
+def start(ec2: Client, instance_id: str) -> dict[str, Any]:
+    """Bring an instance to `running`. Raises Ec2Error."""
+
+    def running() -> bool:
+        found = _existing(ec2, instance_id)
+        state = found["State"]["Name"]
+        if state == "stopped":
+            ec2.start_instances(InstanceIds=[instance_id])
+        return bool(state == "running")
+
+    _until(running, f"instance {instance_id} to be running")
+    return _existing(ec2, instance_id)
+
+
+def remove_addresses(ec2: Client, key: str, value: str) -> None:
+    """Give back every Elastic IP with the tag."""
+    for address in ec2.describe_addresses(Filters=[tagged(key, value)])["Addresses"]:
+        if "AssociationId" in address:
+            ec2.disassociate_address(AssociationId=address["AssociationId"])
+        ec2.release_address(AllocationId=address["AllocationId"])
+
+
+def remove_groups(ec2: Client, key: str, value: str) -> None:
+    """Delete every security group with the tag."""
+    for group in ec2.describe_security_groups(Filters=[tagged(key, value)])["SecurityGroups"]:
+        ec2.delete_security_group(GroupId=group["GroupId"])
+
+
+def remove_key_pairs(ec2: Client, key: str, value: str) -> None:
+    """Delete every key pair with the tag."""
+    for pair in ec2.describe_key_pairs(Filters=[tagged(key, value)])["KeyPairs"]:
+        ec2.delete_key_pair(KeyPairId=pair["KeyPairId"])
+
+
+def check_launch(ec2: Client, node: str, *, type_: str, ami: str, subnet: str | None) -> None:
+    """Whether EC2 would take a launch, asked without any effect.
+
+    Raises Ec2Error for a subnet, zone or type that do not go together, and for an image that does not exist,
+    is for other processors, or carries no driver.
+    """
+    found = ec2.describe_subnets(Filters=[{"Name": "subnet-id", "Values": [subnet or ""]}])["Subnets"]
+    if subnet and not found:
+        raise Ec2Error(
+            f"{node}: subnet: {subnet} does not exist in this region; see `aws ec2 describe-subnets`"
+        )
+    zones = offered_zones(ec2, type_)
+    zone = found[0]["AvailabilityZone"] if found else None
+    if not zones or (zone and zone not in zones):
+        where = (
+            f"choose a subnet in {', '.join(zones)}, or another type" if zones else "choose another region"
+        )
+        raise Ec2Error(f"{node}: subnet: {zone or 'no zone of this region'} does not offer {type_}; {where}")
+    images = ec2.describe_images(Filters=[{"Name": "image-id", "Values": [ami]}])["Images"]
+    if not images:
+        raise Ec2Error(f"{node}: ami: {ami} does not exist in this region; leave it out to take the newest")
+    image = images[0]
+    if image["Architecture"] != "x86_64":
+        raise Ec2Error(
+            f"{node}: ami: {ami} is for {image['Architecture']}, {type_} is x86_64; choose another"
+        )
+    told = f"{image['Name']} {image.get('Description', '')}"
+    if not any(mark in told.lower() for mark in DRIVER_MARKS):
+        raise Ec2Error(
+            f"{node}: ami: {ami} ({image['Name']}) carries no NVIDIA driver; "
+            "use a Deep Learning Base GPU AMI, or leave ami out"
+        )
+
+
+def offered_zones(ec2: Client, type_: str) -> list[str]:
+    """Zones of the region that offer the type, whether or not it is in stock."""
+    filters = [{"Name": "instance-type", "Values": [type_]}]
+    offerings = ec2.describe_instance_type_offerings(LocationType="availability-zone", Filters=filters)
+    return sorted(each["Location"] for each in offerings["InstanceTypeOfferings"])
+
+
+def default_subnet(ec2: Client, type_: str) -> str:
+    """The default subnet of the first zone that offers the type. Raises Ec2Error."""
+    zones = offered_zones(ec2, type_)
+    found = ec2.describe_subnets(Filters=[{"Name": "default-for-az", "Values": ["true"]}])["Subnets"]
+    subnets = {each["AvailabilityZone"]: str(each["SubnetId"]) for each in found}
+    usable = [subnets[zone] for zone in zones if zone in subnets]
+    if not usable:
+        raise Ec2Error(
+            f"subnet: no default subnet of this region is in a zone that offers {type_} "
+            f"({', '.join(zones) or 'no zone does'}); name a subnet, or choose another type or region"
+        )
+    return usable[0]
+
+
+def _existing(ec2: Client, instance_id: str) -> dict[str, Any]:
+    found = instance(ec2, instance_id)
+    if found is None:
+        raise Ec2Error(
+            f"instance {instance_id} does not exist any more; run `pulumi up` again: it makes a new one"
+        )
+    return found
+
+
+def _until(condition: Callable[[], bool], what: str) -> None:
+    polling = Retrying(
+        retry=retry_if_result(lambda done: not done),
+        wait=wait_exponential_jitter(initial=0.1, max=5, jitter=0.1),
+        stop=stop_after_delay(STATE_DEADLINE_S),
+    )
+    try:
+        polling(condition)
+    except RetryError:
+        raise Ec2Error(
+            f"waited {STATE_DEADLINE_S:.0f} s for {what}; look at it in the EC2 console, then run this again"
+        ) from None

@@ -1,0 +1,275 @@
+"""A GPU node on AWS."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pulumi
+from pulumi import Input, Output, ResourceHookBinding, ResourceOptions
+from pulumi_aws import ec2
+
+from components.aws.ec2 import remove_addresses, remove_groups, remove_key_pairs
+from components.aws.resources import (
+    BOOT_TAG,
+    FirstBoot,
+    NodeOwner,
+    Power,
+    before_create,
+    before_first_boot,
+    before_launch,
+)
+from components.node import GpuNode, GpuNodeArgs, Machine
+from components.ssh_host_key import SshHostKey
+from components.tags import NODE_TAG, OWNER_TAG
+from fleet import settings, userdata
+from fleet.ssh_key import public_key
+
+Tags = Mapping[str, Input[str]]
+
+
+class AwsGpuNode(GpuNode):
+    """Security group and key pair → instance on one encrypted volume → power and address → serving.
+
+    The SSH host key is made first and given to the machine. What the machine is made with is decided once
+    (`FirstBoot`): newer images are offered, not taken.
+    """
+
+    def __init__(self, name: str, args: GpuNodeArgs, opts: ResourceOptions | None = None) -> None:
+        super().__init__("vllm-fleet:aws:GpuNode", name, None, opts)
+        node = args.node
+        assert isinstance(node, settings.AwsNode)
+        label = f"{pulumi.get_stack()}-{node.name}"
+        child = ResourceOptions(parent=self)
+
+        def clean(hook: str, remove: Callable[[Any, str, str], None]) -> ResourceOptions:
+            return ResourceOptions(parent=self, hooks=before_create(hook, node.region, remove))
+
+        owner = NodeOwner(f"{name}-owner", node=node.name, region=node.region, opts=child)
+        tags: Tags = {
+            "Name": label,
+            OWNER_TAG: owner.id,
+            NODE_TAG: f"{pulumi.get_stack()}/{node.name}",
+            **dict(tag.partition("=")[::2] for tag in node.tags),
+        }
+        # Unique in the account, and the same again after an interrupted run.
+        unique = owner.id.apply(lambda id_: f"{label}-{id_[:8]}")
+        host_key = SshHostKey(f"{name}-host-key", opts=child)
+        group = ec2.SecurityGroup(
+            f"{name}-security-group",
+            name=unique,
+            description=f"SSH to {label}",
+            # The VPC of the subnet that is named, else the default one.
+            vpc_id=_vpc_of(node.subnet),
+            ingress=[ssh_rule(args.access)] if args.access.ssh_cidrs else [],
+            egress=[
+                ec2.SecurityGroupEgressArgs(protocol="-1", from_port=0, to_port=0, cidr_blocks=["0.0.0.0/0"])
+            ],
+            tags=tags,
+            opts=clean(f"{name}-security-group-vacancy", remove_groups),
+        )
+        key = ec2.KeyPair(
+            f"{name}-key",
+            key_name=unique,
+            public_key=public_key(args.access.ssh_private_key_path),
+            tags=tags,
+            opts=clean(f"{name}-key-vacancy", remove_key_pairs),
+        )
+        newest = newest_ami(node.ami_source)
+        boot = FirstBoot(
+            f"{name}-first-boot",
+            node=node.name,
+            region=node.region,
+            type=node.type,
+            digest=_host(node, args.secrets, userdata.HostKey("", "")).digest(),
+            user_data=Output.all(host_key.private_key, host_key.public_key).apply(
+                lambda keys: _host(node, args.secrets, userdata.HostKey(*keys)).user_data()
+            ),
+            ami=node.ami,
+            newest_ami=newest,
+            subnet=node.subnet,
+            root_volume_gb=node.root_volume_gb,
+            # Its deletion ends stray machines, which use the group: it has to come before the group's.
+            opts=ResourceOptions(
+                parent=self,
+                depends_on=[group, key],
+                hooks=ResourceHookBinding(before_create=[before_first_boot(f"{name}-look")]),
+            ),
+        )
+        Output.all(boot.made_with, newest).apply(lambda known: _offer(node, *known))
+        instance = ec2.Instance(
+            f"{name}-server",
+            ami=boot.made_with["ami"],
+            instance_type=node.type,
+            subnet_id=boot.made_with["subnet"],
+            associate_public_ip_address=True,
+            vpc_security_group_ids=[group.id],
+            key_name=key.key_name,
+            iam_instance_profile=_profile(name, label, tags, child) if node.session_manager else None,
+            user_data_base64=boot.made_user_data,
+            # Otherwise the machine would be stopped and given user data that no first boot reads any more.
+            user_data_replace_on_change=True,
+            metadata_options=ec2.InstanceMetadataOptionsArgs(
+                http_endpoint="enabled",
+                http_tokens="required",
+                # One hop reaches the machine itself. A container is one further: what runs in it can neither
+                # read the user data nor take the role of the machine.
+                http_put_response_hop_limit=1,
+            ),
+            root_block_device=ec2.InstanceRootBlockDeviceArgs(
+                volume_type="gp3",
+                volume_size=node.root_volume_gb,
+                iops=node.volume_iops,
+                throughput=node.volume_throughput,
+                encrypted=True,
+                delete_on_termination=True,
+            ),
+            volume_tags=tags,
+            disable_api_termination=node.protect,
+            instance_market_options=_market(node.spot) if node.spot else None,
+            tags={**tags, BOOT_TAG: boot.id},
+            opts=ResourceOptions(
+                parent=self,
+                # The machine holds everything that costs hours to rebuild.
+                protect=node.protect,
+                hooks=ResourceHookBinding(
+                    before_create=[
+                        before_launch(f"{name}-launch", node.name, node.region, protect=node.protect)
+                    ]
+                ),
+            ),
+        )
+        address = (
+            ec2.Eip(
+                f"{name}-address",
+                domain="vpc",
+                instance=instance.id,
+                tags=tags,
+                opts=clean(f"{name}-address-vacancy", remove_addresses),
+            )
+            if node.elastic_ip
+            else None
+        )
+        power = Power(
+            f"{name}-power",
+            node=node.name,
+            region=node.region,
+            instance_id=instance.id,
+            root_volume_gb=node.root_volume_gb,
+            opts=ResourceOptions(parent=self, depends_on=[address] if address else []),
+        )
+        self._serve(
+            name,
+            args,
+            Machine(
+                server_id=instance.id,
+                public_ip=address.public_ip if address else power.public_ip,
+                host_keys=host_key.public_key.apply(lambda key: [key]),
+                root_volume_gb=instance.root_block_device.apply(lambda device: int(device.volume_size)),
+                ssh_user=node.ssh_user,
+                ready_when=[power, *([address] if address else [])],
+                hints={
+                    "zone": node.region,
+                    "server_id": instance.id,
+                    "security_group": group.id,
+                    "console_url": Output.concat(
+                        f"https://{node.region}.console.aws.amazon.com/ec2/home?region={node.region}"
+                        "#InstanceDetails:instanceId=",
+                        instance.id,
+                    ),
+                },
+            ),
+        )
+
+
+def _host(node: settings.AwsNode, secrets: settings.Secrets, host_key: userdata.HostKey) -> userdata.HostPart:
+    return userdata.HostPart.aws(node, secrets, host_key)
+
+
+def ssh_rule(access: settings.Access) -> ec2.SecurityGroupIngressArgs:
+    """Lets SSH in from the ranges of the settings."""
+    versions = {cidr: ipaddress.ip_network(cidr).version for cidr in access.ssh_cidrs}
+    return ec2.SecurityGroupIngressArgs(
+        description="ssh",
+        protocol="tcp",
+        from_port=access.ssh_port,
+        to_port=access.ssh_port,
+        cidr_blocks=[cidr for cidr in access.ssh_cidrs if versions[cidr] == 4] or None,
+        ipv6_cidr_blocks=[cidr for cidr in access.ssh_cidrs if versions[cidr] == 6] or None,
+    )
+
+
+def newest_ami(source: settings.AmiSource) -> Output[str]:
+    """The newest image there is. Reads only."""
+    if source.parameter:
+        from pulumi_aws import ssm  # noqa: PLC0415 - only for this kind of source
+
+        value: Output[str] = ssm.get_parameter_output(name=source.parameter).value
+        return value
+    newest: Output[str] = ec2.get_ami_output(
+        owners=[source.owner],
+        filters=[{"name": "name", "values": [source.name]}],
+        most_recent=True,
+    ).id
+    return newest
+
+
+def _offer(node: settings.AwsNode, made_with: Mapping[str, str], newest: str) -> None:
+    """Tell of an image that is newer than the machine's; at preview, where one decides."""
+    if pulumi.runtime.is_dry_run() and made_with["ami"] != newest:
+        pulumi.log.info(
+            f"{node.name}: {newest} is newer than its image {made_with['ami']}. Taking it makes a new "
+            f"machine: set ami: {newest} in the node's settings"
+        )
+
+
+def _vpc_of(subnet: str | None) -> Output[str] | None:
+    return ec2.get_subnet_output(id=subnet).vpc_id if subnet else None
+
+
+def _market(spot: settings.Spot) -> ec2.InstanceInstanceMarketOptionsArgs:
+    """Spot capacity. A machine that is to be stopped when interrupted needs a request that stays open."""
+    return ec2.InstanceInstanceMarketOptionsArgs(
+        market_type="spot",
+        spot_options=ec2.InstanceInstanceMarketOptionsSpotOptionsArgs(
+            instance_interruption_behavior=spot.interruption,
+            spot_instance_type="persistent" if spot.interruption == "stop" else "one-time",
+            max_price=str(spot.max_price) if spot.max_price else None,
+        ),
+    )
+
+
+SESSION_MANAGER_ACTIONS = (
+    "ssm:UpdateInstanceInformation",
+    "ssmmessages:CreateControlChannel",
+    "ssmmessages:CreateDataChannel",
+    "ssmmessages:OpenControlChannel",
+    "ssmmessages:OpenDataChannel",
+)
+"""What Session Manager's agent does: AWS's "Add Session Manager permissions to an existing IAM role", without
+the parts for encrypted sessions and S3. None of them can be limited to a resource."""
+
+
+def _profile(name: str, label: str, tags: Tags, child: ResourceOptions) -> Output[str]:
+    """An instance profile with the rights of Session Manager's agent and no others."""
+    from pulumi_aws import iam  # noqa: PLC0415 - only for nodes with a role
+
+    trust = {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    rights = {"Effect": "Allow", "Action": list(SESSION_MANAGER_ACTIONS), "Resource": "*"}
+    role = iam.Role(
+        f"{name}-role",
+        description=f"Session Manager on {label}",
+        assume_role_policy=json.dumps({"Version": "2012-10-17", "Statement": [trust]}),
+        tags=tags,
+        opts=child,
+    )
+    iam.RolePolicy(
+        f"{name}-role-policy",
+        role=role.name,
+        policy=json.dumps({"Version": "2012-10-17", "Statement": [rights]}),
+        opts=child,
+    )
+    profile: Output[str] = iam.InstanceProfile(f"{name}-profile", role=role.name, tags=tags, opts=child).name
+    return profile

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sync": ("sync:sync", "Copy files to nodes with rsync."),
     "top": ("top:top", "GPU and KV-cache use, requests and tokens a second, live."),
     "tunnel": ("tunnel:tunnel", "A node's vLLM and Open WebUI on this machine."),
+    "up": ("up:up", "Bring the stack up, with a live view of its nodes."),
 }
 """Name → where it is (module of `fleet.commands` : function or group) and one line of help."""
 

@@ -7,6 +7,7 @@ read the same in a terminal, in the engine's log and in CI.
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -59,6 +60,26 @@ def pause_s(waited_s: float, *, least: float = 0.2, most: float = 2.0) -> float:
     So a wait ends at most a tenth late, however long it is, and a long one costs few looks.
     """
     return min(max(waited_s / 10, least), most)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a line of `Progress` says."""
+
+    node: str
+    stage: Stage
+    note: str
+
+
+_LINE = re.compile(r"^(\S+) +(\d+) % ([A-Z_]+) *(.*)$")
+
+
+def parse_line(line: str) -> Told | None:
+    """Read a line that `Progress` printed; None for any other."""
+    found = _LINE.match(line)
+    if found is None or found[3] not in Stage.__members__:
+        return None
+    return Told(found[1], Stage[found[3]], found[4])
 
 
 class Progress:

@@ -37,7 +37,7 @@ def check(
     from fleet.check import exit_status  # noqa: PLC0415  --help does without
 
     with nodes.told():
-        config = pulumi.read("config", "--json", "--show-secrets", stack=stack)
+        config = pulumi.config(stack)
         outputs = pulumi.outputs(stack)
     findings = asyncio.run(look(config, outputs, clouds=clouds, on_nodes=on_nodes))
     if as_json:
@@ -59,7 +59,7 @@ async def look(
     findings, api_key = [], None
     requests: list[tuple[str, CloudRequest]] = []
     try:
-        declared = settings.load(_Config(config))
+        declared = settings.load(nodes.Config(config))
         api_key = declared.secrets.api_key.get_secret_value()
         requests = _requests(declared, config, deployed)
     except settings.SettingsError as error:
@@ -70,18 +70,6 @@ async def look(
         *(check_node(node, api_key) for node in deployed if on_nodes),
     )
     return [*findings, *(finding for each in found for finding in each)]
-
-
-class _Config:
-    """The command line's configuration in the shape that settings are read from."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self._config = config
-
-    def get_object(self, key: str) -> Any:
-        entry = self._config.get(f"vllm-fleet:{key}", {})
-        # A structured secret is printed as text alone.
-        return entry.get("objectValue", json.loads(entry["value"]) if "value" in entry else None)
 
 
 def _requests(

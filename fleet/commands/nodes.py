@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -52,6 +53,19 @@ def find_one(wanted: str, stack: str | None) -> FleetNode:
     from fleet.inventory import nodes_of, only  # noqa: PLC0415  --help does without
 
     return only(nodes_of(pulumi.outputs(stack)), wanted)
+
+
+class Config:
+    """What `pulumi config --json` prints, in the shape that settings are read from."""
+
+    def __init__(self, printed: Mapping[str, Any]) -> None:
+        self._printed = printed
+
+    def get_object(self, key: str) -> Any:
+        """See `fleet.settings.ConfigSource`."""
+        entry = self._printed.get(f"vllm-fleet:{key}", {})
+        # A structured secret is printed as text alone.
+        return entry.get("objectValue", json.loads(entry["value"]) if "value" in entry else None)
 
 
 @contextmanager

@@ -37,7 +37,8 @@ gave_up=''
 # In a trap, BASH_COMMAND is what ran when the shell ended: its words, not the values of its variables.
 trap 'say_failure $? "$BASH_COMMAND"' EXIT
 say_failure() {
-    (($1 == 0)) || echo "vllm-fleet: ${stage_name:-set-up} failed: ${gave_up:-$2}: exit status $1" >&2
+    local command=${gave_up:-$2}
+    (($1 == 0)) || echo "vllm-fleet: ${stage_name:-set-up} failed: ${command%%$'\n'*}: exit status $1" >&2
 }
 
 # attempt TIMES COMMAND…: until it succeeds, with growing pauses.

@@ -243,24 +243,20 @@ def _model_of_file(path: str, weights_gib: float | None) -> Model:
     return Model(Architecture.from_config(config), weights_gib)
 
 
-_failed: dict[str, str] = {}
-"""What the hub said of models it could not tell about, so that a hundred nodes ask once."""
+_unknown: dict[str, str] = {}
+"""Why nobody could tell about a model, so that a hundred nodes ask once."""
 
 
 @cache
 def _model_of_name(name: str, token: str | None) -> Model:
-    if name in models.model_configs():
-        return Model(Architecture.from_config(models.model_config(name)))
     if name.startswith("/"):
         raise ValueError("it lies on the node alone")
-    if name in _failed:
-        raise ValueError(_failed[name])
-    from fleet.models.hub import HubError, model_files  # noqa: PLC0415  rarely asked
-
+    if name in _unknown:
+        raise ValueError(_unknown[name])
     try:
-        files = model_files(name, token=token)
-    except HubError as error:
-        _failed[name] = str(error)
+        files = models.find_model(name, token)
+    except ValueError as error:
+        _unknown[name] = str(error)
         raise
     return Model(Architecture.from_config(files.config), files.weights_gib)
 

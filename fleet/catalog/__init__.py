@@ -20,6 +20,8 @@ from fleet.catalog.document import Document, Row
 
 DATA = Path(__file__).parent / "data"
 CLOUDS = ("scaleway", "aws", "linode", "gcp", "azure")
+LOCATION_KEY = {"scaleway": "zone", "aws": "region", "linode": "region"}
+"""What the clouds that this project deploys to call the place a node lives in."""
 STALE_AFTER_DAYS = 90
 
 

@@ -16,7 +16,9 @@ MISFIT = 3
 
 
 def fit(
-    model: Annotated[str | None, typer.Option(help="A bundled model, for example Qwen/Qwen3-8B-AWQ.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model by its hub name, for example Qwen/Qwen3-8B-AWQ.")
+    ] = None,
     model_config: Annotated[Path | None, typer.Option(help="The model's config.json.")] = None,
     weights_gib: Annotated[float | None, typer.Option(help="Size of the weights, all GPUs together.")] = None,
     quantization: Annotated[str | None, typer.Option(help="As for vLLM; else the checkpoint's own.")] = None,
@@ -53,7 +55,9 @@ def fit(
     from fleet.fit import FitRequest, VllmVersion, plan  # noqa: PLC0415  keeps `fleet --help` quick
 
     try:
-        architecture = _architecture(model, model_config)
+        architecture, stored_gib = _architecture(model, model_config)
+        # Weights that are quantized while they load are not as large as their files.
+        as_stored = quantization is None or bool(architecture.quantization)
         card, there = _card(type_name, gpu_memory_gib, gpus)
         request = FitRequest(
             architecture=architecture,
@@ -62,7 +66,7 @@ def fit(
             tensor_parallel_size=tensor_parallel_size or _widest(architecture, there),
             max_model_len=max_model_len,
             gpu_memory_utilization=gpu_memory_utilization,
-            weights_gib=weights_gib,
+            weights_gib=weights_gib or (stored_gib if as_stored else None),
             quantization=quantization,
             kv_cache_dtype=kv_cache_dtype,
             max_num_seqs=max_num_seqs,
@@ -79,15 +83,17 @@ def fit(
     raise typer.Exit(0 if report.fits else MISFIT)
 
 
-def _architecture(model: str | None, model_config: Path | None) -> Architecture:
+def _architecture(model: str | None, model_config: Path | None) -> tuple[Architecture, float | None]:
+    """The model's shape, and the GiB of its weights where they are known."""
     from fleet.fit import Architecture  # noqa: PLC0415
 
     if (model is None) == (model_config is None):
         raise ValueError("give the model either by --model NAME or by --model-config FILE")
     if model is not None:
-        from fleet.models import model_config as bundled  # noqa: PLC0415
+        from fleet.models import find_model  # noqa: PLC0415
 
-        return Architecture.from_config(bundled(model))
+        files = find_model(model)
+        return Architecture.from_config(files.config), files.weights_gib
     assert model_config is not None
     try:
         config = json.loads(model_config.read_text(encoding="utf-8"))
@@ -95,7 +101,7 @@ def _architecture(model: str | None, model_config: Path | None) -> Architecture:
         raise ValueError(f"--model-config {model_config}: {error}; give the model's config.json") from None
     if not isinstance(config, dict):
         raise ValueError(f"--model-config {model_config}: not a JSON object; give the model's config.json")
-    return Architecture.from_config(config)
+    return Architecture.from_config(config), None
 
 
 def _card(type_name: str | None, memory_gib: float | None, gpus: int | None) -> tuple[Gpu, int]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fleet.catalog import CLOUDS, InstanceType
+from fleet.catalog import CLOUDS, LOCATION_KEY, InstanceType
 from fleet.cost import HOURS_PER_MONTH, ExchangeRate, default_rate
 from fleet.optimizer import Latency, Option, Plan, Verdict, Wish
 from fleet.optimizer import plan as search
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 MIN_ROOT_VOLUME_GB = 200
 """What every node gets at least; the image alone unpacks to some 25 GB."""
-LOCATION_KEY = {"scaleway": "zone", "aws": "region", "linode": "region"}
 
 
 def plan(
@@ -145,15 +144,16 @@ class Judge:
 
 
 def judge_of(model: str, **settings: Any) -> Judge:
-    """A judge for a model of the bundled table; ``settings`` are the fit planner's own.
+    """A judge for a model of the bundled table or the hub; ``settings`` are the fit planner's own.
 
-    Raises ValueError for a model that is not in the table, with the names nearest to it.
+    Raises ValueError for a model that neither has, with the names nearest to it.
     """
     from fleet.fit import Architecture, FitRequest, gpu, gpu_from_memory  # noqa: PLC0415
     from fleet.fit import plan as judge  # noqa: PLC0415
-    from fleet.models import model_config  # noqa: PLC0415
+    from fleet.models import find_model  # noqa: PLC0415
 
-    architecture = Architecture.from_config(model_config(model))
+    files = find_model(model)
+    architecture = Architecture.from_config(files.config)
 
     def report(name: str, memory_gib: float, tensor_parallel: int, quantization: str | None) -> FitReport:
         try:
@@ -166,6 +166,8 @@ def judge_of(model: str, **settings: Any) -> Judge:
             gpus=tensor_parallel,
             tensor_parallel_size=tensor_parallel,
             quantization=quantization,
+            # Weights that are quantized while they load are not as large as their files.
+            weights_gib=files.weights_gib if quantization is None or architecture.quantization else None,
             **settings,
         )
         return judge(request, suggest=False)

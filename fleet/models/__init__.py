@@ -12,6 +12,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from fleet.models.files import ModelFiles
+
 
 @cache
 def model_configs() -> dict[str, dict[str, Any]]:
@@ -22,6 +24,22 @@ def model_configs() -> dict[str, dict[str, Any]]:
         for name, quantization in row.get("quantized", {}).items():
             configs[name] = {**row["config"], "quantization_config": quantization}
     return configs
+
+
+def find_model(name: str, token: str | None = None) -> ModelFiles:
+    """The model of that name from the bundled table, else from the Hugging Face hub.
+
+    Raises ValueError saying what the table has that is close, and why the hub did not help.
+    """
+    try:
+        return ModelFiles(model_config(name), weights_gib=None)
+    except ValueError as unknown:
+        from fleet.models.hub import HubError, model_files  # noqa: PLC0415  rarely asked
+
+        try:
+            return model_files(name, token=token)
+        except HubError as error:
+            raise ValueError(f"{unknown}; {error}") from None
 
 
 def model_config(name: str) -> dict[str, Any]:
@@ -37,6 +55,4 @@ def model_config(name: str) -> dict[str, Any]:
         return configs[by_lower[name.lower()]]
     close = difflib.get_close_matches(name, configs, n=3, cutoff=0.5)
     hint = f"; close are {', '.join(close)}" if close else ""
-    raise ValueError(
-        f"model: {name!r} is not in the bundled table{hint}; give its config.json with --model-config"
-    )
+    raise ValueError(f"{name!r} is not in the bundled table{hint}")

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from fleet.models.files import ModelFiles
 
 if TYPE_CHECKING:
     import httpx
@@ -23,15 +24,6 @@ TIMEOUT_S = 3.0
 
 class HubError(ValueError):
     """The hub did not say what the model is like; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFiles:
-    """What planning needs of a repository on the hub."""
-
-    config: dict[str, Any]
-    weights_gib: float | None
-    """Size of its safetensors files in GiB; None where it has none."""
 
 
 def model_files(

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
+from fleet.catalog import LOCATION_KEY
 from fleet.settings.models import (
     CHEAPEST,
     CLOUDS,
@@ -39,7 +40,6 @@ from fleet.ssh_key import NoPublicKey, public_key
 
 __all__ = [
     "CLOUDS",
-    "LOCATION_KEY",
     "PROJECT",
     "Access",
     "AmiSource",
@@ -65,9 +65,6 @@ __all__ = [
     "parse",
     "with_pin",
 ]
-
-LOCATION_KEY = {"scaleway": "zone", "aws": "region", "linode": "region"}
-"""What each cloud calls the place a node lives in."""
 
 PROJECT = "vllm-fleet"
 """The Pulumi project; its configuration keys are `vllm-fleet:…`."""

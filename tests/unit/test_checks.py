@@ -12,6 +12,7 @@ from fleet import settings
 from fleet.checks import NodeCheck, check, cost_line
 from fleet.cost import Cost, Part
 from fleet.models import hub, model_config
+from fleet.models.files import ModelFiles
 
 # The service this project took over: a 32B model over its full context, on two GPUs.
 QWEN_32B: dict[str, Any] = {
@@ -105,7 +106,8 @@ def test_an_override_deploys_a_misfit_and_is_said_every_time(stack: dict[str, An
 def test_a_model_nobody_knows_is_said_with_the_way_to_describe_it(stack: dict[str, Any]) -> None:
     stack["serving"]["model"] = "acme/new"
     (said,) = checked(stack)["a"].warnings
-    assert "whether acme/new fits is unknown: http://127.0.0.1:9 did not answer" in said
+    assert "whether acme/new fits is unknown: 'acme/new' is not in the bundled table" in said
+    assert "http://127.0.0.1:9 did not answer" in said
     assert "serving.architecture.config" in said
 
 
@@ -114,7 +116,7 @@ def test_a_hub_out_of_reach_is_asked_once_for_many_nodes(
 ) -> None:
     asked: list[str] = []
 
-    def model_files(model: str, *, token: str | None) -> hub.ModelFiles:
+    def model_files(model: str, *, token: str | None) -> ModelFiles:
         asked.append(model)
         raise hub.HubError("out of reach")
 

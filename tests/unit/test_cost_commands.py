@@ -25,6 +25,7 @@ app.command("cost-report")(cost_report.cost_report)
 app.command("reap")(reap.reap)
 
 MODEL = "Qwen/Qwen3-8B-AWQ"
+NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9"}
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 
 
@@ -57,7 +58,7 @@ def test_plan_says_when_nothing_can_serve_the_model() -> None:
 
 
 def test_plan_knows_its_models_and_names_the_nearest() -> None:
-    result = CliRunner().invoke(app, ["plan", "--model", "Qwen/Qwen3-8B-AWK"])
+    result = CliRunner().invoke(app, ["plan", "--model", "Qwen/Qwen3-8B-AWK"], env=NO_HUB)
     assert result.exit_code == 2
     assert "Qwen/Qwen3-8B-AWQ" in " ".join(result.output.split())
 

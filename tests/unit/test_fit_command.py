@@ -10,7 +10,8 @@ import typer
 from typer.testing import CliRunner
 
 from fleet.commands.fit import MISFIT, fit
-from fleet.models import model_config
+from fleet.models import hub, model_config
+from fleet.models.files import ModelFiles
 
 app = typer.Typer()
 app.command()(fit)
@@ -95,3 +96,12 @@ def test_a_wrong_argument_is_answered_with_the_mend(arguments: list[str], words:
 
     assert code == 2
     assert words in output
+
+
+def test_a_model_of_the_hub_is_judged_by_the_size_of_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = ModelFiles(model_config("Qwen/Qwen3-8B-AWQ"), weights_gib=7.5)
+    monkeypatch.setattr(hub, "model_files", lambda model, token: files)
+    code, output = run("--model", "acme/new", "--type", "L4-1-24G", "--max-model-len", "16384", "--json")
+
+    assert code == 0
+    assert json.loads(output)["weights_gib_per_gpu"] == 7.5

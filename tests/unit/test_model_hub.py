@@ -11,6 +11,7 @@ from threading import Thread
 import pytest
 
 from fleet.models import hub
+from fleet.models.files import ModelFiles
 
 CONFIG = {"model_type": "llama", "hidden_size": 64}
 
@@ -24,7 +25,7 @@ class FakeHub:
         self.status = 200
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
 
-    def _handler(hub) -> type[BaseHTTPRequestHandler]:  # noqa: N805  `self` is the request below
+    def _handler(hub) -> type[BaseHTTPRequestHandler]:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 hub.asked.append((self.path, self.headers.get("Authorization")))
@@ -65,7 +66,7 @@ def environ(fake: FakeHub, tmp_path: Path, **more: str) -> dict[str, str]:
 def test_the_index_of_safetensors_states_the_size_of_the_weights(fake: FakeHub, tmp_path: Path) -> None:
     index = {"metadata": {"total_size": 3 * 2**30}}
     fake.files["/acme/new/resolve/main/model.safetensors.index.json"] = json.dumps(index).encode()
-    assert hub.model_files("acme/new", environ=environ(fake, tmp_path)) == hub.ModelFiles(CONFIG, 3.0)
+    assert hub.model_files("acme/new", environ=environ(fake, tmp_path)) == ModelFiles(CONFIG, 3.0)
 
 
 def test_a_single_file_states_its_own_size(fake: FakeHub, tmp_path: Path) -> None:

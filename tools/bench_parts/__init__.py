@@ -1,0 +1,1 @@
+"""Measurements that `tools.bench` takes from elsewhere, one module each."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fleet import settings
 from fleet.checks import NodeCheck, check, cost_line
@@ -211,3 +212,19 @@ def test_a_budget_in_dollars_is_counted_with_its_own_rate(stack: dict[str, Any])
 )
 def test_a_cost_is_told_with_its_difference(deployed: float | None, said: str) -> None:
     assert said in cost_line(Cost((Part("server", 2.0, None, ""),), "EUR"), deployed)
+
+
+STACK_FILES = sorted(Path(__file__).parents[2].glob("Pulumi.*.yaml"))
+
+
+@pytest.mark.parametrize("path", STACK_FILES, ids=lambda path: path.name)
+def test_the_projects_own_stacks_fit(path: Path, stack: dict[str, Any]) -> None:
+    written = yaml.safe_load(path.read_text(encoding="utf-8"))["config"]
+    own = {
+        key.removeprefix("vllm-fleet:"): value
+        for key, value in written.items()
+        if key.startswith("vllm-fleet:")
+    }
+    key = {"ssh_private_key_path": stack["access"]["ssh_private_key_path"]}
+    found = checked({**own, "access": {**own["access"], **key}, "secrets": stack["secrets"]})
+    assert all(node.facts for node in found.values())

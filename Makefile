@@ -12,6 +12,10 @@ BACKEND ?=
 ON_STACK = $(WITH) $(if $(BACKEND),export PULUMI_BACKEND_URL='$(BACKEND)' &&)
 POLICIES = --policy-pack policy $(if $(POLICY_CONFIG),--policy-pack-config $(POLICY_CONFIG))
 
+# Built from its module by Go, once; it looks into the workflows' scripts with shellcheck.
+ACTIONLINT = { command -v go >/dev/null || { echo >&2 'missing: Go, which builds actionlint; see go.dev/dl'; false; }; } \
+	&& go -C tools/actionlint tool actionlint $(CURDIR)/.github/workflows/*.yml
+
 .DEFAULT_GOAL := help
 .PHONY: help setup env demo demo-down test test-vm check schema format preview up-stack drift reap bench clean
 
@@ -39,7 +43,7 @@ test-vm: ## run the tests that boot virtual machines
 check: ## lint, types, shell scripts, generated files
 	@$(WITH) ruff check . && ruff format --check . && mypy \
 		&& git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck --severity=style \
-		&& python -m tools.schema --check
+		&& python -m tools.schema --check && $(ACTIONLINT)
 
 schema: ## write docs/stack.schema.json, by which editors complete and check stack files
 	@$(WITH) python -m tools.schema

@@ -61,9 +61,8 @@ class Preview:
 
     def _change(self, step: Mapping[str, Any]) -> None:
         if step["op"] in WORDS and not step["type"].startswith("pulumi:"):
-            properties = step.get("diffs") or sorted(step.get("detailedDiff") or ())
-            change = Change(_name(step["urn"]), step["type"], step["op"], tuple(map(str, properties)))
-            self.changes.append(change)
+            properties = step.get("diffs") or sorted(step.get("detailedDiff") or _differing(step))
+            self.changes.append(Change(_name(step["urn"]), step["type"], step["op"], tuple(properties)))
 
     def _say(self, found: Mapping[str, Any]) -> None:
         text = _text(found["message"])
@@ -91,6 +90,15 @@ def comment(stack: str, preview: Preview, *, failed: bool) -> str:
     return _shortened("\n".join([*parts, ""]))
 
 
+def _differing(step: Mapping[str, Any]) -> set[str]:
+    """Inputs that differ: a dynamic resource's provider does not tell which it acts upon."""
+    was, now = ((step.get(side) or {}).get("inputs") or {} for side in ("old", "new"))
+    if not was or not now:
+        return set()
+    # Names that begin so are the SDK's own.
+    return {key for key in was.keys() | now.keys() if was.get(key) != now.get(key) and key[:2] != "__"}
+
+
 def _table(changes: Sequence[Change]) -> list[str]:
     if not changes:
         return []
@@ -98,7 +106,7 @@ def _table(changes: Sequence[Change]) -> list[str]:
         f"| {WORDS[each.operation]} | `{each.resource}` | `{each.type}` | {', '.join(each.properties)} |"
         for each in changes
     ]
-    heading = ["| would | resource | type | because of |", "|---|---|---|---|"]
+    heading = ["| would | resource | type | differs in |", "|---|---|---|---|"]
     return ["", "<details><summary>Resources</summary>", "", *heading, *rows, "", "</details>"]
 
 

@@ -27,7 +27,12 @@ EVENTS = [
     {"preludeEvent": {"config": {"scaleway:secretKey": "planted"}}},
     step("refresh", "l4-a-server"),
     step("same", "l4-a-owner"),
-    step("update", "l4-a-root-volume", diffs=["size_gb"]),
+    step(
+        "update",
+        "l4-a-root-volume",
+        old={"inputs": {"size_gb": 200, "zone": "fr-par-2", "__provider": "a"}},
+        new={"inputs": {"size_gb": 300, "zone": "fr-par-2", "__provider": "b"}},
+    ),
     step("create-replacement", "l4-a-server"),
     step("replace", "l4-a-server", detailedDiff={"image": {}, "host_digest": {}}),
     step("create", "vllm-fleet-prod", type_="pulumi:pulumi:Stack"),

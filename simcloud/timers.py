@@ -11,7 +11,7 @@ from simcloud.store import Document, Store
 
 # With no delays at all a client would never see a passing state, and a client that does not look must not
 # wait for ever: at speed 0 a state lasts until somebody has seen it, or this many seconds.
-UNSEEN_DWELL_S = 0.25
+UNSEEN_DWELL_S = 2.0
 
 Due = Callable[[str, str], Awaitable[None]]
 """Called with the action and the object's id; called again for the same timer after a crash."""

@@ -170,7 +170,7 @@ class Simulation:
 
 
 def node_name(name: str, tags: Iterable[str]) -> str:
-    """The node an object belongs to: what its tags say (stack/node or stack/node/random), else its own name."""
+    """The node an object belongs to: what its tags say (stack/node, or stack/node/id), else its own name."""
     for tag in tags:
         if tag.startswith(OWNER_TAG) and tag.count("/") == 2:
             return tag.split("/")[1]

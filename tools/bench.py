@@ -264,8 +264,9 @@ def stack(fill: Folder) -> Iterator[Stack]:
 def ratio(numerator: Callable[[], None], denominator: Callable[[], None], runs: int) -> float:
     """Median of one ÷ median of the other, taken in turns so that a slow moment of the machine meets both."""
     pairs = [(timed(numerator), timed(denominator)) for _ in range(runs)]
-    above, below = zip(*pairs, strict=True)
-    return round(statistics.median(above) / statistics.median(below), 2)
+    above = statistics.median(first for first, _ in pairs)
+    below = statistics.median(second for _, second in pairs)
+    return round(above / below, 2)
 
 
 def timed(work: Callable[[], None]) -> float:

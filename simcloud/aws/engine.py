@@ -2,7 +2,7 @@
 
 moto keeps everything in memory, so nothing of this cloud survives a restart of the emulator. What it is
 laxer in than EC2, and what the project relies on, is added here: client tokens, volumes that never shrink,
-termination protection, groups in use, throughput of volumes.
+termination protection, groups in use, throughput of volumes, what roles may do.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simcloud.aws import iam
 from simcloud.aws.protocol import AwsRequest, refusal
 from simcloud.cloud import Reply
 
@@ -65,6 +66,7 @@ class Moto:
     def answer(self, request: AwsRequest) -> Reply:
         """What AWS replies. Raises ApiError for a refusal that moto would not make."""
         self._load()
+        self._check_rights(request)
         known = self._known_launch(request)
         if known:
             return known
@@ -193,6 +195,31 @@ class Moto:
                     data_type="text",
                 )
                 parameters[name].append(made)
+
+    def _check_rights(self, request: AwsRequest) -> None:
+        """What an assumed role may do; keys of the account may do everything."""
+        role = self._role_of(request.access_key)
+        if role is None or request.call.name == "GetCallerIdentity":
+            return
+        policies = iam.documents(self._global("iam"), role)
+        for asked in iam.needed(request, self._ec2(request), self._role_of_profile):
+            if not iam.permitted(policies, asked):
+                raise refusal(request, 403, "AccessDenied", f"{role} is not authorized to perform: {asked}")
+
+    def _role_of(self, access_key: str) -> str | None:
+        sts = self._global("sts")
+        assumed = next((each for each in sts.assumed_roles if each.access_key_id == access_key), None)
+        return assumed.role_arn.rpartition("/")[2] if assumed else None
+
+    def _role_of_profile(self, profile: str) -> str:
+        found = self._global("iam").get_instance_profile(profile.rpartition("/")[2])
+        return str(found.roles[0].arn)
+
+    def _global(self, service: str) -> Any:
+        """The backend of a service that has no regions."""
+        from moto.backends import get_backend  # noqa: PLC0415
+
+        return get_backend(service)[ACCOUNT]["aws"]
 
     def _known_launch(self, request: AwsRequest) -> Reply | None:
         """The first reply to a client token, given again to the same request."""

@@ -1,0 +1,1 @@
+"""GPU jobs on temporary EC2 instances."""

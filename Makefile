@@ -63,6 +63,9 @@ drift: ## where clouds and nodes of STACK differ from its state; REPORT=file, SE
 reap: ## destroy the nodes of STACK that have outlived their ttl_hours
 	@$(ON_STACK) fleet reap --stack $(STACK) --yes
 
+recording: ## draw docs/images/fleet-up.svg from a real run on ten light nodes
+	@$(WITH) python -m tools.recording
+
 bench: ## measure the engine's share of preview and up, into bench/results.json
 	@$(WITH) python -m tools.bench
 

@@ -154,6 +154,11 @@ class Board:
             if node.phase == Phase.RUNNING:
                 self._end(node, Phase.CANCELLED)
 
+    @property
+    def failed_anywhere(self) -> bool:
+        """Whether a failure has been told, of a node or of something else."""
+        return bool(self.other_failures) or any(node.failure for node in self.nodes.values())
+
     def cost(self) -> float:
         """What the nodes have cost so far in this update, as far as known."""
         now = self._now()
@@ -179,10 +184,12 @@ class Board:
     def _blame(self, urn: str, lines: list[str]) -> None:
         node = self._node_of(urn)
         if node is None:
-            self.other_failures += lines
+            self.other_failures += [line for line in lines if line != "update failed"]
             return
-        # A failed command's error repeats its output: what has a stage was shown, what remains is the reason.
-        node.failure += [line for line in lines if parse_line(line) is None]
+        # A failed command's error repeats its output: of that, the stages were shown and the report is for
+        # programs. What remains is the reason; where there is one, that the command failed says nothing more.
+        reason = [line for line in lines if parse_line(line) is None and not line.startswith("{")]
+        node.failure += reason[1:] if len(reason) > 1 and reason[0].startswith("exit status") else reason
 
     def _start(self, node: NodeProgress) -> None:
         node.phase, node.started_at = Phase.RUNNING, self._now()

@@ -22,6 +22,8 @@ class Engine(automation.PulumiCommand):
     def __init__(self) -> None:
         super().__init__()
         self._process: subprocess.Popen[str] | None = None
+        self.complaints: list[str] = []
+        """What the last command wrote to standard error."""
 
     def interrupt(self) -> None:
         """Cancel what the engine is doing; a second time: end at once."""
@@ -60,6 +62,7 @@ class Engine(automation.PulumiCommand):
             reader.start()
         for reader in readers:
             reader.join()
+        self.complaints = stderr
         result = automation.CommandResult(
             stdout="\n".join(stdout), stderr="\n".join(stderr), code=process.wait()
         )

@@ -65,6 +65,11 @@ def config(stack: str | None = None) -> dict[str, Any]:
     return found
 
 
+def preview(*, stack: str | None = None) -> None:
+    """Preview an update, shown as it comes."""
+    _run(["preview", *_of(stack)], timeout_s=REFRESH_TIMEOUT_S, capture=False)
+
+
 def destroy(urns: list[str], *, stack: str | None = None) -> None:
     """Destroy these resources and nothing else, its progress shown as it comes."""
     targets = [word for urn in urns for word in ("--target", urn)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,9 +30,6 @@ Tell = Callable[[str], None]
 def up(
     stack: StackName = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not show a preview and ask first.")] = False,
-    svg: Annotated[
-        Path | None, typer.Option(help="Write the view at its start, middle and end to this SVG file.")
-    ] = None,
 ) -> None:
     """Bring the stack up, with a progress bar, the time and the cost of each node.
 
@@ -44,19 +40,25 @@ def up(
     """
     from rich.console import Console  # noqa: PLC0415  --help does without
 
-    console = Console(record=svg is not None, width=110 if svg else None)
+    from fleet.live import Board  # noqa: PLC0415
+
+    console = Console()
     with nodes.told():
         name = stack or pulumi.selected_stack()
-        declared = _declared(pulumi.config(name))
+        board = Board(declared(pulumi.config(name)))
         if not (yes or console.is_terminal):
             raise pulumi.PulumiError("nobody can be asked here; give --yes, after a look at: pulumi preview")
-        code = _bring_up(name, declared, console, ask=not yes)
-    if svg is not None:
-        svg.write_text(console.export_svg(title=f"fleet up --stack {name}"), encoding="utf-8")
+        if not yes:
+            pulumi.preview(stack=name)
+            typer.confirm("Bring it up?", abort=True)
+        with _view(board, console) as (tell, warn):
+            code = bring_up(name, board, tell, warn)
+    for line in summary(board):
+        console.print(line, markup=False, highlight=False)
     raise typer.Exit(code)
 
 
-def _declared(config: Mapping[str, object]) -> dict[str, tuple[str, float | None]]:
+def declared(config: Mapping[str, object]) -> dict[str, tuple[str, float | None]]:
     """The nodes of the configuration: name → cloud, and cost per hour in EUR. None of a wrong one: the engine
     says what is wrong with it."""
     from fleet import settings  # noqa: PLC0415  --help does without
@@ -74,13 +76,14 @@ def _declared(config: Mapping[str, object]) -> dict[str, tuple[str, float | None
     return {node.name: (node.cloud, costs[node.name].into("EUR", default_rate()).total) for node in placed}
 
 
-def _bring_up(
-    name: str, declared: Mapping[str, tuple[str, float | None]], console: Console, *, ask: bool
-) -> int:
+def bring_up(name: str, board: Board, tell: Tell, warn: Tell) -> int:
+    """Run the update of the stack of that name and tell the board how it goes; the exit code.
+
+    `tell` gets the engine's lines, `warn` what becomes of an interruption. Raises PulumiError.
+    """
     from pulumi import automation  # noqa: PLC0415  takes a second to load
 
     from fleet.commands.engine import Engine  # noqa: PLC0415
-    from fleet.live import Board  # noqa: PLC0415
 
     engine = Engine()
     options = automation.LocalWorkspaceOptions(pulumi_command=engine)
@@ -88,20 +91,17 @@ def _bring_up(
         stack = automation.select_stack(name, work_dir=".", opts=options)
     except automation.StackNotFoundError:
         raise pulumi.PulumiError(f"there is no stack {name}; make it: pulumi stack init {name}") from None
-    if ask:
-        stack.preview(on_output=console.print, color="always")
-        if not typer.confirm("Bring it up?"):
-            return 0
-    board = Board(declared)
-    with _view(board, console) as (tell, warn), _interruptible(engine, warn) as interrupted:
+    with _interruptible(engine, warn) as interrupted:
         code = 0
         try:
             stack.up(on_event=lambda event: feed(board, event, tell), show_secrets=False)
         except automation.CommandError:
             code = INTERRUPTED if interrupted else 1
-        board.finish()
-    for line in summary(board):
-        console.print(line, markup=False, highlight=False)
+            if (
+                not board.failed_anywhere
+            ):  # it did not come to the first event: a lock, a passphrase, a plugin
+                board.other_failures += engine.complaints
+    board.finish()
     return code
 
 
@@ -148,7 +148,7 @@ def feed(board: Board, event: automation.EngineEvent, tell: Tell) -> None:
 @contextmanager
 def _view(board: Board, console: Console) -> Iterator[tuple[Tell, Tell]]:
     """A live table on a terminal, else plain lines. Gives what takes the engine's lines, and our own."""
-    if not (console.is_terminal or console.record):
+    if not console.is_terminal:
 
         def show(line: str) -> None:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -215,7 +215,7 @@ def summary(board: Board) -> list[str]:
     lines = []
     for node in board.nodes.values():
         if node.phase == "failed":
-            lines.append(f"{node.name} failed at {node.stage.label}")
+            lines.append(f"{node.name} failed after {node.stage.label}")
             lines += [f"  {line.strip()}" for line in node.failure]
     lines += board.other_failures
     phases = [str(node.phase) for node in board.nodes.values()]

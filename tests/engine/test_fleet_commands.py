@@ -77,8 +77,8 @@ def test_a_failed_node_shows_where_and_why_and_the_others_get_ready(fleet: Fleet
     fleet.cloud.set_node_fault("b", "oom")
     said = run(fleet, "up", "--yes", code=1)
     assert "1 done, 1 failed" in said
-    assert "b failed at 60 % WORKER_SSH_INSTALL" in said
-    summary = said[said.index("b failed at") :]
+    assert "b failed after 60 % WORKER_SSH_INSTALL" in said
+    summary = said[said.index("b failed after") :]
     assert "vLLM ran out of GPU memory" in summary
     assert "next:" in summary
     # What failed can still be reached, to look at it.

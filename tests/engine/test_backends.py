@@ -1,0 +1,70 @@
+"""State in S3 with secrets under KMS, as docs/environments.md has it, on an AWS inside this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+KEY = "awskms://alias/vllm-fleet?region=eu-west-3&awssdk=v2"
+PROGRAM = """
+    import pathlib, time
+    import pulumi
+
+    pulumi.export("key", pulumi.Config().require_secret("key"))
+    while pathlib.Path("hold").exists():
+        pathlib.Path("held").touch()
+        time.sleep(0.05)
+    """
+
+
+@pytest.fixture
+def aws() -> Iterator[dict[str, str]]:
+    """Settings that lead to the embedded AWS, where the bucket and the key of the documentation exist."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    session = boto3.Session("test", "test", region_name="eu-west-3")
+    place = {"LocationConstraint": "eu-west-3"}
+    session.client("s3", endpoint_url=url).create_bucket(Bucket="state", CreateBucketConfiguration=place)
+    kms = session.client("kms", endpoint_url=url)
+    kms.create_alias(AliasName="alias/vllm-fleet", TargetKeyId=kms.create_key()["KeyMetadata"]["KeyId"])
+    yield {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_ENDPOINT_URL": url,
+        "PULUMI_BACKEND_URL": f"s3://state?region=eu-west-3&endpoint={url}&s3ForcePathStyle=true",
+    }
+    server.stop()
+
+
+def test_state_in_s3_is_locked_and_its_secrets_need_the_key(
+    aws: dict[str, str], pulumi: Callable[..., Any]
+) -> None:
+    stack = pulumi(PROGRAM, env=aws)
+    stack.ask("stack", "change-secrets-provider", KEY)
+    stack.ask("config", "set", "--secret", "key", "planted-secret")
+    hold = stack.folder / "hold"
+    hold.touch()
+    first = stack.start("up")
+    first.wait_until((stack.folder / "held").exists, "the first update to be under way")
+    refused = stack.run("up", expect_failure=True)
+    assert "the stack is currently locked by 1 lock(s)" in refused.stdout
+
+    first.kill()
+    hold.unlink()
+    stack.unlock()
+    stack.run("up")
+    assert stack.outputs(show_secrets=True) == {"key": "planted-secret"}
+
+    bucket = (
+        boto3.Session("test", "test").resource("s3", endpoint_url=aws["AWS_ENDPOINT_URL"]).Bucket("state")
+    )
+    kept = {item.key: item.get()["Body"].read() for item in bucket.objects.all()}
+    assert any(name.endswith("stacks/project/test.json") for name in kept)
+    assert [name for name, content in kept.items() if b"planted-secret" in content] == []
+    assert [name for name in kept if "/locks/" in name and name.endswith(".json")] == []

@@ -275,6 +275,7 @@ def pulumi(engine_env: dict[str, str], tmp_path: Path) -> Iterator[Callable[...,
         own = {
             "PULUMI_BACKEND_URL": f"file://{state}",
             "PULUMI_CONFIG_PASSPHRASE": "a test's own",
+            "HF_ENDPOINT": "http://127.0.0.1:9",  # no test asks the real hub about a model
             "PULUMI_DEBUG_COMMANDS": "true",  # brings the flag --event-log
         }
         stack = Stack(folder or workspace / "project", workspace, engine_env | own | dict(env or {}))

@@ -9,6 +9,7 @@ import pulumi
 
 from components import preview
 from components.node import GpuNode, GpuNodeArgs
+from components.references import Resolved
 from fleet import settings
 from fleet.checks import check
 from fleet.cost import total
@@ -16,7 +17,7 @@ from fleet.cost import total
 
 def main() -> None:
     """Read the configuration, declare every node, export what a user needs next."""
-    source = pulumi.Config(settings.PROJECT)
+    source = Resolved(pulumi.Config(settings.PROJECT))
     config = settings.load(source)
     pins = preview.choose_pins(config)
     config = settings.load(source, pins) if pins else config

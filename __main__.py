@@ -24,6 +24,11 @@ def main() -> None:
     checks = check(config)
     nodes = declare_all(config)
     pulumi.export("nodes", {name: node.outputs() for name, node in nodes.items()})
+    if config.jobs:
+        from components.aws.job_pipeline import GpuJobPipeline, GpuJobPipelineArgs  # noqa: PLC0415
+
+        pipeline = GpuJobPipeline(config.jobs.name, GpuJobPipelineArgs(config.jobs, config.access))
+        pulumi.export("jobs", pipeline.outputs())
     cost = total((node.cost for node in nodes.values()), config.budget.rate)
     pulumi.export("cost_per_hour", cost.total)
     pulumi.export("cost_per_month", cost.per_month)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_exponential_jitter
@@ -87,7 +87,7 @@ def remove_key_pairs(ec2: Client, key: str, value: str) -> None:
         ec2.delete_key_pair(KeyPairId=pair["KeyPairId"])
 
 
-def check_launch(ec2: Client, node: str, *, type_: str, ami: str, subnet: str | None) -> None:
+def check_launch(ec2: Client, node: str, *, type_: str, ami: str | None, subnet: str | None) -> None:
     """Whether EC2 would take a launch, asked without any effect.
 
     Raises Ec2Error for a subnet, zone or type that do not go together, and for an image that does not exist,
@@ -105,6 +105,8 @@ def check_launch(ec2: Client, node: str, *, type_: str, ami: str, subnet: str | 
             f"choose a subnet in {', '.join(zones)}, or another type" if zones else "choose another region"
         )
         raise Ec2Error(f"{node}: subnet: {zone or 'no zone of this region'} does not offer {type_}; {where}")
+    if ami is None:
+        return
     images = ec2.describe_images(Filters=[{"Name": "image-id", "Values": [ami]}])["Images"]
     if not images:
         raise Ec2Error(f"{node}: ami: {ami} does not exist in this region; leave it out to take the newest")
@@ -121,11 +123,62 @@ def check_launch(ec2: Client, node: str, *, type_: str, ami: str, subnet: str | 
         )
 
 
+def check_share(efs: Client, ec2: Client, file_system: str, subnets: Sequence[str]) -> None:
+    """Whether machines in the subnets reach the file system. Raises Ec2Error."""
+    there = [
+        each for each in efs.describe_file_systems()["FileSystems"] if each["FileSystemId"] == file_system
+    ]
+    if not there:
+        raise Ec2Error(
+            f"jobs.file_system: {file_system} does not exist in this region; leave it out to make one"
+        )
+    targets = efs.describe_mount_targets(FileSystemId=file_system)["MountTargets"]
+    wanted = (
+        [{"Name": "subnet-id", "Values": list(subnets)}]
+        if subnets
+        else [{"Name": "default-for-az", "Values": ["true"]}]
+    )
+    vpc = next((each["VpcId"] for each in ec2.describe_subnets(Filters=wanted)["Subnets"]), "none")
+    places = {each["VpcId"] for each in targets if "VpcId" in each}
+    if places and vpc not in places:
+        raise Ec2Error(
+            f"jobs.file_system: {file_system} is mounted in {', '.join(sorted(places))}, the jobs run in "
+            f"{vpc}; name subnets of that VPC, or leave file_system out to make one here"
+        )
+    if not targets:
+        raise Ec2Error(
+            f"jobs.file_system: {file_system} has no mount target, so nothing can reach it; make one in {vpc}"
+        )
+
+
 def offered_zones(ec2: Client, type_: str) -> list[str]:
     """Zones of the region that offer the type, whether or not it is in stock."""
     filters = [{"Name": "instance-type", "Values": [type_]}]
     offerings = ec2.describe_instance_type_offerings(LocationType="availability-zone", Filters=filters)
     return sorted(each["Location"] for each in offerings["InstanceTypeOfferings"])
+
+
+def profile_of(ec2: Client, instance_id: str) -> tuple[str, str] | None:
+    """Id of the association and name of the instance profile that an instance has."""
+    filters = [{"Name": "instance-id", "Values": [instance_id]}]
+    found = ec2.describe_iam_instance_profile_associations(Filters=filters)["IamInstanceProfileAssociations"]
+    if not found:
+        return None
+    return found[0]["AssociationId"], found[0]["IamInstanceProfile"]["Arn"].rpartition("/")[2]
+
+
+def give_profile(ec2: Client, instance_id: str, profile: str) -> str:
+    """Give an instance a profile and return the association's id. Raises Ec2Error if it has another."""
+    found = profile_of(ec2, instance_id)
+    if found and found[1] == profile:
+        return found[0]
+    if found:
+        raise Ec2Error(
+            f"jobs.control.existing: {instance_id} has the instance profile {found[1]}, and an instance "
+            "has one; take that away first, or leave existing out"
+        )
+    made = ec2.associate_iam_instance_profile(InstanceId=instance_id, IamInstanceProfile={"Name": profile})
+    return str(made["IamInstanceProfileAssociation"]["AssociationId"])
 
 
 def default_subnet(ec2: Client, type_: str) -> str:

@@ -207,6 +207,45 @@ class Power(Resource, module="aws", name="Power"):
         super().__init__(PowerProvider(), name, props, opts)
 
 
+class ProfileAssociationProvider(AwsProvider):
+    replace_on = frozenset({"region", "instance_id"})
+    update_on = frozenset({"profile"})
+
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        return CreateResult(ec2.give_profile(self.ec2(props), props["instance_id"], props["profile"]), props)
+
+    def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
+        found = ec2.profile_of(self.ec2(props), props["instance_id"])
+        if found is None:
+            return ReadResult("", {})
+        return ReadResult(found[0], {**props, "profile": found[1]})
+
+    def update(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
+        ec2.give_profile(self.ec2(news), news["instance_id"], news["profile"])
+        return UpdateResult(news)
+
+    def delete(self, id_: str, props: dict[str, Any]) -> None:
+        found = ec2.profile_of(self.ec2(props), props["instance_id"])
+        if found and found[1] == props["profile"]:
+            self.ec2(props).disassociate_iam_instance_profile(AssociationId=found[0])
+
+
+class ProfileAssociation(Resource, module="aws", name="ProfileAssociation"):
+    """That an instance, which is there already and stays untouched, has an instance profile."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        region: str,
+        instance_id: str,
+        profile: Input[str],
+        opts: pulumi.ResourceOptions,
+    ) -> None:
+        props = {"region": region, "instance_id": instance_id, "profile": profile}
+        super().__init__(ProfileAssociationProvider(), name, props, opts)
+
+
 def before_first_boot(name: str) -> pulumi.ResourceHook:
     """A hook for the creation of a first boot, at preview too: refuses in words what EC2 would refuse."""
 

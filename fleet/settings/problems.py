@@ -17,8 +17,10 @@ from fleet.settings.models import (
     Access,
     AmiSource,
     Budget,
+    ControlInstance,
     Fit,
     Health,
+    Jobs,
     ModelArchitecture,
     Pin,
     Rollout,
@@ -160,6 +162,8 @@ def _near_key(path: Path) -> str | None:
         "secrets": Secrets,
         "ami_source": AmiSource,
         "spot": Spot,
+        "jobs": Jobs,
+        "control": ControlInstance,
     }
     parent = path[-2] if len(path) > 1 else None
     model = (

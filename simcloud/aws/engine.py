@@ -25,8 +25,9 @@ DLAMI = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-{os}/la
 PARAMETERS = {
     DLAMI.format(os="ubuntu-22.04"): "ami-0d1a0000000000003",
     DLAMI.format(os="amazon-linux-2023"): "ami-0d1a0000000000002",
+    "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64": "ami-0a120000000000001",
 }
-"""Public parameters of AWS that moto does not have, in every region."""
+"""Public parameters of AWS, in every region, for the images that are here."""
 
 OTHER_KINDS = [
     ("role", "iam", "roles"),
@@ -181,7 +182,7 @@ class Moto:
 
         parameters = get_backend("ssm")[ACCOUNT][region]._parameters
         for name, value in PARAMETERS.items():
-            if not parameters[name]:
+            if all(each.value != value for each in parameters[name]):
                 made = Parameter(
                     account_id=ACCOUNT,
                     name=name,

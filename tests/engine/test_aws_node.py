@@ -74,7 +74,7 @@ def test_the_machine_is_closed_encrypted_and_known_from_its_first_second(fleet: 
     rules = groups["SecurityGroups"][0]["IpPermissions"]
     assert [(rule["FromPort"], rule["IpRanges"][0]["CidrIp"]) for rule in rules] == [(10022, "127.0.0.1/32")]
 
-    assert fleet.run("up").changes == {}
+    assert fleet.run("up").operations == {}
     assert fleet.drift() is None
 
     fleet.config["nodes"][0]["root_volume_gb"] = 300
@@ -86,4 +86,66 @@ def test_the_machine_is_closed_encrypted_and_known_from_its_first_second(fleet: 
     fleet.config["nodes"][0]["root_volume_gb"] = 300
 
     fleet.run("destroy")
+    assert fleet.left() == []
+
+
+def test_a_newer_image_is_offered_and_a_change_behind_its_back_is_mended(fleet: Fleet) -> None:
+    fleet.config["nodes"][0]["ami"] = OLDER_AMI
+    fleet.run("up")
+    before = server(fleet)
+    assert before["ImageId"] == OLDER_AMI
+    assert f"{NEWEST_AMI} is newer than its image {OLDER_AMI}" in fleet.run("preview").stdout
+
+    console = ec2(fleet)
+    console.stop_instances(InstanceIds=[before["InstanceId"]])
+    group = before["NetworkInterfaces"][0]["Groups"][0]["GroupId"]
+    world = {"IpProtocol": "tcp", "FromPort": 8000, "ToPort": 8000, "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
+    console.authorize_security_group_ingress(GroupId=group, IpPermissions=[world])
+    found = fleet.drift()
+    assert found is not None
+    assert {"a-power", "a-security-group"} <= found.drifted
+    # The image that is left out is not the newest: it is the one the machine was made with.
+    del fleet.config["nodes"][0]["ami"]
+    fleet.run("up")
+    assert fleet.drift() is None
+    after = server(fleet)
+    assert (after["InstanceId"], after["State"]["Name"]) == (before["InstanceId"], "running")
+    assert len(console.describe_security_groups(GroupIds=[group])["SecurityGroups"][0]["IpPermissions"]) == 1
+
+    console.terminate_instances(InstanceIds=[before["InstanceId"]])
+    fleet.run("up")
+    assert server(fleet)["ImageId"] == OLDER_AMI
+
+    fleet.config["nodes"][0]["ami"] = NEWEST_AMI
+    assert "replace" in " ".join(fleet.run("up").operations["a-server"])
+    assert server(fleet)["ImageId"] == NEWEST_AMI
+    assert len(fleet.cloud.inventory("server")) == 1
+
+
+def test_a_killed_run_leaves_one_machine_after_the_next_and_none_after_destroy(fleet: Fleet) -> None:
+    fleet.config["health"]["enabled"] = False
+    fleet.cloud.set_fault("RunInstances", "hold_after")
+    running = fleet.start("up")
+    fleet.cloud.wait_until_held("RunInstances")
+    running.kill()
+    fleet.cloud.clear_faults()
+    fleet.stack.unlock()
+    assert len(fleet.cloud.inventory("server")) == 1
+    fleet.run("up")
+    assert len(fleet.cloud.inventory("server")) == 1
+    fleet.run("destroy")
+    assert fleet.left() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"ami": PLAIN_AMI}, "carries no NVIDIA driver; use a Deep Learning Base GPU AMI"),
+        ({"subnet": "subnet-0123456789abcdef0"}, "does not exist in this region"),
+        ({"region": "eu-west-1"}, "is not the us-east-1 of aws:region"),
+    ],
+)
+def test_what_ec2_would_refuse_is_said_at_preview(fleet: Fleet, changes: dict[str, Any], said: str) -> None:
+    fleet.config["nodes"][0].update(changes)
+    assert said in " ".join(fleet.run("preview", expect_failure=True).stdout.split())
     assert fleet.left() == []

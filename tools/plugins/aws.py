@@ -558,7 +558,7 @@ def _rule_seen(permission: Props, group: str) -> Props:
             (each["Description"] for each in [*ranges, *ranges6, *pairs] if "Description" in each), ""
         ),
     }
-    return {name: value for name, value in rule.items() if value not in ([], "", False)}
+    return {name: value for name, value in rule.items() if value is not False and value not in ([], "")}
 
 
 class KeyPair(AwsType):
@@ -1068,6 +1068,24 @@ def get_subnet(call: Call, inputs: Props) -> Props:
     }
 
 
+def get_subnets(call: Call, inputs: Props) -> Props:
+    """`aws:ec2/getSubnets:getSubnets`"""
+    filters = [{"Name": each["name"], "Values": each["values"]} for each in inputs.get("filters") or []]
+    found = ask("ec2", "describe_subnets", Filters=filters)["Subnets"]
+    return inputs | {"id": client("ec2").meta.region_name, "ids": [each["SubnetId"] for each in found]}
+
+
+def get_caller_identity(call: Call, inputs: Props) -> Props:
+    """`aws:index/getCallerIdentity:getCallerIdentity`"""
+    found = ask("sts", "get_caller_identity")
+    return {
+        "id": found["Account"],
+        "accountId": found["Account"],
+        "arn": found["Arn"],
+        "userId": found["UserId"],
+    }
+
+
 TYPES: list[ResourceType] = [
     *(Instance(), SecurityGroup(), KeyPair(), Eip(), LaunchTemplate()),
     *(Role(), RolePolicy(), InstanceProfile(), FileSystem(), MountTarget(), LogGroup()),
@@ -1076,6 +1094,8 @@ FUNCTIONS = {
     "aws:ssm/getParameter:getParameter": get_parameter,
     "aws:ec2/getAmi:getAmi": get_ami,
     "aws:ec2/getSubnet:getSubnet": get_subnet,
+    "aws:ec2/getSubnets:getSubnets": get_subnets,
+    "aws:index/getCallerIdentity:getCallerIdentity": get_caller_identity,
 }
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / ".fleet" / "demo"
 CLOUD = HOME / "cloud"
 STACK = "dev"
-SPEED = 0.35
+SPEED = 0.2
 """Factor on the real cloud's delays: each step stays visible, the whole stays short."""
 
 console = Console(stderr=True, highlight=False)
@@ -34,10 +34,11 @@ class DemoError(Exception):
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m tools.demo up|down`."""
-    command = {"up": up, "down": down}.get(arguments[0] if len(arguments) == 1 else "")
+    """`python -m tools.demo up|break|down`."""
+    commands = {"up": up, "break": break_it, "down": down}
+    command = commands.get(arguments[0] if len(arguments) == 1 else "")
     if command is None:
-        console.print("usage: python -m tools.demo up|down")
+        console.print("usage: python -m tools.demo up|break|down")
         return 2
     try:
         command()
@@ -54,12 +55,23 @@ def up() -> None:
     HOME.mkdir(parents=True, exist_ok=True)
     key = _ssh_key()
     _start_cloud(url)
-    _register_key(url, key)
+    _register_key(key)
     _pulumi("stack", "select", STACK, "--create", quiet=True)
     console.print("\n[bold]pulumi up[/] — the real engine, an embedded Scaleway, a light node\n")
     _pulumi("up", "--yes", "--skip-preview", "--stack", STACK)
     _show(_outputs())
-    console.print(f"\n{_NEXT}\n\nTook {time.monotonic() - started:.0f} s.")
+    console.print(f"\n{_NEXT}\n\nTook {time.monotonic() - started:.0f} s.", soft_wrap=True)
+
+
+def break_it() -> None:
+    """Switch every server off, as somebody might in the console."""
+    if not _answers(_api_url()):
+        raise DemoError("the embedded cloud is not running; run make demo first")
+    for name, node in _outputs()["nodes"].items():
+        _cloud_api(
+            "POST", f"instance/v1/zones/{node['zone']}/servers/{node['id']}/action", {"action": "poweroff"}
+        )
+        console.print(f"{name}: switched off behind Pulumi's back")
 
 
 def down() -> None:
@@ -92,14 +104,14 @@ _NEXT = """[bold]What to try next[/]
   pulumi up                                                 nothing changes
   pulumi config set --path 'vllm-fleet:nodes[0].root_volume_gb' 300 && pulumi up
                                                             the disk grows in place
-  curl -X POST localhost:18480/_sim/…                       break something behind its back, then:
-  pulumi refresh --preview-only --expect-no-changes         drift is found, and pulumi up mends it
+  make demo-break                                           switch the server off behind its back, then:
+  pulumi refresh --preview-only --expect-no-changes         the drift is found; pulumi up mends it
+  fleet check; fleet top; fleet ssh l4-a                    look around
   make demo-down                                            and nothing is left"""
 
 
 def _api_url() -> str:
-    document = yaml.safe_load((ROOT / f"Pulumi.{STACK}.yaml").read_text())
-    return str(document["config"]["scaleway:apiUrl"]).removesuffix("/scaleway")
+    return str(_config()["scaleway:apiUrl"]).removesuffix("/scaleway")
 
 
 def _ssh_key() -> Path:
@@ -115,15 +127,8 @@ def _start_cloud(url: str) -> None:
         return
     port = httpx.URL(url).port
     command = [
-        sys.executable,
-        "-m",
-        "simcloud",
-        "serve",
-        "--detach",
-        "--state",
-        str(CLOUD),
-        "--port",
-        str(port),
+        *(sys.executable, "-m", "simcloud", "serve", "--detach"),
+        *("--state", str(CLOUD), "--port", str(port), "--speed", str(SPEED)),
     ]
     if subprocess.run(command, cwd=ROOT, check=False).returncode:
         raise DemoError(f"the embedded cloud did not start on {url}; the lines above say why")
@@ -140,16 +145,31 @@ def _admin(url: str, path: str) -> Any:
     return httpx.get(f"{url}/_sim/{path}", timeout=10.0).raise_for_status().json()
 
 
-def _register_key(url: str, key: Path) -> None:
+def _register_key(key: Path) -> None:
     """Scaleway installs the keys of its project on every server; this is the demo's project."""
-    config = yaml.safe_load((ROOT / f"Pulumi.{STACK}.yaml").read_text())["config"]
     public = key.with_suffix(".pub").read_text().strip()
-    headers = {"X-Auth-Token": config["scaleway:secretKey"]}
-    keys_url = f"{url}/scaleway/iam/v1alpha1/ssh-keys"
-    known = httpx.get(keys_url, headers=headers, timeout=10.0).raise_for_status().json()["ssh_keys"]
+    known = _cloud_api("GET", "iam/v1alpha1/ssh-keys")["ssh_keys"]
     if all(entry["public_key"] != public for entry in known):
-        body = {"name": "demo", "public_key": public, "project_id": config["scaleway:projectId"]}
-        httpx.post(keys_url, headers=headers, json=body, timeout=10.0).raise_for_status()
+        body = {"name": "demo", "public_key": public, "project_id": _config()["scaleway:projectId"]}
+        _cloud_api("POST", "iam/v1alpha1/ssh-keys", body)
+
+
+def _cloud_api(method: str, path: str, body: Any = None) -> Any:
+    """A call of the embedded Scaleway, as its console would make it."""
+    config = _config()
+    reply = httpx.request(
+        method,
+        f"{config['scaleway:apiUrl']}/{path}",
+        headers={"X-Auth-Token": config["scaleway:secretKey"]},
+        json=body,
+        timeout=10.0,
+    )
+    return reply.raise_for_status().json()
+
+
+def _config() -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((ROOT / f"Pulumi.{STACK}.yaml").read_text())["config"]
+    return config
 
 
 def _pulumi(*arguments: str, quiet: bool = False) -> str:
@@ -179,7 +199,7 @@ def _outputs() -> dict[str, Any]:
 
 
 def _show(outputs: dict[str, Any]) -> None:
-    table = Table(title="The fleet", title_justify="left")
+    table = Table()
     for column in ("node", "type", "IP", "volume", "model", "an hour", "status"):
         table.add_column(column)
     for name, node in outputs["nodes"].items():
@@ -193,7 +213,9 @@ def _show(outputs: dict[str, Any]) -> None:
             "unknown" if cost is None else f"{cost:.4f} {node['currency']}",
             "ready 100 %" if node["status"] == "ready" else node["status"],
         )
-    Console().print(table)
+    out = Console()
+    out.width = max(out.width, 110)
+    out.print(table)
 
 
 if __name__ == "__main__":

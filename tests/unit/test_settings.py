@@ -95,6 +95,10 @@ WRONG: list[tuple[str, Any, str, str]] = [
         "nodes[0].ami_source",
         "give parameter, or owner and name",
     ),
+    ("jobs", {"timeout_minutes": 0}, "jobs.timeout_minutes", "0 is below the minimum of 1"),
+    ("jobs", {"type": "t3.large"}, "jobs.type", "is not a GPU type of aws"),
+    ("jobs", {"control": {"existing": "mine"}}, "jobs.control.existing", "is malformed"),
+    ("jobs", {"timeout": 5}, "jobs.timeout", "did you mean timeout_minutes?"),
     ("nodes.0", {"name": "a", "cloud": "aws", "spot": {"price": 1}}, "nodes[0].spot.price", "did you mean"),
     (
         "nodes.0",

@@ -1,0 +1,142 @@
+"""What is decided about a machine on AWS before the engine acts, judged on the embedded AWS."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import boto3
+import pytest
+
+from components.aws import ec2
+from components.aws.credentials import Credentials, CredentialsError
+from components.aws.resources import FirstBootProvider
+from simcloud import aws
+from simcloud.testing import SimCloud, running_simcloud
+
+UBUNTU, PLAIN = "ami-0d1a0000000000003", "ami-0b120000000000001"
+MADE = {
+    "node": "a",
+    "region": "us-east-1",
+    "type": "g6.xlarge",
+    "digest": "d1",
+    "user_data": "first",
+    "ami": None,
+    "newest_ami": "ami-1",
+    "subnet": None,
+    "root_volume_gb": 200,
+    "made_with": {"ami": "ami-1", "subnet": "subnet-1"},
+    "made_user_data": "first",
+}
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimCloud]:
+    with running_simcloud(tmp_path_factory.mktemp("cloud"), nodes="none") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def api(cloud: SimCloud) -> Any:
+    return client(cloud, "ec2")
+
+
+def client(cloud: SimCloud, service: str) -> Any:
+    return boto3.client(
+        service,
+        endpoint_url=cloud.aws_url,
+        region_name="us-east-1",
+        aws_access_key_id=aws.DEV_ACCESS_KEY,
+        aws_secret_access_key=aws.DEV_SECRET_KEY,
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"newest_ami": "ami-2"},
+        {"user_data": "of another model, with another key"},
+        {"ami": "ami-1"},  # naming the image that it has
+        {"subnet": "subnet-1"},
+        {"type": "g6.2xlarge"},
+    ],
+)
+def test_a_machine_is_not_made_anew_for_what_nobody_asked_for(changes: dict[str, Any]) -> None:
+    found = FirstBootProvider().diff(
+        "id", MADE, {**MADE, "made_with": None, "made_user_data": None, **changes}
+    )
+    assert found.replaces == []
+
+
+@pytest.mark.parametrize("changes", [{"ami": "ami-2"}, {"digest": "d2"}, {"subnet": "subnet-2"}])
+def test_a_machine_is_made_anew_for_an_image_host_part_or_subnet_that_is_asked_for(
+    changes: dict[str, Any],
+) -> None:
+    assert FirstBootProvider().diff("id", MADE, {**MADE, **changes}).replaces == list(changes)
+
+
+def test_a_volume_that_would_shrink_is_refused_with_the_size_it_has() -> None:
+    failures = FirstBootProvider().check(MADE, {**MADE, "root_volume_gb": 150}).failures
+    assert [failure.property for failure in failures] == ["root_volume_gb"]
+    assert "set root_volume_gb: 200 or more" in failures[0].reason
+    assert FirstBootProvider().check(MADE, {**MADE, "root_volume_gb": 300}).failures == []
+    assert FirstBootProvider().check({}, MADE).failures == []
+
+
+def test_the_region_of_a_node_is_that_of_the_provider() -> None:
+    with pytest.raises(CredentialsError, match="pulumi config set aws:region eu-west-1"):
+        Credentials.resolve({"region": "us-east-1"}.get, "eu-west-1")
+
+
+def test_credentials_show_no_secret() -> None:
+    given = Credentials.resolve(
+        {"accessKey": "A", "secretKey": "planted", "token": "planted"}.get, "us-east-1"
+    )
+    assert "planted" not in repr(given)
+
+
+def test_a_launch_that_ec2_would_take_is_let_through(api: Any) -> None:
+    subnet = ec2.default_subnet(api, "g6.xlarge")
+    ec2.check_launch(api, "a", type_="g6.xlarge", ami=UBUNTU, subnet=subnet)
+
+
+def test_a_subnet_in_a_zone_without_the_type_names_the_zones_that_have_it(api: Any) -> None:
+    zones = ec2.offered_zones(api, "g6.xlarge")
+    subnets = {each["AvailabilityZone"]: each["SubnetId"] for each in api.describe_subnets()["Subnets"]}
+    without = next(subnet for zone, subnet in subnets.items() if zone not in zones)
+    with pytest.raises(ec2.Ec2Error, match=rf"a: subnet: .* does not offer g6.xlarge; .*{zones[0]}"):
+        ec2.check_launch(api, "a", type_="g6.xlarge", ami=UBUNTU, subnet=without)
+
+
+def test_an_image_without_the_driver_is_refused(api: Any) -> None:
+    with pytest.raises(ec2.Ec2Error, match=r"ami: .* carries no NVIDIA driver"):
+        ec2.check_launch(api, "a", type_="g6.xlarge", ami=PLAIN, subnet=None)
+
+
+def test_a_file_system_of_another_vpc_is_refused(cloud: SimCloud, api: Any) -> None:
+    efs = client(cloud, "efs")
+    vpc = api.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
+    other = api.create_subnet(VpcId=vpc, CidrBlock="10.9.0.0/24")["Subnet"]["SubnetId"]
+    system = efs.create_file_system(CreationToken="other")["FileSystemId"]
+    with pytest.raises(ec2.Ec2Error, match="has no mount target"):
+        ec2.check_share(efs, api, system, [other])
+    efs.create_mount_target(FileSystemId=system, SubnetId=other)
+    ec2.check_share(efs, api, system, [other])
+    with pytest.raises(ec2.Ec2Error, match=rf"jobs.file_system: {system} is mounted in {vpc}"):
+        ec2.check_share(efs, api, system, [])
+
+
+def test_an_existing_control_instance_is_given_the_role_once_and_never_loses_another(
+    cloud: SimCloud, api: Any
+) -> None:
+    iam = client(cloud, "iam")
+    for name in ("control", "other"):
+        iam.create_role(RoleName=name, AssumeRolePolicyDocument="{}")
+        iam.create_instance_profile(InstanceProfileName=name)
+        iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
+    launched = api.run_instances(ImageId=UBUNTU, InstanceType="t3.large", MinCount=1, MaxCount=1)
+    instance = launched["Instances"][0]["InstanceId"]
+    first = ec2.give_profile(api, instance, "control")
+    assert ec2.give_profile(api, instance, "control") == first
+    with pytest.raises(ec2.Ec2Error, match="has the instance profile control"):
+        ec2.give_profile(api, instance, "other")

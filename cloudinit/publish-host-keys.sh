@@ -6,10 +6,11 @@ set -euo pipefail
 . /usr/local/lib/vllm-fleet/stages.sh
 
 publish() {
-    # Scaleway's metadata service shows user data to privileged ports only, so to root.
+    # Scaleway's metadata service shows user data to privileged ports only, so to root. Not from port 1 on:
+    # cloud-init has just used the first ones, and a connection that lingers there blocks its port for a minute.
     cat /etc/ssh/ssh_host_*_key.pub |
-        curl --silent --show-error --fail --max-time 10 --local-port 1-1023 --request PATCH \
-            --header 'Content-Type: text/plain' --data-binary @- \
+        curl --silent --show-error --fail --max-time 10 --local-port "$((RANDOM % 400 + 600))-1023" \
+            --request PATCH --header 'Content-Type: text/plain' --data-binary @- \
             http://169.254.42.42/user_data/ssh-host-public-keys
 }
 

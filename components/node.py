@@ -43,6 +43,8 @@ class Machine:
     """What must exist before the machine can be reached."""
     hints: dict[str, Input[str]]
     """Names a diagnosis quotes: zone, server, security group."""
+    started: Input[str] | None = None
+    """Changes whenever this program starts the machine."""
 
 
 class GpuNode(pulumi.ComponentResource):
@@ -95,6 +97,7 @@ class GpuNode(pulumi.ComponentResource):
                 host_keys=machine.host_keys,
                 ssh_user=machine.ssh_user,
                 ready_when=machine.ready_when,
+                started=machine.started,
                 hints=machine.hints,
             ),
             pulumi.ResourceOptions(parent=self),

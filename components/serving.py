@@ -33,6 +33,8 @@ class Delivery:
     ssh_user: str
     ready_when: Sequence[pulumi.Resource]
     """What must exist before the node can be reached."""
+    started: Input[str] | None
+    """Changes whenever this program starts the machine: what ran before has to prove itself again."""
     hints: dict[str, Input[str]]
 
 
@@ -114,7 +116,7 @@ class ServedModel(pulumi.ComponentResource):
             },
             {"FLEET_API_KEY": Output.secret(secrets.api_key.get_secret_value())},
             # A new release is a new question, even where the gate's own inputs did not change.
-            [args.server_id, rollout.stdout],
+            [args.server_id, rollout.stdout, *([args.started] if args.started is not None else [])],
             ResourceOptions(parent=self, depends_on=[rollout]),
         )
         self.status = Output.unsecret(gate.stdout.apply(lambda _: "ready"))

@@ -99,6 +99,7 @@ class ScalewayGpuNode(GpuNode):
                 root_volume_gb=volume.size_gb.apply(int),
                 ssh_user="root",
                 ready_when=[power, keys],
+                started=power.started,
                 hints={
                     "zone": zone,
                     "server_id": server.id,

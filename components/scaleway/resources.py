@@ -458,7 +458,7 @@ class PowerProvider(ScalewayProvider):
         return CreateResult(props["server_id"], self._running(props["server_id"], props))
 
     def update(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
-        return UpdateResult(self._running(id_, news))
+        return UpdateResult(self._running(id_, {**news, "started": olds.get("started")}))
 
     def _running(self, server_id: str, props: dict[str, Any]) -> dict[str, Any]:
         client, node = self.client(props), props["node"]
@@ -470,7 +470,8 @@ class PowerProvider(ScalewayProvider):
             server = client.wait_server(
                 server_id, until={"stopped", "stopped in place"}, deadline_s=STOP_DEADLINE_S
             )
-        if server.state != "running":
+        was_running = server.state == "running"
+        if not was_running:
             Progress(node).reached(Stage.PROVIDER_START)
             if server.state != "starting":
                 client.server_action(server_id, "poweron")
@@ -478,7 +479,8 @@ class PowerProvider(ScalewayProvider):
         address = client.wait_public_ip(server_id, deadline_s=START_DEADLINE_S)
         Progress(node).reached(Stage.PROVIDER_GET_IP, address)
         Progress(node).reached(Stage.PROVIDER_SECURITY_GROUP, server.security_group_id or "")
-        return {**props, "state": "running", "public_ip": address}
+        started = props.get("started") if was_running else uuid.uuid4().hex[:12]
+        return {**props, "state": "running", "public_ip": address, "started": started or "before"}
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         server = self.client(props).find_server(id_)
@@ -494,6 +496,8 @@ class Power(Resource, module="scaleway", name="Power"):
     """That a server runs, and the public address it has while it does."""
 
     public_ip: Output[str]
+    started: Output[str]
+    """Changes whenever this resource starts the machine."""
 
     def __init__(
         self, name: str, *, zone: str, node: str, server_id: Input[str], opts: pulumi.ResourceOptions
@@ -504,6 +508,7 @@ class Power(Resource, module="scaleway", name="Power"):
             "server_id": server_id,
             "state": "running",
             "public_ip": None,
+            "started": None,
         }
         super().__init__(PowerProvider(), name, props, opts)
 

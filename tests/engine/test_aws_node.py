@@ -74,6 +74,13 @@ def test_the_machine_is_closed_encrypted_and_known_from_its_first_second(fleet: 
     rules = groups["SecurityGroups"][0]["IpPermissions"]
     assert [(rule["FromPort"], rule["IpRanges"][0]["CidrIp"]) for rule in rules] == [(10022, "127.0.0.1/32")]
 
+    # The user data holds the private host key.
+    state = {each["urn"].rsplit("::", 1)[-1]: each for each in fleet.stack.state()}
+    boot, server_state = state["a-first-boot"], state["a-server"]
+    held = [boot["inputs"]["user_data"], boot["outputs"]["user_data"], boot["outputs"]["made_user_data"]]
+    for value in [*held, server_state["inputs"]["userDataBase64"], server_state["outputs"]["userDataBase64"]]:
+        assert isinstance(value, dict), "not encrypted in the state"
+
     assert fleet.run("up").operations == {}
     assert fleet.drift() is None
 

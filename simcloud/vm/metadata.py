@@ -36,9 +36,7 @@ class MachineServer:
         self._fault = fault
         self._user_data = {} if boot.user_data is None else {"cloud-init": boot.user_data}
         routes = {"scaleway": self._scaleway, "linode": self._linode, "aws": self._aws}[boot.cloud]()
-        # Scaleway's service is asked from ports 1, 2, …: if the machine were the side that ends a connection
-        # first, its port would stay taken for a minute.
-        server = LoopbackServer(Starlette(routes=[*self._hardware(), *routes]), ports=3, keep_alive=False)
+        server = LoopbackServer(Starlette(routes=[*self._hardware(), *routes]), ports=3)
         self.metadata_port, self.unprivileged_port, self._hardware_port = server.ports
         self.close = server.close
 

@@ -47,9 +47,7 @@ class _Server(uvicorn.Server):
 class LoopbackServer:
     """An ASGI application on free ports of 127.0.0.1; handlers tell them by `request.scope["server"]`."""
 
-    def __init__(
-        self, app: ASGIApp, *, ports: int = 1, certificate: Path | None = None, keep_alive: bool = True
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, ports: int = 1, certificate: Path | None = None) -> None:
         self._sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(ports)]
         self.ports: list[int] = [each.getsockname()[1] for each in self._sockets]
         options: dict[str, Any] = {} if certificate is None else {"ssl_certfile": certificate}
@@ -62,7 +60,6 @@ class LoopbackServer:
                 log_config=None,
                 access_log=False,
                 timeout_graceful_shutdown=1,
-                timeout_keep_alive=30 if keep_alive else 0,
                 **options,
             )
         )

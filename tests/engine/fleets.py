@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 import yaml
-from conftest import ROOT, Result, Running, Stack
+from harness import ROOT, Result, Running, Stack
 
 from simcloud.testing import SimCloud
 

@@ -1,6 +1,6 @@
 """The Command stand-in under the real engine: what a program that uses pulumi-command relies on."""
 
-from tests.engine.conftest import alive
+from harness import alive
 
 LIFE = """
     import pulumi, os

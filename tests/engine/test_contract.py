@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from fleets import SECRETS, Fleet
+from harness import wait_for
 
 
 def test_up_makes_a_node_ready_and_destroy_leaves_nothing(fleet: Fleet) -> None:
@@ -84,14 +85,10 @@ def _power_off(fleet: Fleet) -> None:
 
 
 def _until_state(fleet: Fleet, server: str, state: str) -> None:
-    from conftest import wait_for
-
     wait_for(lambda: _api(fleet, "GET", server)["server"]["state"] == state, f"the server to be {state}")
 
 
 def _terminate(fleet: Fleet) -> None:
-    from conftest import wait_for
-
     server = _server(fleet)
     _api(fleet, "POST", f"/instance/v1/zones/fr-par-2/servers/{server}/action", {"action": "terminate"})
     wait_for(lambda: not fleet.cloud.inventory("server"), "the server to be gone")

@@ -9,8 +9,8 @@ import sys
 from typing import Any
 
 import pytest
-from conftest import TIMEOUT_S, wait_for
 from fleets import SECRETS, Fleet
+from harness import TIMEOUT_S, wait_for
 
 from fleet.progress import parse_line
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from conftest import TIMEOUT_S, wait_for
 from fleets import SECRETS, Fleet
+from harness import TIMEOUT_S, wait_for
 
 from fleet.ssh import Target, connect
 

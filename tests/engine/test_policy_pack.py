@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from conftest import ROOT, Result
 from fleets import Fleet
+from harness import ROOT, Result
 
 from policy import rules
 

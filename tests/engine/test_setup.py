@@ -3,8 +3,8 @@
 import subprocess
 
 import pytest
+from harness import ROOT, TIMEOUT_S, alive, descendants, wait_for
 
-from tests.engine.conftest import ROOT, TIMEOUT_S, alive, descendants, wait_for
 from tools import setup
 
 DYNAMIC = """

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from conftest import ROOT, TIMEOUT_S
 from fleets import Fleet
+from harness import ROOT, TIMEOUT_S
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 

@@ -169,6 +169,7 @@ class AwsGpuNode(GpuNode):
                 host_keys=host_key.public_key.apply(lambda key: [key]),
                 root_volume_gb=instance.root_block_device.apply(lambda device: int(device.volume_size)),
                 ssh_user=node.ssh_user,
+                started=power.started,
                 ready_when=[power, *([address] if address else [])],
                 hints={
                     "zone": node.region,

@@ -178,13 +178,21 @@ class PowerProvider(AwsProvider):
     def _seen(self, props: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
         # One that is about to run counts as running.
         state = "running" if found["State"]["Name"] == "pending" else found["State"]["Name"]
-        return {**props, "state": state, "public_ip": found.get("PublicIpAddress", "")}
+        return {
+            **props,
+            "state": state,
+            "public_ip": found.get("PublicIpAddress", ""),
+            # EC2 counts each start as a launch.
+            "started": found["LaunchTime"].isoformat(),
+        }
 
 
 class Power(Resource, module="aws", name="Power"):
     """That a machine runs, and its address: another one after each stop, unless an Elastic IP is on it."""
 
     public_ip: Output[str]
+    started: Output[str]
+    """When it was last started."""
 
     def __init__(
         self,
@@ -203,6 +211,7 @@ class Power(Resource, module="aws", name="Power"):
             "root_volume_gb": root_volume_gb,
             "state": "running",
             "public_ip": None,
+            "started": None,
         }
         super().__init__(PowerProvider(), name, props, opts)
 

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,9 @@ class Moto:
                     self._tokens[request.region, token] = (_launch(request), reply)
                 for instance_id in re.findall(rb"<instanceId>(i-[0-9a-f]+)</instanceId>", reply.body):
                     self._launched(request, self._ec2(request).get_instance(instance_id.decode()))
+            case "StartInstances":
+                for instance_id in request.listed("InstanceId"):
+                    self._ec2(request).get_instance(instance_id).launch_time = datetime.now(UTC)
             case "ModifyInstanceAttribute" if "DisableApiTermination.Value" in request.json:
                 instance = self._ec2(request).get_instance(request.json["InstanceId"])
                 instance.disable_api_termination = request.json["DisableApiTermination.Value"] == "true"

@@ -9,8 +9,8 @@ from typing import Any
 import boto3
 import fleets
 import pytest
-from conftest import Stack
 from fleets import Fleet
+from harness import Stack
 
 from simcloud import aws
 from simcloud.testing import running_simcloud
@@ -113,7 +113,8 @@ def test_a_newer_image_is_offered_and_a_change_behind_its_back_is_mended(fleet: 
     assert {"a-power", "a-security-group"} <= found.drifted
     # The image that is left out is not the newest: it is the one the machine was made with.
     del fleet.config["nodes"][0]["ami"]
-    fleet.run("up")
+    mended = fleet.run("up")
+    assert "a-serving-gate" in mended.operations, "a machine started again has to prove itself again"
     assert fleet.drift() is None
     after = server(fleet)
     assert (after["InstanceId"], after["State"]["Name"]) == (before["InstanceId"], "running")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from harness import Stack
 
 from simcloud.linode import DEV_TOKEN
 from simcloud.testing import SimCloud, running_simcloud
-from tests.engine.conftest import Stack
 
 USER_DATA = base64.b64encode(b"#cloud-config\n# planted-host-key\n").decode()
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGqDL2uu2vYdbMQtRIzRPCe7nPLdTm1BrxtX1lA1dVYz me"

@@ -13,10 +13,10 @@ import fleets
 import httpx
 import pytest
 from fleets import Fleet
+from harness import Stack
 
 from simcloud.linode import DEV_TOKEN
 from simcloud.testing import running_simcloud
-from tests.engine.conftest import Stack
 
 SERVER, FIREWALL = "a-server", "a-firewall"
 

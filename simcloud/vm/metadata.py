@@ -8,6 +8,7 @@ bus would tell the stand-in driver, and the fault the machine should have.
 from __future__ import annotations
 
 import base64
+import json
 import uuid
 from collections.abc import Callable, Mapping
 
@@ -158,6 +159,8 @@ class MachineServer:
             "public-keys": {key.partition("=")[0]: value for key, value in keys.items()},
         }  # fmt: skip
 
+        identity = json.dumps({"instanceId": boot.server_id, "region": "embedded-1"})
+
         async def grant(request: Request) -> Response:
             if not request.headers.get("x-aws-ec2-metadata-token-ttl-seconds", "").isdigit():
                 return PlainTextResponse("missing TTL\n", status_code=400)
@@ -172,7 +175,7 @@ class MachineServer:
                 return Response(status_code=404) if data is None else Response(data)
             if path == ["meta-data", "public-keys"]:
                 return PlainTextResponse("\n".join(keys))
-            node: object = {"meta-data": tree, "dynamic": {}}
+            node: object = {"meta-data": tree, "dynamic": {"instance-identity": {"document": identity}}}
             for name in path:
                 if not isinstance(node, Mapping) or name not in node:
                     return Response(status_code=404)

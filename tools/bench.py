@@ -24,6 +24,7 @@ import httpx
 import yaml
 
 from simcloud.testing import SimCloud, running_simcloud
+from tools.bench_parts.plan import bench_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results.json"
@@ -72,7 +73,13 @@ def up_of_ten_nodes() -> Result:
     return Result(round(taken, 2), 1.3, "ratio")
 
 
+def plan_over_the_catalog() -> Result:
+    """`fleet plan` over all five clouds, once Python has started."""
+    return Result(*bench_plan())
+
+
 BENCHES: list[Callable[[], Result]] = [
+    plan_over_the_catalog,
     preview_of_one_node,
     preview_of_a_hundred_nodes,
     up_of_one_node,

@@ -113,7 +113,10 @@ def _rename(fleet: Fleet) -> None:
 
 def _grow_behind_its_back(fleet: Fleet) -> None:
     volume = next(thing for thing in fleet.cloud.inventory("volume") if thing["node"] == "a")
-    _api(fleet, "PATCH", f"/block/v1/zones/fr-par-2/volumes/{volume['id']}", {"size": 250 * 10**9})
+    path = f"/block/v1/zones/fr-par-2/volumes/{volume['id']}"
+    _api(fleet, "PATCH", path, {"size": 250 * 10**9})
+    # While it is being resized, it still shows its former size.
+    wait_for(lambda: _api(fleet, "GET", path)["size"] == 250 * 10**9, "the volume to have grown")
 
 
 @pytest.mark.parametrize(

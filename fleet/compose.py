@@ -96,7 +96,10 @@ def compose_document(serving: Serving) -> dict[str, Any]:
 
 def compose_file(serving: Serving) -> str:
     """`/opt/llm/docker-compose.yml`, deterministic."""
-    return yaml.safe_dump(compose_document(serving), sort_keys=False, allow_unicode=True, width=1000)
+    # By libyaml: a preview of a fleet waits for it.
+    return yaml.dump(
+        compose_document(serving), Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True, width=1000
+    )
 
 
 def plain_environment(serving: Serving) -> dict[str, str]:

@@ -148,8 +148,9 @@ class HostPart:
 
     def digest(self) -> str:
         """Names the host part: neither what is served, nor the image, nor any key or secret takes part."""
+        released = self._released()
         host = {
-            "files": [file for file in self._files() if file["path"] not in self._released()],
+            "files": [file for file in self._files() if file["path"] not in released],
             "commands": self._commands(),
         }
         return hashlib.sha256(json.dumps(host, sort_keys=True).encode()).hexdigest()[:16]
@@ -257,11 +258,11 @@ def _file(path: str, content: str, mode: str = "0644") -> dict[str, str]:
     return {"path": path, "permissions": mode, "content": content}
 
 
-class _Dumper(yaml.SafeDumper):
-    """Texts of several lines as blocks, for people to read."""
+class _Dumper(yaml.CSafeDumper):
+    """Texts of several lines as blocks, for people to read; by libyaml, since previews wait for it."""
 
 
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+def _text(dumper: yaml.CSafeDumper, text: str) -> yaml.ScalarNode:
     style = "|" if "\n" in text else None
     # YAML 1.1 takes NEL for a line break and reads back another one, except from an escape.
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else style)

@@ -41,7 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument(
         "--speed", type=float, default=1.0, help="factor on the real clouds' delays; 0: no delays"
     )
-    up.add_argument("--nodes", choices=["light", "none"], default="light", help="what runs behind a server")
+    up.add_argument(
+        "--nodes", choices=["light", "vm", "none"], default="light", help="what runs behind a server"
+    )
     up.add_argument("--ssh-port", type=int, default=DEFAULT_SSH_PORT, help="port of the nodes' SSH servers")
     up.add_argument(
         "--scaleway-secret-key", action="append", metavar="UUID", help="an accepted key; may be given again"
@@ -58,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(given: argparse.Namespace) -> int:
     state: Path = given.state.resolve()
+    if given.nodes == "vm":
+        _build_machines()
     if given.detach:
         arguments = [
             f"--port={given.port}",
@@ -75,11 +79,14 @@ def _serve(given: argparse.Namespace) -> int:
     def backend() -> NodeBackend:
         if given.nodes == "none":
             return NoNodes()
-        # Imported here: whoever needs no machines does not wait for an SSH server's libraries.
+        # Imported here: whoever needs no machines does not wait for their libraries.
+        if given.nodes == "vm":
+            from simcloud.vm import VmNodes  # noqa: PLC0415
+
+            return VmNodes(ssh_port=given.ssh_port)
         from simcloud.light import LightNodes  # noqa: PLC0415
 
-        nodes: NodeBackend = LightNodes(ssh_port=given.ssh_port, speed=given.speed)
-        return nodes
+        return LightNodes(ssh_port=given.ssh_port, speed=given.speed)
 
     def clouds(simulation: Simulation) -> list[Cloud]:
         secret_keys = given.scaleway_secret_key or [DEV_SECRET_KEY]
@@ -98,6 +105,17 @@ def _serve(given: argparse.Namespace) -> int:
         speed=given.speed,
     )
     return 0
+
+
+def _build_machines() -> None:
+    from simcloud.vm import build  # noqa: PLC0415
+    from simcloud.vm.host import HostError  # noqa: PLC0415
+
+    try:
+        # Before the process goes to the background: it takes minutes the first time and says what it does.
+        build()
+    except HostError as error:
+        raise SimcloudError(f"--nodes vm: {error}") from error
 
 
 def _down(given: argparse.Namespace) -> int:

@@ -62,7 +62,7 @@ def make_app(state: Path, *, clouds: Clouds, backend: NodeBackend, ssh_port: int
     controls = _Controls(simulation, served)
     return Starlette(
         routes=[
-            Mount("/_sim", routes=controls.routes()),
+            Mount("/_sim", routes=[*controls.routes(), *backend.controls()]),
             *(route for cloud in served for route in routes(cloud, simulation)),
         ],
         lifespan=lifespan,

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from starlette.routing import BaseRoute
+
 
 @dataclass(frozen=True)
 class Boot:
@@ -56,3 +58,7 @@ class NodeBackend(Protocol):
     async def close(self) -> None:
         """Power off everything."""
         ...
+
+    def controls(self) -> list[BaseRoute]:
+        """What can be set from outside beside faults, as routes below `/_sim`."""
+        return []

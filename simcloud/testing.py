@@ -180,7 +180,7 @@ def running_simcloud(
         state: directory for everything it keeps.
         speed: factor on the real clouds' delays.
         port: 0 takes a free one.
-        nodes: `light` or `none`.
+        nodes: `light`, `vm` (their images built before) or `none`.
         ssh_port: port of the nodes' SSH servers.
     """
     arguments = [f"--speed={speed}", f"--port={port}", f"--nodes={nodes}", f"--ssh-port={ssh_port}"]

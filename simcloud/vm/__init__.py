@@ -1,5 +1,5 @@
 """Virtual-machine nodes: the user data a cloud API received, on a machine that really boots."""
 
-from simcloud.vm.backend import FAULTS, MachineFault, Snapshot, VmNodes
+from simcloud.vm.backend import FAULTS, MachineFault, Snapshot, VmNodes, build
 
-__all__ = ["FAULTS", "MachineFault", "Snapshot", "VmNodes"]
+__all__ = ["FAULTS", "MachineFault", "Snapshot", "VmNodes", "build"]

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from simcloud.vm.backend import VmNodes
-from simcloud.vm.mirrors import Condition, Mirror
+from simcloud.vm.mirrors import Condition, Mirror, Mirrors
 
 
-def mirror_routes(backend: VmNodes) -> list[Route]:
+def mirror_routes(mirrors_of: Callable[[str], Mirrors]) -> list[Route]:
     """`GET /mirrors/{node}`: the mirrors' conditions; `PUT /mirrors/{node}/{mirror}`: sets one, a Condition.
 
     A node need not exist yet: what is set for its name holds when it starts.
     """
 
     async def conditions(request: Request) -> Response:
-        mirrors = backend.mirrors(request.path_params["node"])
+        mirrors = mirrors_of(request.path_params["node"])
         return JSONResponse({mirror: mirrors[mirror].model_dump() for mirror in Mirror})
 
     async def set_condition(request: Request) -> Response:
@@ -29,7 +30,7 @@ def mirror_routes(backend: VmNodes) -> list[Route]:
             return JSONResponse({"errors": error.errors(include_url=False, include_input=False)}, 400)
         except ValueError as error:
             return JSONResponse({"errors": [{"msg": f"{error}: there are {', '.join(Mirror)}"}]}, 404)
-        backend.mirrors(request.path_params["node"])[mirror] = condition
+        mirrors_of(request.path_params["node"])[mirror] = condition
         return JSONResponse(condition.model_dump())
 
     return [

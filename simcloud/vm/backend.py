@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from starlette.routing import BaseRoute
+
 from simcloud.nodes import Boot, NodeBackend
 from simcloud.vllm_sim import Fault as SimulatorFault
-from simcloud.vm.containers import running_registry
+from simcloud.vm.admin import mirror_routes
+from simcloud.vm.containers import registry_storage, running_registry
 from simcloud.vm.host import run
 from simcloud.vm.image import MIRROR_ADDRESS, MachineImage, machine_image
 from simcloud.vm.metadata import (
@@ -53,6 +56,16 @@ _MIRROR_FAULTS = {
 }
 
 FAULTS = (*MachineFault, *_MIRROR_FAULTS, *SimulatorFault)
+
+
+def build() -> None:
+    """Make what machines are made of, on first use: about two minutes.
+
+    Raises HostError when this host cannot run machines, saying what is missing.
+    """
+    image = machine_image()
+    registry_storage()
+    accelerator(image.kernel, image.initrd)
 
 
 @dataclass(frozen=True)
@@ -123,6 +136,10 @@ class VmNodes(NodeBackend):
                     speed_factor=await asyncio.to_thread(speed_factor),
                 )
             return self._ground
+
+    def controls(self) -> list[BaseRoute]:
+        """`/mirrors/…`: bandwidth and failures of each machine's mirrors."""
+        return [*mirror_routes(self.mirrors)]
 
     def mirrors(self, name: str) -> Mirrors:
         """The mirrors of the machine of this name, now or at its next start."""

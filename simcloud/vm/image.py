@@ -2,8 +2,8 @@
 
 Two variants, as the clouds have them: `plain`, and `gpu`, which already carries Docker, the driver and the
 toolkit. Built once, kept under a digest of its recipe. Names of the outside world (package archives,
-registries) lead to the mirrors of `simcloud.vm.mirrors`, over TLS where the vendors use it, so that user
-data needs no word about them.
+registries) lead to the mirrors of `simcloud.vm.mirrors`, over TLS where the vendors use it, and a vendor's
+signing key to the one the mirror signs with for it, so that user data needs no word about them.
 """
 
 from __future__ import annotations
@@ -79,10 +79,6 @@ class MachineImage:
         """PEM, certificate and key of the mirrored hosts; machines trust its authority."""
         return self.directory / "mirror.pem"
 
-    def signing_key(self, publisher: str) -> str:
-        """Armored public key of a publisher of `packages.KEYS`, for user data that pins it."""
-        return (self.archive / "keys" / f"{publisher}.asc").read_text()
-
     def disk(self, variant: str) -> Path:
         """Base disk, qcow2, of `plain` or `gpu`."""
         return self.directory / f"{variant}.qcow2"
@@ -157,6 +153,12 @@ def _configure(root: Path, archive: Path, authority: bytes) -> None:
     guest("docker.conf", "etc/systemd/system/docker.service.d/10-embedded-cloud.conf")
     guest("metadata-guard.nft", "usr/lib/embedded-cloud/metadata-guard.nft")
     guest("metadata-guard.service", "etc/systemd/system/metadata-guard.service")
+    (root / "usr/bin/sqv").rename(root / "usr/lib/embedded-cloud/sqv")
+    guest("sqv", "usr/bin/sqv")
+    for fingerprint, publisher in packages.VENDOR_KEYS.items():
+        put(
+            f"usr/lib/embedded-cloud/keys/{fingerprint}.asc", (archive / f"keys/{publisher}.asc").read_bytes()
+        )
     hosts = f"127.0.0.1 localhost\n{MIRROR_ADDRESS} {' '.join(MIRRORED_HOSTS)}\n"
     put("etc/hosts", hosts.encode())
     put("usr/local/share/ca-certificates/embedded-cloud.crt", authority)

@@ -41,6 +41,14 @@ DOCKER_PACKAGES = ("docker.io", "docker-cli", "docker-compose", "jq")
 KEYS = ("archive", "docker", "nvidia")
 """One signing key a publisher, so that trusting one of them trusts no other."""
 
+VENDOR_KEYS = {
+    "9DC858229FC7DD38854AE2D88D81803C0EBFCD88": "docker",
+    "C95B321B61E88C1809C4F759DDCAE044F796ECB0": "nvidia",
+    "EB693B3035CD5710E231E123A4B469963BF863CC": "nvidia",
+}
+"""Fingerprint of a vendor's own key, as it publishes it, → whose key of `KEYS` machines take for it: Docker's
+apt repository, NVIDIA's container toolkit, CUDA."""
+
 # The effect of a driver that is installed but not loaded: the boot that installed it does not see the GPU. In
 # the building of an image nothing is booted, and the first boot finds the driver in place.
 _DRIVER_INSTALLED = """#!/bin/sh

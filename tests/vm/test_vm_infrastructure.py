@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 import yaml
 
+from fleet.userdata import FILES
 from simcloud.vm import Snapshot
 from simcloud.vm.mirrors import Condition, Fault, Mirror
 from simcloud.vm.testing import Guest, Lab
@@ -95,7 +96,7 @@ def serial_install(toolkit_key: str) -> bytes:
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def installed(lab: Lab) -> AsyncIterator[tuple[Guest, Snapshot]]:
     """A Linode machine that went from nothing to serving, and its state then."""
-    guest = await lab.boot("linode", serial_install(lab.ground.image.signing_key("nvidia")))
+    guest = await lab.boot("linode", serial_install((FILES / "nvidia-container-toolkit.asc").read_text()))
     await guest.until(SERVING, deadline_s=600)
     yield guest, await lab.snapshot(guest, "serving")
 

@@ -17,7 +17,7 @@ ACTIONLINT = { command -v go >/dev/null || { echo >&2 'missing: Go, which builds
 	&& go -C tools/actionlint tool actionlint $(CURDIR)/.github/workflows/*.yml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup env demo demo-break demo-down test test-vm check schema format preview up-stack drift reap bench clean
+.PHONY: help setup env demo demo-vm demo-break demo-down test test-vm check schema format preview up-stack drift reap bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ env: ## print shell settings for plain `pulumi`, to be evaluated by the shell
 
 demo: ## create a GPU node on the embedded cloud, from `pulumi up` to ready
 	@$(WITH) python -m tools.demo up
+
+demo-vm: ## the same with a virtual machine behind the server: a real first boot
+	@$(WITH) python -m tools.demo vm
 
 demo-break: ## switch the demo's server off behind Pulumi's back
 	@$(WITH) python -m tools.demo break

@@ -1,4 +1,4 @@
-"""`make demo` and `make demo-down`: the dev stack on an embedded cloud, by the real engine.
+"""`make demo`, `make demo-vm` and `make demo-down`: the dev stack on an embedded cloud, by the real engine.
 
 Everything it makes lies below `.fleet/`, which `down` leaves empty of it.
 """
@@ -34,11 +34,11 @@ class DemoError(Exception):
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m tools.demo up|break|down`."""
-    commands = {"up": up, "break": break_it, "down": down}
+    """`python -m tools.demo up|vm|break|down`."""
+    commands = {"up": up, "vm": lambda: up(nodes="vm"), "break": break_it, "down": down}
     command = commands.get(arguments[0] if len(arguments) == 1 else "")
     if command is None:
-        console.print("usage: python -m tools.demo up|break|down")
+        console.print("usage: python -m tools.demo up|vm|break|down")
         return 2
     try:
         command()
@@ -48,16 +48,16 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def up() -> None:
-    """Start the embedded cloud, bring the dev stack up, show what there is."""
+def up(nodes: str = "light") -> None:
+    """Start the embedded cloud with `nodes` behind it, bring the dev stack up, show what there is."""
     started = time.monotonic()
     url = _api_url()
     HOME.mkdir(parents=True, exist_ok=True)
     key = _ssh_key()
-    _start_cloud(url)
+    _start_cloud(url, nodes)
     _register_key(key)
     _pulumi("stack", "select", STACK, "--create", quiet=True)
-    console.print("\n[bold]pulumi up[/] — the real engine, an embedded Scaleway, a light node\n")
+    console.print(f"\n[bold]pulumi up[/] — the real engine, an embedded Scaleway, {_NODES[nodes]}\n")
     _pulumi("up", "--yes", "--skip-preview", "--stack", STACK)
     _show(_outputs())
     console.print(f"\n{_NEXT}\n\nTook {time.monotonic() - started:.0f} s.", soft_wrap=True)
@@ -99,6 +99,11 @@ def down() -> None:
     console.print("Nothing is left: no server, volume, address, security group, process or file.")
 
 
+_NODES = {
+    "light": "a light node",
+    "vm": "a virtual machine that boots, pulls and serves: minutes, not seconds",
+}
+
 _NEXT = """[bold]What to try next[/]
   eval "$(make -s env)"                                     use this checkout's pulumi
   pulumi up                                                 nothing changes
@@ -122,13 +127,17 @@ def _ssh_key() -> Path:
     return key
 
 
-def _start_cloud(url: str) -> None:
+def _start_cloud(url: str, nodes: str) -> None:
+    kind = HOME / "nodes"
     if _answers(url):
+        if (others := kind.read_text()) != nodes:
+            raise DemoError(f"the embedded cloud already runs {_NODES[others]}; run make demo-down first")
         return
+    kind.write_text(nodes)
     port = httpx.URL(url).port
     command = [
         *(sys.executable, "-m", "simcloud", "serve", "--detach"),
-        *("--state", str(CLOUD), "--port", str(port), "--speed", str(SPEED)),
+        *("--state", str(CLOUD), "--port", str(port), "--speed", str(SPEED), "--nodes", nodes),
     ]
     if subprocess.run(command, cwd=ROOT, check=False).returncode:
         raise DemoError(f"the embedded cloud did not start on {url}; the lines above say why")

@@ -202,10 +202,10 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    """Waits until the condition holds; after `TIMEOUT_S` the test fails and says what it waited for."""
-    deadline = time.monotonic() + TIMEOUT_S
+def wait_for(condition: Callable[[], object], what: str, timeout_s: float = TIMEOUT_S) -> None:
+    """Waits until the condition holds; after `timeout_s` the test fails and says what it waited for."""
+    deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
-            pytest.fail(f"waited {TIMEOUT_S:g} s for {what}")
+            pytest.fail(f"waited {timeout_s:g} s for {what}")
         time.sleep(0.05)

@@ -52,8 +52,8 @@ class GpuNode(pulumi.ComponentResource):
 
     server_id: Output[str]
     """The server's id in its cloud."""
-    cloud: Output[str]
-    zone: Output[str]
+    cloud: str
+    zone: str
     """Zone or region, as its cloud names it."""
     public_ip: Output[str]
     ssh: Output[dict[str, Any]]
@@ -62,17 +62,17 @@ class GpuNode(pulumi.ComponentResource):
     """Opens a shell on the node, the host verified against the pinned key."""
     tunnel_command: Output[str]
     """Forwards the node's vLLM (and Open WebUI) to the same ports of this machine."""
-    endpoint: Output[str]
+    endpoint: str
     """Base URL of the OpenAI API once the tunnel is open."""
-    model: Output[str]
+    model: str
     """Name clients ask for."""
-    container: Output[str]
+    container: str
     """Name of the vLLM container."""
-    ports: Output[dict[str, int]]
+    ports: dict[str, int]
     """Ports on the node's loopback: `vllm`, and `webui` where it runs."""
     cost: Cost
     """Server, volume and address, in the cloud's currency; unknown where the catalog does not know."""
-    type: Output[str]
+    type: str
     root_volume_gb: Output[int]
     """Size the cloud reports, in 10⁹ bytes."""
     status: Output[str]
@@ -103,37 +103,33 @@ class GpuNode(pulumi.ComponentResource):
             pulumi.ResourceOptions(parent=self),
         )
         self.cost = node.cost_per_hour()
-        self.type = Output.from_input(node.type)
+        self.type = node.type
         self.server_id = machine.server_id
-        self.cloud = Output.from_input(node.cloud)
-        self.zone = Output.from_input(node.location)
+        self.cloud = node.cloud
+        self.zone = node.location
         self.public_ip = machine.public_ip
-        self.ssh = Output.from_input(
-            {
-                "host": machine.public_ip,
-                "port": args.access.ssh_port,
-                "user": machine.ssh_user,
-                "private_key_path": str(args.access.ssh_private_key_path),
-                "host_keys": machine.host_keys,
-            }
+        contact = Output.all(machine.public_ip, machine.host_keys).apply(
+            lambda known: _target(args.access, machine.ssh_user, *known)
         )
-        contact = Output.all(machine.public_ip, machine.host_keys)
-        self.ssh_command = contact.apply(lambda c: ssh_command(args.access, machine.ssh_user, *c))
-        self.tunnel_command = contact.apply(
-            lambda c: tunnel_command(args.access, node.serving, machine.ssh_user, *c)
-        )
-        self.endpoint = Output.from_input(f"http://127.0.0.1:{node.serving.port}/v1")
-        self.model = Output.from_input(node.serving.served_name)
-        self.container = Output.from_input(node.serving.container_name)
+        self.ssh = contact.apply(described)
+        self.ssh_command = contact.apply(ssh_command)
+        self.tunnel_command = contact.apply(lambda target: tunnel_command(target, node.serving))
+        self.endpoint = f"http://127.0.0.1:{node.serving.port}/v1"
+        self.model = node.serving.served_name
+        self.container = node.serving.container_name
         webui = {"webui": layout.WEBUI_PORT} if node.serving.webui else {}
-        self.ports = Output.from_input({"vllm": node.serving.port, **webui})
+        self.ports = {"vllm": node.serving.port, **webui}
         self.root_volume_gb = machine.root_volume_gb
         self.status = served.status
         self.rollout = served.rollout
         self.register_outputs(self.outputs())
 
-    def outputs(self) -> dict[str, Output[Any]]:
-        """The contract, as `pulumi stack output nodes` shows it."""
+    def outputs(self) -> dict[str, Any]:
+        """The contract, as `pulumi stack output nodes` shows it.
+
+        What is known from the configuration is a plain value: an `Output` of each would be one more thing
+        for every step of a large fleet's preview to wait for.
+        """
         return {
             "id": self.server_id,
             "cloud": self.cloud,
@@ -147,25 +143,33 @@ class GpuNode(pulumi.ComponentResource):
             "model": self.model,
             "container": self.container,
             "ports": self.ports,
-            "cost_per_hour": Output.from_input(self.cost.total),
-            "currency": Output.from_input(self.cost.currency),
+            "cost_per_hour": self.cost.total,
+            "currency": self.cost.currency,
             "root_volume_gb": self.root_volume_gb,
             "status": self.status,
         }
 
 
-def ssh_command(access: settings.Access, user: str, host: str, host_keys: Sequence[str]) -> str:
+def described(target: Target) -> dict[str, Any]:
+    """The fields of a target as plain values."""
+    return {
+        "host": target.host,
+        "port": target.port,
+        "user": target.user,
+        "private_key_path": str(target.private_key_path),
+        "host_keys": list(target.host_keys),
+    }
+
+
+def ssh_command(target: Target) -> str:
     """The command that opens a shell."""
-    return shlex.join(openssh(_target(access, user, host, host_keys)))
+    return shlex.join(openssh(target))
 
 
-def tunnel_command(
-    access: settings.Access, serving: settings.Serving, user: str, host: str, host_keys: Sequence[str]
-) -> str:
+def tunnel_command(target: Target, serving: settings.Serving) -> str:
     """The command that forwards the node's loopback ports to this machine's."""
     ports = [serving.port, *([layout.WEBUI_PORT] if serving.webui else [])]
     forwards = [part for port in ports for part in ("-L", f"127.0.0.1:{port}:127.0.0.1:{port}")]
-    target = _target(access, user, host, host_keys)
     return shlex.join(openssh(target, "-N", "-o", "ExitOnForwardFailure=yes", *forwards))
 
 

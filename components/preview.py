@@ -57,17 +57,10 @@ def choose_pins(config: StackSettings) -> dict[str, Pin]:
     return pins
 
 
-def tell(
+async def tell(
     nodes: Mapping[str, GpuNode], checks: Mapping[str, NodeCheck], cost: Cost, rate: ExchangeRate
 ) -> None:
     """Attach to each node what was found out about it, and to the stack what it costs."""
-    # The engine awaits an output before it calls the program done; a bare task it would not.
-    _: pulumi.Output[None] = pulumi.Output.from_input(_tell(nodes, checks, cost, rate))
-
-
-async def _tell(
-    nodes: Mapping[str, GpuNode], checks: Mapping[str, NodeCheck], cost: Cost, rate: ExchangeRate
-) -> None:
     try:
         before = _outputs(await pulumi.runtime.invoke_async(*_own_outputs()))
     except Exception as error:  # a difference that cannot be told must not stop a preview

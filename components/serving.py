@@ -3,6 +3,7 @@ when its inputs changed, and one that failed never enters state and runs again a
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,22 +56,27 @@ class ServedModel(pulumi.ComponentResource):
             "ready_s": health.ready_timeout_s,
             "token_s": health.first_token_timeout_s,
         }
-        target = {
-            "host": args.host,
-            "port": args.access.ssh_port,
-            "user": args.ssh_user,
-            "private_key_path": str(args.access.ssh_private_key_path),
-            "host_keys": args.host_keys,
-        }
+        # One output of all that is known later, rather than one of each leaf of a spec.
+        machine = Output.all(host=args.host, host_keys=args.host_keys, hints=Output.all(**args.hints)).apply(
+            lambda known: {
+                "target": {
+                    "host": known["host"],
+                    "port": args.access.ssh_port,
+                    "user": args.ssh_user,
+                    "private_key_path": str(args.access.ssh_private_key_path),
+                    "host_keys": known["host_keys"],
+                },
+                "hints": known["hints"],
+            }
+        )
 
         rollout = self.rollout = _run(
             f"{name}-rollout",
             "fleet.rollout",
+            machine,
             {
                 "node": args.node.name,
                 "cloud": args.node.cloud,
-                "target": target,
-                "hints": args.hints,
                 "compose": compose.compose_file(serving),
                 "environment": compose.env_file(compose.plain_environment(serving)),
                 "owner": f"{pulumi.get_project()}/{pulumi.get_stack()}",
@@ -104,11 +110,10 @@ class ServedModel(pulumi.ComponentResource):
         gate = _run(
             f"{name}-gate",
             "fleet.gate",
+            machine,
             {
                 "node": args.node.name,
                 "cloud": args.node.cloud,
-                "target": target,
-                "hints": args.hints,
                 "vllm_port": serving.port,
                 "served_model": serving.served_name,
                 "container_name": serving.container_name,
@@ -138,6 +143,7 @@ def _python() -> str:
 def _run(
     name: str,
     module: str,
+    machine: Output[dict[str, object]],
     spec: dict[str, object],
     secret_environment: dict[str, Output[str]],
     triggers: list[Input[object]],
@@ -148,7 +154,7 @@ def _run(
         name,
         local.CommandArgs(
             create=f"{_python()} -m {module}",
-            stdin=Output.json_dumps(spec, sort_keys=True),
+            stdin=machine.apply(lambda known: json.dumps({**spec, **known}, sort_keys=True)),
             environment=secret_environment,
             triggers=triggers,
             # Progress goes to stderr and is shown; the report on stdout is for the state alone.

@@ -59,9 +59,7 @@ class ScalewayGpuNode(GpuNode):
                 parent=self,
                 # The machine holds everything that costs hours to rebuild.
                 protect=node.protect,
-                hooks=ResourceHookBinding(
-                    before_create=[stock_check(f"{name}-stock", zone, node.type, self)]
-                ),
+                hooks=ResourceHookBinding(before_create=[stock_check(f"{name}-server", self)]),
             ),
         )
         volume = RootVolume(

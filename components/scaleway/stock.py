@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import urllib.request
+from functools import cache
 from typing import Any
 
 import pulumi
@@ -18,29 +19,43 @@ _asked: dict[str, asyncio.Task[dict[str, str]]] = {}
 """One answer a zone serves every node of it."""
 
 
-def stock_check(name: str, zone: str, commercial_type: str, node: pulumi.Resource) -> pulumi.ResourceHook:
-    """A hook for the creation of a server: in a preview it warns when the zone is short of its type."""
+def stock_check(server: str, node: pulumi.Resource) -> pulumi.ResourceHook:
+    """A hook for the creation of a server: in a preview it warns when the zone is short of its type.
 
-    async def tell() -> None:
-        if zone not in _asked:
-            _asked[zone] = asyncio.create_task(asyncio.to_thread(_ask, zone))
-        try:
-            word = (await _asked[zone]).get(commercial_type)
-        except Exception as error:  # advice must never stop a preview
-            pulumi.log.info(
-                f"stock: Scaleway did not say whether {zone} has a {commercial_type}: {error}", node
-            )
-            return
-        if word in ("scarce", "shortage"):
-            pulumi.log.warn(_sentence(zone, commercial_type, word), node)
+    `server` is the server's resource name. All servers share one hook: the engine's way to call back is set
+    up for each anew.
+    """
+    _nodes[server] = node
+    return _hook()
 
-    def hook(_: pulumi.ResourceHookArgs) -> None:
+
+_nodes: dict[str, pulumi.Resource] = {}
+"""What to tell of a server, by the server's resource name."""
+
+
+@cache
+def _hook() -> pulumi.ResourceHook:
+    def hook(args: pulumi.ResourceHookArgs) -> None:
         # When it is being created, Scaleway's own answer comes with it.
         if pulumi.runtime.is_dry_run():
+            inputs = args.new_inputs or {}
+            telling = _tell(inputs["zone"], inputs["commercial_type"], _nodes[args.name])
             # The rest of the preview does not wait for the answer, its end does: it awaits every output.
-            _told: pulumi.Output[None] = pulumi.Output.from_input(tell())
+            _told: pulumi.Output[None] = pulumi.Output.from_input(telling)
 
-    return pulumi.ResourceHook(name, hook, pulumi.ResourceHookOptions(on_dry_run=True))
+    return pulumi.ResourceHook("scaleway-stock", hook, pulumi.ResourceHookOptions(on_dry_run=True))
+
+
+async def _tell(zone: str, commercial_type: str, node: pulumi.Resource) -> None:
+    if zone not in _asked:
+        _asked[zone] = asyncio.create_task(asyncio.to_thread(_ask, zone))
+    try:
+        word = (await _asked[zone]).get(commercial_type)
+    except Exception as error:  # advice must never stop a preview
+        pulumi.log.info(f"stock: Scaleway did not say whether {zone} has a {commercial_type}: {error}", node)
+        return
+    if word in ("scarce", "shortage"):
+        pulumi.log.warn(_sentence(zone, commercial_type, word), node)
 
 
 def _sentence(zone: str, commercial_type: str, word: str) -> str:

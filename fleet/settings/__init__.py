@@ -37,6 +37,7 @@ from fleet.settings.models import (
     StackSettings,
 )
 from fleet.settings.problems import Problem, SettingsError, problems_of
+from fleet.settings.provision import Provision
 from fleet.ssh_key import NoPublicKey, public_key
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "Node",
     "Pin",
     "Problem",
+    "Provision",
     "Rollout",
     "ScalewayNode",
     "Secrets",
@@ -99,6 +101,7 @@ def parse(raw: Mapping[str, Any], pins: Mapping[str, Pin] | None = None) -> Stac
     problems = [
         *_key_file_problems(settings),
         *_architecture_problems(settings),
+        *_provision_problems(settings),
     ]
     if problems:
         raise SettingsError(problems)
@@ -117,7 +120,7 @@ def with_pin(node: CheapestNode, pin: Pin) -> Node:
 
 
 def _with_shared_sections(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Give each node the stack's serving and fit with its own keys put over them."""
+    """Give each node the stack's serving, fit and provision with its own keys put over them."""
     nodes = raw.get("nodes")
     return (
         {**raw, "nodes": [_inheriting(node, raw) for node in nodes]} if isinstance(nodes, list) else {**raw}
@@ -128,7 +131,7 @@ def _inheriting(node: Any, stack: Mapping[str, Any]) -> Any:
     if not isinstance(node, Mapping):
         return node
     merged = dict(node)
-    for section in ("serving", "fit"):
+    for section in ("serving", "fit", "provision"):
         shared, own = stack.get(section), node.get(section) or {}
         if isinstance(shared, Mapping) and isinstance(own, Mapping):
             merged[section] = {**shared, **own}
@@ -165,6 +168,14 @@ def _architecture_problems(settings: StackSettings) -> list[Problem]:
             where = "serving" if given == settings.serving.architecture else f"nodes[{index}].serving"
             mend = f"{given.config} is not a file; give the path of the model's own config.json"
             missing[Problem(f"{where}.architecture.config", mend)] = None
+    return list(missing)
+
+
+def _provision_problems(settings: StackSettings) -> list[Problem]:
+    missing: dict[Problem, None] = {}  # once, where nodes share it
+    for index, node in enumerate(settings.nodes):
+        where = "provision" if node.provision == settings.provision else f"nodes[{index}].provision"
+        missing |= {Problem(f"{where}.{key}", mend): None for key, mend in node.provision.missing_files()}
     return list(missing)
 
 

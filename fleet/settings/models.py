@@ -9,9 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     field_validator,
@@ -22,6 +20,9 @@ from fleet.catalog import InstanceType, catalog
 from fleet.cost import Cost, ExchangeRate, default_rate, node_cost_per_hour
 from fleet.fit.flags import unsupported_flag
 from fleet.fit.versions import VllmVersion
+from fleet.settings.provision import DRIVER_BRANCHES as PACKAGED_BRANCHES
+from fleet.settings.provision import Provision, too_old
+from fleet.settings.section import Section
 from fleet.settings.values import (
     ApiKey,
     AsTuple,
@@ -70,18 +71,10 @@ LINODE_REGIONS = (
 )
 """Regions in which the catalog knows GPU plans; each has the metadata service."""
 
-DRIVER_BRANCHES = (535, 550, 565, 570, 575, 580, "none")
-"""NVIDIA's server branches that Ubuntu 24.04 packages; none is installed on an image that brings its own."""
+DRIVER_BRANCHES = (*PACKAGED_BRANCHES, "none")
+"""What may be installed at the first boot; nothing on an image that brings its own driver."""
 
 PORTS_IN_USE = {22: "SSH", 3000: "Open WebUI", 8080: "the node agent"}
-
-
-class Section(BaseModel):
-    """Base of every section: unknown keys are refused, values never change after loading."""
-
-    # hide_input_in_errors: pydantic's own text must not carry a secret if it ever reaches a log.
-    # defer_build: only the whole stack is ever validated, so its parts need no validator of their own.
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, defer_build=True)
 
 
 class ModelArchitecture(Section):
@@ -136,7 +129,7 @@ class Serving(Section):
     """CPU swap per GPU in GiB; only vLLM before 0.18 has it."""
     extra_args: VllmArguments = ()
     """More `vllm serve` arguments, as a list of words."""
-    environment: Environment = {}
+    environment: Environment = Field(default_factory=dict)
     """More environment variables of the vLLM container. No secrets."""
     visible_devices: VisibleDevices = "all"
     """GPUs the container sees, by index."""
@@ -220,6 +213,8 @@ class BaseNode(Section):
     """Hours its server may live; then `fleet reap` destroys the node. For ever if left out."""
     fit: Fit = Fit()
     """What to do if this node's model does not fit; the stack's if left out."""
+    provision: Provision = Provision()
+    """What it is given beside what serves the model: the stack's, with the keys given here put over it."""
     serving: Serving
     """This node's serving: the stack's, with the keys given here put over it."""
 
@@ -270,6 +265,22 @@ class Node(BaseNode):
                 type=self.type,
                 count=found.gpu_count,
             )
+        return self
+
+    @model_validator(mode="after")
+    def _the_driver_is_the_images(self) -> Node:
+        gpu, branch = self.provision.gpu, self.driver_branch_of_image
+        if gpu is None or branch is None:
+            return self
+        if gpu.driver_branch not in {None, branch}:
+            raise wrong(
+                "provision.gpu.driver_branch: this node gets driver {branch}, not {wanted}; leave it out, or "
+                "choose the node's image by it",
+                branch=branch,
+                wanted=gpu.driver_branch,
+            )
+        if refused := too_old(gpu, branch):
+            raise wrong("provision.gpu.{refused}", refused=refused.message())
         return self
 
 
@@ -657,6 +668,8 @@ class StackSettings(Section):
     health: Health = Health()
     rollout: Rollout = Rollout()
     fit: Fit = Fit()
+    provision: Provision = Provision()
+    """What every node is given beside what serves the model."""
     budget: Budget = Budget()
     secrets: Secrets
 

@@ -30,6 +30,7 @@ from fleet.settings.models import (
     Spot,
     StackSettings,
 )
+from fleet.settings.provision import SECTIONS as PROVISION_SECTIONS
 
 Path = Sequence[int | str]
 
@@ -62,7 +63,7 @@ SENTENCES = {
 """What to say, by the type of pydantic's error."""
 
 
-INHERITED = (("serving",), ("fit",))
+INHERITED = (("serving",), ("fit",), ("provision",))
 """Sections of the stack that each node has too, with its own keys put over them."""
 
 
@@ -164,6 +165,7 @@ def _near_key(path: Path) -> str | None:
         "spot": Spot,
         "jobs": Jobs,
         "control": ControlInstance,
+        **PROVISION_SECTIONS,
     }
     parent = path[-2] if len(path) > 1 else None
     model = (

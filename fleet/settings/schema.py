@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fleet.settings import PROJECT, models
+from fleet.settings import PROJECT, models, provision
 from fleet.settings.models import StackSettings
 
 
@@ -53,20 +53,22 @@ def _describe(definitions: dict[str, Any]) -> None:
 
     Pydantic can do it itself, but reads the sources to do so whenever the classes are made: at every preview.
     """
-    for section in ast.walk(ast.parse(inspect.getsource(models))):
-        if isinstance(section, ast.ClassDef):
-            for field, text in pairwise(section.body):
-                match field, text:
-                    case (
-                        ast.AnnAssign(target=ast.Name(id=name)),
-                        ast.Expr(value=ast.Constant(value=str(description))),
-                    ):
-                        _describe_field(definitions, section.name, name, inspect.cleandoc(description))
+    for module in (models, provision):
+        for section in ast.walk(ast.parse(inspect.getsource(module))):
+            if isinstance(section, ast.ClassDef):
+                for field, text in pairwise(section.body):
+                    match field, text:
+                        case (
+                            ast.AnnAssign(target=ast.Name(id=name)),
+                            ast.Expr(value=ast.Constant(value=str(description))),
+                        ):
+                            _describe_field(definitions, section.name, name, inspect.cleandoc(description))
 
 
 def _describe_field(definitions: dict[str, Any], section: str, field: str, description: str) -> None:
     """Describe a field where it is declared and where it is inherited."""
-    kinds = [kind for kind in vars(models).values() if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    everything = {**vars(models), **vars(provision)}
+    kinds = [kind for kind in everything.values() if isinstance(kind, type) and issubclass(kind, BaseModel)]
     for kind in kinds:
         declared_in = next(
             (base.__name__ for base in kind.__mro__ if field in inspect.get_annotations(base)), ""

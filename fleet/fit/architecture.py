@@ -50,6 +50,8 @@ _MAX_IMAGE_TOKENS = {
     "qwen2_5_vl": 16384,
     "qwen3_vl": 16384,
     "qwen3_vl_moe": 16384,
+    "qwen3_5": 16384,
+    "qwen3_5_moe": 16384,
     "mistral3": 3025,
     "pixtral": 4096,
     "gemma3": 256,
@@ -120,6 +122,7 @@ class VisionTower:
     parameters: int
     hidden_size: int
     intermediate_size: int
+    gated: bool
     merge: int
     max_image_tokens: int
     max_video_tokens: int
@@ -366,7 +369,8 @@ def _vision(config: Config, text_hidden: int) -> VisionTower | None:
     intermediate = int(inner.get("intermediate_size") or ratio * hidden)
     patch = int(inner.get("patch_size") or 14)
     merge = int(inner.get("spatial_merge_size") or config.get("spatial_merge_size") or 1) ** 2
-    matrices = 3 if family in {"qwen2_5_vl", "mistral3", "pixtral"} else 2
+    gated = family in {"qwen2_5_vl", "mistral3", "pixtral"}
+    matrices = 3 if gated else 2
     blocks = depth * (4 * hidden * hidden + matrices * hidden * intermediate + 2 * hidden)
     frames = int(inner.get("temporal_patch_size") or 1)
     patches = (
@@ -378,6 +382,7 @@ def _vision(config: Config, text_hidden: int) -> VisionTower | None:
         parameters=blocks + patches + projector,
         hidden_size=hidden,
         intermediate_size=intermediate,
+        gated=gated,
         merge=merge,
         max_image_tokens=_MAX_IMAGE_TOKENS.get(family, 2048),
         max_video_tokens=_MAX_VIDEO_TOKENS.get(family, 0),

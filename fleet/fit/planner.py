@@ -244,7 +244,13 @@ def _rank_memory(request: FitRequest, weights: WeightFormat, limits: BatchLimits
             pipeline_parallel_size=pp,
             total_gib=request.weights_gib,
         ),
-        non_torch=non_torch_gib(request.version, v1=v1, ranks=tp * pp),
+        non_torch=non_torch_gib(
+            request.version,
+            v1=v1,
+            stages=pp,
+            ranks=tp,
+            hopper=9.0 <= request.gpu.compute_capability < 12.0,
+        ),
         activation=activation_gib(
             request.architecture,
             limits,

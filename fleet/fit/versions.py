@@ -1,8 +1,8 @@
 """vLLM versions, and what the engine assumes in each when nothing is said.
 
-The numbers come from reading vLLM's sources at 0.6.6, 0.9.2, 0.10.2, 0.11.0, 0.12.0, 0.15.1, 0.18.1, 0.19.1,
-0.20.2, 0.22.1, 0.26.0 and 0.33.0 (`vllm/engine/arg_utils.py`, `vllm/config`, `vllm/envs.py`,
-`vllm/v1/worker/gpu_worker.py`).
+The numbers come from reading vLLM's sources at 0.6.6, 0.9.2, 0.10.2, 0.11.0, 0.12.0, 0.15.1, 0.16.0, 0.17.0,
+0.18.1, 0.19.0, 0.19.1, 0.20.2, 0.22.1, 0.26.0 and 0.33.0 (`vllm/engine/arg_utils.py`, `vllm/config`,
+`vllm/envs.py`, `vllm/v1/worker/gpu_worker.py`).
 """
 
 from __future__ import annotations
@@ -120,3 +120,17 @@ def counts_cuda_context(version: VllmVersion, *, v1: bool) -> bool:
     after the context was made (`vllm/v1/worker/gpu_worker.py`), as V0 did since 0.3.
     """
     return version < (0, 9, 1) if v1 else version < (0, 3)
+
+
+def fuses_all_reduce(version: VllmVersion) -> bool:
+    """Whether tensor-parallel ranks on Hopper and Blackwell data-centre cards fuse the all-reduce.
+
+    Since 0.17 (`enable_allreduce_rms_fusion` in `vllm/config/vllm.py`), by FlashInfer, with 2, 4 or 8 ranks
+    and one pipeline stage.
+    """
+    return version >= (0, 17)
+
+
+def keeps_expert_workspace(version: VllmVersion, *, v1: bool) -> bool:
+    """Whether the experts' workspace outlives the forward pass: since 0.16 (`vllm/v1/worker/workspace.py`)."""
+    return v1 and version >= (0, 16)

@@ -22,6 +22,7 @@ _OF_THE_REQUEST = (
     "gpu_memory_utilization",
     "weights_gib",
     "quantization",
+    "kv_cache_dtype",
     "max_num_seqs",
     "max_num_batched_tokens",
     "use_v1",
@@ -30,13 +31,14 @@ _OF_THE_REQUEST = (
 
 def replay(log: dict[str, Any]) -> FitReport:
     card = gpu(log["gpu"])
-    ranks = log.get("tensor_parallel_size", 1)
+    ranks, stages = log.get("tensor_parallel_size", 1), log.get("pipeline_parallel_size", 1)
     return plan(
         FitRequest(
             architecture=Architecture.from_config(model_config(log["model"])),
             gpu=Gpu(card.name, card.nominal_gb, (log["gpu_memory_gib"],), card.compute_capability),
-            gpus=ranks,
+            gpus=ranks * stages,
             tensor_parallel_size=ranks,
+            pipeline_parallel_size=stages,
             version=VllmVersion.parse(log["vllm_version"]),
             enforce_eager=log.get("enforce_eager", False),
             **{name: log[name] for name in _OF_THE_REQUEST if name in log},

@@ -1,5 +1,6 @@
 #!/bin/bash
-# Makes the machine able to serve, once, at the end of its first boot. Installs only what the image lacks.
+# Makes the machine able to serve, at the end of its first boot. Installs only what the image lacks, so that
+# vllm-setup.service can run it again where it did not get through.
 set -euo pipefail
 # shellcheck source=cloudinit/stages.sh
 . /usr/local/lib/vllm-fleet/stages.sh
@@ -67,6 +68,8 @@ hold_packages() {
 
 read -r uptime _ </proc/uptime
 record boot $((${uptime%.*} * 1000))
+# From an earlier try: the machine has restarted since.
+! nvidia-smi >/dev/null 2>&1 || rm -f "$STATE/reboot-required"
 
 stage docker
 install_containers

@@ -47,6 +47,9 @@ API_KEY_VARIABLE = "FLEET_API_KEY"
 STAGES_PATH = "/var/lib/vllm-fleet/stages.jsonl"
 INSTALL_LOG = "/var/log/cloud-init-output.log"
 
+SETUP_UNIT = "vllm-setup.service"
+"""Sets a machine up again whose first boot did not get through."""
+
 SETTLE_S = 90.0
 """Seconds after cloud-init's end in which Docker or the driver may still be missing: the reboot that brings
 the driver is under way by then (cloud-init waits 30 s at most before it)."""
@@ -205,6 +208,8 @@ class _Gate:
         self._inside = ""
         self._settling_since: float | None = None
         self._missing: Failed | None = None
+        self._saw_first_boot = False
+        self._set_up_again = False
         self._restarts: int | None = None
 
     async def run(self) -> Report:
@@ -323,6 +328,31 @@ class _Gate:
     # --- Stage 60: the machine is set up ---
 
     async def _installed(self, node: Connection) -> str | None:
+        try:
+            return await (self._again(node) if self._set_up_again else self._first_boot(node))
+        except Failed as failed:
+            # What failed before this gate began is tried once more; what fails under its eyes is reported.
+            if self._saw_first_boot or self._set_up_again:
+                raise
+            begun = await node.run(["systemctl", "start", "--no-block", SETUP_UNIT], check=False)
+            if begun.exit_status != 0:
+                raise
+            self._set_up_again, self._settling_since, self._missing = True, None, None
+            why = diagnose(failed.fault, self._stage, self._spec.context, failed.seen)
+            self._progress.note(self._stage, f"{why.summary} earlier; setting the machine up again")
+            return f"{SETUP_UNIT} begun"
+
+    async def _again(self, node: Connection) -> str | None:
+        shown = await node.run(["systemctl", "show", "--property=ActiveState", "--value", SETUP_UNIT])
+        match shown.stdout.strip():
+            case "activating" | "deactivating":
+                return f"{SETUP_UNIT}: {' '.join(await _tail(node, 1))}"
+            case "failed":
+                tail = await _tail(node, 200)
+                raise marked(tail, INSTALL_MARKS) or Failed(Fault.CLOUD_INIT_CRASHED, tail[-2:])
+        return await self._has_docker_and_driver(node)
+
+    async def _first_boot(self, node: Connection) -> str | None:
         status = await node.run(["cloud-init", "status", "--format", "json"], check=False)
         try:
             cloud_init: dict[str, Any] = json.loads(status.stdout)
@@ -331,7 +361,11 @@ class _Gate:
             return await self._settling(Fault.CLOUD_INIT_CRASHED, f"cloud-init status: {said}")
         await self._judge_cloud_init(node, cloud_init)
         if cloud_init.get("status") not in {"done", "disabled"}:
+            self._saw_first_boot = True
             return f"cloud-init {cloud_init.get('status')}: {cloud_init.get('detail') or 'no detail'}"
+        return await self._has_docker_and_driver(node)
+
+    async def _has_docker_and_driver(self, node: Connection) -> str | None:
         docker = (await node.run(["systemctl", "is-active", "docker"], check=False)).stdout.strip()
         if docker != "active":
             return await self._settling(Fault.DOCKER_DEAD, f"docker is {docker or 'unknown'}")

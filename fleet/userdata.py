@@ -30,7 +30,13 @@ is safe up to 16 KiB, decoded; EC2 takes 16 KiB, decoded."""
 
 STATIC_FILES = {
     **dict.fromkeys(
-        ("vllm.service", "vllm-env.path", "vllm-prefetch.service", "vllm-agent.service"),
+        (
+            "vllm.service",
+            "vllm-env.path",
+            "vllm-prefetch.service",
+            "vllm-agent.service",
+            "vllm-setup.service",
+        ),
         (layout.UNITS_DIRECTORY, "0644"),
     ),
     **dict.fromkeys(

@@ -83,7 +83,7 @@ def node(tmp_path: Path) -> Node:
     """A machine whose image brings driver, Docker and toolkit, as a GPU OS image does."""
     made = Node(tmp_path)
     (tmp_path / "bin").mkdir()
-    for name in ("bash", "cat", "mkdir", "touch", "sed", "xargs", "uname", "timeout"):
+    for name in ("bash", "cat", "mkdir", "rm", "touch", "sed", "xargs", "uname", "timeout"):
         (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))
     for path in SCRIPTS:
         text = path.read_text()
@@ -195,6 +195,14 @@ def test_an_archive_that_is_down_for_a_moment_is_asked_again(node: Node) -> None
         tool.write(f'case "$*" in *update) [ -e {once} ] || {{ touch {once}; exit 100; }} ;; esac\n')
     assert node.run("setup.sh").returncode == 0
     assert len([call for call in node.calls if call.endswith(" update")]) == 2
+
+
+def test_a_set_up_that_got_no_further_than_the_driver_is_taken_up_after_the_restart(node: Node) -> None:
+    node.write(layout.HOST_SETTINGS_PATH, "DRIVER_BRANCH=580\n")
+    node.write(layout.REBOOT_MARK_PATH, "")
+    assert node.run("setup.sh").returncode == 0
+    assert not Path(f"{node.root}{layout.REBOOT_MARK_PATH}").exists()
+    assert "systemctl start --no-block vllm.service" in node.calls
 
 
 def test_weights_are_fetched_with_the_serving_image_and_the_token_by_name(node: Node) -> None:

@@ -159,6 +159,43 @@ async def test_a_machine_that_is_not_set_up_is_diagnosed(
     assert report.diagnosis and report.diagnosis.stage == "60 % WORKER_SSH_INSTALL"
 
 
+async def test_a_set_up_that_failed_before_is_begun_again(node: FakeNode) -> None:
+    states = iter(["activating", "activating"])
+    node.commands |= {
+        "cloud-init status": cloud_init("error", 1, errors=["('scripts_user', RuntimeError('no'))"]),
+        "systemctl start --no-block vllm-setup.service": Answer(),
+        "systemctl show --property=ActiveState --value vllm-setup.service": lambda: Answer(
+            next(states, "inactive") + "\n"
+        ),
+    }
+    told = io.StringIO()
+    assert (await check(node, told=told)).ready
+    assert "cloud-init failed earlier; setting the machine up again" in told.getvalue()
+
+
+async def test_a_set_up_that_fails_again_is_named_and_left_alone(node: FakeNode) -> None:
+    node.commands |= {
+        "cloud-init status": cloud_init("error", 1),
+        "systemctl start --no-block vllm-setup.service": Answer(),
+        "systemctl show --property=ActiveState --value vllm-setup.service": Answer("failed\n"),
+        "tail": Answer("E: Unable to locate package nvidia-driver-580-server\n"),
+    }
+    assert fault_of(await check(node)) == "package_missing"
+    assert [line for line in node.ran if "--no-block" in line] == [
+        "systemctl start --no-block vllm-setup.service"
+    ]
+
+
+async def test_a_set_up_that_fails_under_the_gates_eyes_is_not_begun_again(node: FakeNode) -> None:
+    states = iter([cloud_init("running")])
+    node.commands |= {
+        "cloud-init status": lambda: next(states, cloud_init("error", 1)),
+        "systemctl start --no-block vllm-setup.service": Answer(),
+    }
+    assert fault_of(await check(node)) == "cloud_init_crashed"
+    assert not [line for line in node.ran if "vllm-setup" in line]
+
+
 async def test_what_is_missing_is_named_even_if_time_runs_out_first(node: FakeNode) -> None:
     node.commands["nvidia-smi"] = Answer("No devices were found\n", 6)
     report = await check(node, timeouts=Timeouts(install_s=30))

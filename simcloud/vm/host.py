@@ -19,6 +19,7 @@ TOOLS = {
     "qemu-img": ("qemu-utils", "makes their disks"),
     "mmdebstrap": ("mmdebstrap", "builds the machine image and the container images from Debian packages"),
     "mkfs.ext4": ("e2fsprogs", "makes the root file system"),
+    "debugfs": ("e2fsprogs", "unpacks it again"),
     "sfdisk": ("fdisk", "partitions the disk"),
     "apt-ftparchive": ("apt-utils", "indexes the apt mirror"),
     "dpkg-deb": ("dpkg", "builds the stand-in packages"),

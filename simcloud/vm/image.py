@@ -50,6 +50,9 @@ _GPU_VARIANT = ("docker.io", "docker-compose-v2", "nvidia-driver-580-server", "n
 _ROOT_MIB = 2560
 """Size of the root file system before cloud-init grows it; the plain variant fills about 400 MiB of it."""
 
+FIRST_PARTITION = 1 << 20
+"""Where on the disk the root file system begins, in bytes."""
+
 _NO_DOCUMENTATION = [
     f"--dpkgopt=path-exclude=/usr/share/{where}/*" for where in ("man", "doc", "locale", "info", "lintian")
 ]
@@ -212,14 +215,15 @@ def _install(root: Path, archive: Path, names: tuple[str, ...]) -> None:
 
 def _disk(root: Path, target: Path) -> None:
     """A GPT disk whose one partition holds the root file system, so that growpart has its real work to do."""
-    raw, mib = target.with_suffix(".raw"), 1 << 20
+    raw = target.with_suffix(".raw")
     with raw.open("wb") as disk:
-        disk.truncate((_ROOT_MIB + 2) * mib)
-    layout = f"label: gpt\nstart=1MiB, size={_ROOT_MIB}MiB, type=linux\n"
+        disk.truncate((_ROOT_MIB << 20) + 2 * FIRST_PARTITION)
+    layout = f"label: gpt\nstart={FIRST_PARTITION >> 20}MiB, size={_ROOT_MIB}MiB, type=linux\n"
     run(["sfdisk", "--quiet", raw], stdin=layout.encode(), timeout_s=30)
     # An inode for 64 KiB: growing to hundreds of gigabytes then writes a quarter of the usual tables.
-    run(["mkfs.ext4", "-q", "-F", "-i", "65536", "-L", "cloudimg-rootfs", "-d", root,
-         "-E", f"offset={mib},lazy_itable_init=1", raw, f"{_ROOT_MIB}M"], timeout_s=300)  # fmt: skip
+    options = f"offset={FIRST_PARTITION},lazy_itable_init=1"
+    run(["mkfs.ext4", "-q", "-F", "-i", "65536", "-L", "cloudimg-rootfs", "-d", root, "-E", options,
+         raw, f"{_ROOT_MIB}M"], timeout_s=300)  # fmt: skip
     run(["qemu-img", "convert", "-O", "qcow2", raw, target], timeout_s=300)
     raw.unlink()
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
+import stat
 import time
 import uuid
 from pathlib import Path
@@ -16,6 +18,8 @@ import asyncssh
 
 from simcloud.nodes import Boot
 from simcloud.vm.backend import Ground, Snapshot, VmNodes
+from simcloud.vm.host import run
+from simcloud.vm.image import FIRST_PARTITION, MachineImage
 
 SSH_PORT = 10022
 
@@ -133,3 +137,29 @@ class Guest:
         """The last lines the machine wrote to its serial console."""
         console = self.boot.directory / "console.log"
         return "\n".join(console.read_text(errors="replace").splitlines()[-40:]) if console.exists() else ""
+
+
+class Unpacked:
+    """A machine image's files, to run its programs on without booting it. Needs root, for chroot."""
+
+    def __init__(self, image: MachineImage, variant: str, directory: Path) -> None:
+        self.root = directory / "root"
+        self.root.mkdir()
+        raw = directory / "disk.raw"
+        run(["qemu-img", "convert", "-O", "raw", image.disk(variant), raw], timeout_s=120)
+        run(["debugfs", "-R", f"rdump / {self.root}", f"{raw}?offset={FIRST_PARTITION}"], timeout_s=120)
+        raw.unlink()
+        for name, minor in (("null", 3), ("urandom", 9)):
+            os.mknod(self.root / "dev" / name, stat.S_IFCHR, os.makedev(1, minor))
+            (self.root / "dev" / name).chmod(0o666)
+
+    def run(self, *command: str, stdin: bytes | None = None) -> bytes:
+        """Standard output of a program of the image; HostError, with its last lines, when it fails."""
+        return run(["chroot", self.root, *command], stdin=stdin, timeout_s=120)
+
+    def write(self, path: str, content: str | bytes, mode: int = 0o644) -> None:
+        """A file of the image."""
+        target = self.root / path.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content.encode() if isinstance(content, str) else content)
+        target.chmod(mode)

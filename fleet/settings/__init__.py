@@ -29,6 +29,8 @@ from fleet.settings.models import (
     LinodeNode,
     Node,
     Pin,
+    RayCluster,
+    RayMachines,
     Rollout,
     ScalewayNode,
     Secrets,
@@ -58,6 +60,8 @@ __all__ = [
     "Pin",
     "Problem",
     "Provision",
+    "RayCluster",
+    "RayMachines",
     "Rollout",
     "ScalewayNode",
     "Secrets",
@@ -121,10 +125,16 @@ def with_pin(node: CheapestNode, pin: Pin) -> Node:
 
 def _with_shared_sections(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Give each node the stack's serving, fit and provision with its own keys put over them."""
-    nodes = raw.get("nodes")
-    return (
-        {**raw, "nodes": [_inheriting(node, raw) for node in nodes]} if isinstance(nodes, list) else {**raw}
-    )
+    # A stack may be of Ray clusters alone.
+    lists = {"nodes": [], **raw} if raw.get("ray") else raw
+    return {
+        **raw,
+        **{
+            key: [_inheriting(each, raw) for each in lists[key]]
+            for key in ("nodes", "ray")
+            if isinstance(lists.get(key), list)
+        },
+    }
 
 
 def _inheriting(node: Any, stack: Mapping[str, Any]) -> Any:
@@ -192,7 +202,7 @@ def _key_file_problems(settings: StackSettings) -> list[Problem]:
         ]
     if key.stat().st_mode & 0o077:
         return [Problem(where, f"{path} can be read by others, so SSH refuses it; run: chmod 600 {path}")]
-    if any(isinstance(node, LinodeNode) for node in settings.nodes):
+    if any(isinstance(node, LinodeNode) for node in (*settings.nodes, *settings.ray)):
         # Scaleway has the public half already; Linode is given it.
         try:
             public_key(path)

@@ -101,7 +101,7 @@ def problems_of(errors: Sequence[ErrorDetails]) -> list[Problem]:
         ):
             continue
         # A wrong value in a section of the stack comes back once for each node that inherits it: say it once.
-        inherited = path[:1] == ["nodes"] and (tuple(path[2:]), error["type"]) in shared
+        inherited = path[:1] in (["nodes"], ["ray"]) and (tuple(path[2:]), error["type"]) in shared
         if not inherited:
             found[_problem(path, error)] = None
     return list(found)
@@ -110,7 +110,7 @@ def problems_of(errors: Sequence[ErrorDetails]) -> list[Problem]:
 def _path(loc: tuple[int | str, ...]) -> list[int | str]:
     """A pydantic location without the steps of a union (`nodes.0.scaleway.zone` → `nodes.0.zone`)."""
     path = list(loc)
-    if path[:1] == ["nodes"] and path[2:3] and path[2] in (*CLOUDS, CHEAPEST):
+    if path[:1] in (["nodes"], ["ray"]) and path[2:3] and path[2] in (*CLOUDS, CHEAPEST):
         del path[2]
     return [step for step in path if not (isinstance(step, str) and re.search(r"[\[(]", step))]
 

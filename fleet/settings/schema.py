@@ -21,7 +21,7 @@ def json_schema() -> dict[str, Any]:
     # A node states only the serving keys that differ, so none is required there.
     definitions["ServingOverride"] = {**definitions["Serving"], "required": [], "title": "ServingOverride"}
     for name, definition in definitions.items():
-        if name.endswith("Node"):
+        if name.endswith(("Node", "RayCluster")):
             definition["properties"]["serving"] = {"$ref": "#/$defs/ServingOverride"}
             definition["required"] = [key for key in definition["required"] if key != "serving"]
     _describe(definitions)

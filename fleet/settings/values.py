@@ -35,6 +35,10 @@ def wrong(mend: str, /, **context: Any) -> PydanticCustomError:
     return PydanticCustomError("mend", mend, context)
 
 
+_PRIVATE = tuple(map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
+"""RFC 1918."""
+
+
 def _node_name(value: str) -> str:
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,28}[a-z0-9])?", value):
         raise wrong(
@@ -64,6 +68,18 @@ def _cidr_with_prefix(value: str) -> str:
     if "/" not in value:
         raise wrong("has no prefix length; write {value}/32 for this one address", value=value)
     return _cidr(value)
+
+
+def _private_network(value: str) -> str:
+    network = ipaddress.ip_network(_cidr(value))
+    inside = any(network.version == 4 and network.subnet_of(each) for each in _PRIVATE)
+    if not inside or not 16 <= network.prefixlen <= 26:
+        raise wrong(
+            "is no private IPv4 network with room for a cluster; use a part of {private} with a prefix from "
+            "/16 to /26, like 10.77.0.0/24",
+            private=", ".join(map(str, _PRIVATE)),
+        )
+    return str(network)
 
 
 def _pinned_image(value: str) -> str:
@@ -151,6 +167,7 @@ def _as_tuple(value: Any) -> Any:
 
 NodeName = Annotated[str, AfterValidator(_node_name)]
 Cidr = Annotated[str, AfterValidator(_cidr_with_prefix)]
+PrivateNetwork = Annotated[str, AfterValidator(_private_network)]
 PinnedImage = Annotated[str, AfterValidator(_pinned_image)]
 ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]
 HuggingFaceToken = Annotated[SecretStr, AfterValidator(_hf_token)]

@@ -9,7 +9,6 @@ import base64
 import gzip
 import itertools
 import json
-from pathlib import Path
 from typing import Any
 
 import asyncssh
@@ -178,7 +177,3 @@ def test_hostile_texts_reach_the_container_intact(machine: Unpacked, value: str,
     assert [word.replace("$$", "$") for word in service["command"]][-len(given_words) :] == given_words
     shell = f'. {layout.PREFETCH_SETTINGS_PATH}; printf "%s\\0" "${{DOCKER_OPTIONS[@]}}"'
     assert f"HOSTILE={value}" in machine.run("bash", "-c", shell).decode().split("\0")
-
-
-def test_the_image_is_unpacked_with_owners_and_modes(machine: Unpacked) -> None:
-    assert Path(machine.root / "usr/bin/sudo").stat().st_mode & 0o4000

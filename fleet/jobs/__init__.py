@@ -1,1 +1,32 @@
-"""GPU jobs on temporary EC2 instances."""
+"""GPU jobs on AWS: temporary instances that a control instance starts, and that end by themselves.
+
+pipeline = Pipeline.load(Path("pipeline.json"))
+job = submit(pipeline, script="app/train.sh", token="order-17", max_cost=2.0)
+for event in follow(pipeline, job.id): ...
+"""
+
+from __future__ import annotations
+
+from fleet.jobs.ending import Reaped, cancel, reap
+from fleet.jobs.follow import follow, logs
+from fleet.jobs.look import Job, Result, Status, find, jobs
+from fleet.jobs.pipeline import JobError, Pipeline, client
+from fleet.jobs.submit import estimate, submit
+
+__all__ = [
+    "Job",
+    "JobError",
+    "Pipeline",
+    "Reaped",
+    "Result",
+    "Status",
+    "cancel",
+    "client",
+    "estimate",
+    "find",
+    "follow",
+    "jobs",
+    "logs",
+    "reap",
+    "submit",
+]

@@ -9,9 +9,11 @@ from typing import Any
 
 from fleet.catalog import catalog
 from simcloud.aws.engine import Moto
+from simcloud.aws.jobs import JobBoot, JobMachines, is_job
 from simcloud.aws.protocol import CALLS, AwsRequest, recognize, refusal
 from simcloud.cloud import ApiError, Call, Cloud, Json, Received, Reply, Simulation
 from simcloud.faults import FaultKind
+from simcloud.machines import NoNodes
 from simcloud.nodes import Boot
 
 __all__ = ["DEV_ACCESS_KEY", "DEV_SECRET_KEY", "Aws"]
@@ -46,6 +48,7 @@ class Aws(Cloud):
         self._given: set[str] = set()
         self._moto = Moto(self._free_address)
         self._on: dict[str, Boot] = {}
+        self._jobs = JobMachines(self._job_is_off)
         self._states: dict[str, str] = {}
         self._reconciling = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -155,7 +158,9 @@ class Aws(Cloud):
             self._refuse_without_stock(request)
         reply = self._moto.answer(request)
         if request.call.name in POWER_CALLS and reply.status < 300:
-            task = asyncio.get_running_loop().create_task(self._reconcile(request))
+            rebooted = request.listed("InstanceId") if request.call.name == "RebootInstances" else []
+            host = received.headers["host"]
+            task = asyncio.get_running_loop().create_task(self._reconcile(f"http://{host}/aws", rebooted))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         return reply
@@ -170,15 +175,17 @@ class Aws(Cloud):
             if cloud == CLOUD and out == type_ and availability != "available" and zone in zones:
                 raise _no_capacity(request)
 
-    async def _reconcile(self, request: AwsRequest) -> None:
+    async def _reconcile(self, api_url: str, rebooted: Iterable[str]) -> None:
         """Power on the machines of the instances that run, and power off the others."""
         async with self._reconciling:
             machines = self._simulation.machines
-            rebooted = request.listed("InstanceId") if request.call.name == "RebootInstances" else []
             for instance in list(self._moto.instances()):
                 if self._states.get(instance.id) != instance.state:
                     self._states[instance.id] = instance.state
                     self._event(instance, instance.state)
+                if self._runs_a_job(instance):
+                    await self._reconcile_job(instance, api_url)
+                    continue
                 on = self._on.get(instance.id)
                 address = instance.public_ip if instance.state == "running" else None
                 if on and (on.address != address or instance.id in rebooted):
@@ -190,6 +197,32 @@ class Aws(Cloud):
                     self._on[instance.id] = boot = self._boot(instance, address)
                     await machines.backend.start(boot)
 
+    def _runs_a_job(self, instance: Any) -> bool:
+        return not isinstance(self._simulation.machines.backend, NoNodes) and is_job(_user_data(instance))
+
+    async def _reconcile_job(self, instance: Any, api_url: str) -> None:
+        machines = self._simulation.machines
+        if instance.state == "terminated":
+            await self._jobs.stop(instance.id)
+            await machines.remove(instance.id)
+        elif instance.state == "running":
+            directory = machines.directory(instance.id)
+            boot = JobBoot(
+                instance_id=instance.id,
+                user_data=_user_data(instance) or b"",
+                launched=instance.launch_time.timestamp(),
+                directory=directory,
+                shares=directory.parent.parent / "shares",
+                api_url=api_url,
+                access_key=self._moto.key_of_its_role(instance),
+            )
+            self._jobs.start(boot)
+
+    async def _job_is_off(self, instance_id: str) -> None:
+        """A machine that goes off by itself is ended by EC2, or stopped, as its launch said."""
+        self._moto.shut_down(instance_id)
+        await self._reconcile("", [])
+
     def _boot(self, instance: Any, address: str) -> Boot:
         type_ = catalog().find(CLOUD, instance.instance_type)
         volume = self._moto.volume(instance)
@@ -199,7 +232,7 @@ class Aws(Cloud):
             server_id=instance.id,
             name=_node(instance),
             address=address,
-            user_data=base64.b64decode(str(instance.user_data)) if instance.user_data else None,
+            user_data=_user_data(instance),
             authorized_keys=(key.public_key.strip(),) if key else (),
             gpu_model=type_.gpu if type_ else "",
             gpu_count=type_.gpu_count if type_ else 0,
@@ -237,6 +270,10 @@ def _no_capacity(request: AwsRequest) -> ApiError:
 
 def _tags(instance: Any) -> dict[str, str]:
     return {tag["key"]: tag["value"] for tag in instance.get_tags()}
+
+
+def _user_data(instance: Any) -> bytes | None:
+    return base64.b64decode(str(instance.user_data)) if instance.user_data else None
 
 
 def _node(instance: Any) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,6 +96,25 @@ class Moto:
         """An instance's root volume, or None."""
         device = instance.block_device_mapping.get(instance.root_device_name)
         return instance.ec2_backend.volumes.get(device.volume_id) if device else None
+
+    def key_of_its_role(self, instance: Any) -> str | None:
+        """A temporary access key of the role that an instance has, as its metadata service gives it."""
+        profile = instance.ec2_backend.iam_instance_profile_associations.get(instance.id)
+        if profile is None:
+            return None
+        role = profile.iam_instance_profile.roles[0]
+        given = self._global("sts").assume_role("us-east-1", instance.id, role.arn, "", 3600, "")
+        return str(given.access_key_id)
+
+    def shut_down(self, instance_id: str) -> None:
+        """What comes of an instance whose system has gone off."""
+        instance = next(each for each in self.instances() if each.id == instance_id)
+        if instance.instance_initiated_shutdown_behavior == "terminate":
+            instance.ec2_backend.terminate_instances([instance_id])
+        else:
+            instance.stop()
+        reason = "Client.InstanceInitiatedShutdown"
+        instance.state_reason = type(instance.state_reason)(f"{reason}: Instance initiated shutdown", reason)
 
     def things(self) -> Iterator[Thing]:
         """Everything that a stack can leave behind, but instances."""
@@ -277,6 +296,7 @@ class Moto:
                 instance.disable_api_termination = request.json["DisableApiTermination.Value"] == "true"
 
     def _launched(self, request: AwsRequest, instance: Any) -> None:
+        instance.launch_time = datetime.now(UTC)
         instance.disable_api_termination = request.json.get("DisableApiTermination") == "true"
         throughput = request.json.get("BlockDeviceMapping.1.Ebs.Throughput")
         iops = request.json.get("BlockDeviceMapping.1.Ebs.Iops")
@@ -284,6 +304,25 @@ class Moto:
             if volume.volume_type == "gp3":
                 volume.throughput = int(throughput or 125)
             volume.iops = int(iops) if iops else volume.iops
+        if template := iam.template(request.json, self._ec2(request)):
+            self._of_template(instance, template.latest_version().data)
+
+    def _of_template(self, instance: Any, data: Mapping[str, Any]) -> None:
+        """What moto does not take over from a launch template."""
+        behaviour = data.get("InstanceInitiatedShutdownBehavior")
+        instance.instance_initiated_shutdown_behavior = behaviour or "stop"
+        metadata = data.get("MetadataOptions") or {}
+        instance.metadata_options.http_tokens = metadata.get("HttpTokens", "optional")
+        if (data.get("InstanceMarketOptions") or {}).get("MarketType") == "spot":
+            instance.lifecycle = "spot"
+        if name := (data.get("IamInstanceProfile") or {}).get("Name"):
+            instance.ec2_backend.associate_iam_instance_profile(instance.id, name)
+        # It adds a root of its own beside the template's.
+        wanted = {each["DeviceName"] for each in data.get("BlockDeviceMappings") or []}
+        for device, extra in list(instance.block_device_mapping.items()):
+            if wanted and device not in wanted:
+                instance.ec2_backend.detach_volume(extra.volume_id, instance.id, device)
+                instance.ec2_backend.delete_volume(extra.volume_id)
 
 
 def _launch(request: AwsRequest) -> str:

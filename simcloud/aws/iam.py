@@ -64,20 +64,24 @@ def needed(request: AwsRequest, ec2: Any, profile_role: Any) -> Iterator[Asked]:
             for resource_id in request.listed("ResourceId"):
                 kind = {"i": "instance", "vol": "volume"}.get(resource_id.partition("-")[0], "*")
                 yield Asked(action, f"{place}:{kind}/{resource_id}", context)
+        case _ if request.service == "logs":
+            group, stream = request.json.get("logGroupName"), request.json.get("logStreamName", "*")
+            place = f"arn:aws:logs:{request.region}:{ec2.account_id}"
+            yield Asked(action, f"{place}:log-group:{group}:log-stream:{stream}")
         case _:
             yield Asked(action)
 
 
 def _launch(request: AwsRequest, ec2: Any, place: str, profile_role: Any) -> Iterator[Asked]:
     given = request.json
-    template = _template(given, ec2)
-    data = template.latest_version().data if template else {}
+    made_from = template(given, ec2)
+    data = made_from.latest_version().data if made_from else {}
     context = _request_tags(given, r"TagSpecification\.\d+\.Tag\.(\d+)\.Key")
     for specification in data.get("TagSpecifications") or data.get("TagSpecification") or []:
         for tag in specification.get("Tags") or specification.get("Tag") or []:
             context.setdefault(f"aws:RequestTag/{tag['Key']}", tag["Value"])  # the request's own win
-    if template:
-        context["ec2:LaunchTemplate"] = f"{place}:launch-template/{template.id}"
+    if made_from:
+        context["ec2:LaunchTemplate"] = f"{place}:launch-template/{made_from.id}"
     own_groups = request.listed("SecurityGroupId") or request.listed(r"NetworkInterface\.1\.SecurityGroupId")
     groups = own_groups or data.get("SecurityGroupIds") or data.get("SecurityGroupId") or []
     image = given.get("ImageId")
@@ -95,8 +99,8 @@ def _launch(request: AwsRequest, ec2: Any, place: str, profile_role: Any) -> Ite
     yield launched("image", str(image or data.get("ImageId")), image is None)
     for group in groups:
         yield launched("security-group", group, not own_groups)
-    if template:
-        yield launched("launch-template", template.id, False)
+    if made_from:
+        yield launched("launch-template", made_from.id, False)
     if any(key.startswith("aws:RequestTag/") for key in context):
         for kind in ("instance", "volume"):
             yield Asked("ec2:CreateTags", f"{place}:{kind}/*", context | {"ec2:CreateAction": "RunInstances"})
@@ -107,7 +111,8 @@ def _launch(request: AwsRequest, ec2: Any, place: str, profile_role: Any) -> Ite
         yield Asked("iam:PassRole", profile_role(profile), {"iam:PassedToService": "ec2.amazonaws.com"})
 
 
-def _template(given: Mapping[str, Any], ec2: Any) -> Any:
+def template(given: Mapping[str, Any], ec2: Any) -> Any:
+    """The launch template that a launch names, or None."""
     if id_ := given.get("LaunchTemplate.LaunchTemplateId"):
         return ec2.get_launch_template(id_)
     if name := given.get("LaunchTemplate.LaunchTemplateName"):

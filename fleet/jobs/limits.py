@@ -1,0 +1,69 @@
+"""How long a job may run: by its timeout, and by what it may cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import floor
+
+from fleet.catalog import catalog
+
+
+class LimitError(ValueError):
+    """A limit that cannot be held. The message names the field, its value and the mend."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What holds for one job on one type."""
+
+    minutes: int
+    """From launch to power-off."""
+    price_per_hour: float | None
+    """In US dollars; None where nobody knows it."""
+
+    @property
+    def at_most(self) -> float | None:
+        """What the job costs if it takes all its time, in US dollars."""
+        return None if self.price_per_hour is None else cost(self.price_per_hour, self.minutes * 60)
+
+
+def limits(
+    type_: str, region: str, *, timeout_minutes: int, max_cost: float | None = None, spot: bool = False
+) -> Limits:
+    """The limits of a job on a type.
+
+    `max_cost` is in US dollars, by the catalog's price of the instance: its volume and its address come to
+    about two cents an hour more. Spare capacity costs at most what capacity on demand does, which counts
+    where no price of it is known. Raises LimitError where `max_cost` pays for less than a minute, or no price
+    is known to hold it by.
+    """
+    price = price_per_hour(type_, region, spot=spot)
+    if max_cost is None:
+        return Limits(timeout_minutes, price)
+    if price is None:
+        raise LimitError(
+            f"max_cost: {max_cost:g} cannot be held: nobody knows the price of {type_} in {region}; "
+            "run `fleet catalog refresh`, choose another type, or leave max_cost out"
+        )
+    # A hair more, so that a cost which was reckoned from minutes gives those minutes back.
+    paid = floor(max_cost / price * 60 + 1e-9)
+    if paid < 1:
+        raise LimitError(
+            f"max_cost: {max_cost:g} pays for less than a minute of {type_} at ${price:g} an hour; "
+            f"allow at least {price / 60:.2f}"
+        )
+    return Limits(min(timeout_minutes, paid), price)
+
+
+def price_per_hour(type_: str, region: str, *, spot: bool = False) -> float | None:
+    """The catalog's, in US dollars; for spare capacity, that of capacity on demand where it has none."""
+    found = catalog().find("aws", type_)
+    if found is None:
+        return None
+    price = (found.price(region, spot=True) if spot else None) or found.price(region)
+    return price.amount if price else None
+
+
+def cost(price: float, seconds: float) -> float:
+    """In US dollars, to a hundredth of a cent."""
+    return round(price * seconds / 3600, 4)

@@ -1,0 +1,194 @@
+"""Starting a job: once for each token, wherever there is capacity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_exponential
+
+from fleet.jobs import look
+from fleet.jobs.limits import LimitError, Limits, limits
+from fleet.jobs.look import Job
+from fleet.jobs.pipeline import JobError, Pipeline, code
+from fleet.jobs.policies import PIPELINE_TAG
+from fleet.jobs.userdata import JobSpec
+from fleet.userdata import UserDataTooLarge
+
+ELSEWHERE = {
+    "InsufficientInstanceCapacity": "is out of stock there",
+    "InsufficientFreeAddressesInSubnet": "has no free address there",
+    "Unsupported": "is not offered there",
+    "VcpuLimitExceeded": "is beyond the account's quota",
+    "MaxSpotInstanceCountExceeded": "is beyond the account's quota for spare capacity",
+    "SpotMaxPriceTooLow": "has no spare capacity there",
+}
+"""Refusals after which another subnet or type may do."""
+
+SEEN_DEADLINE_S = 60.0
+"""EC2 shows what it has launched within seconds."""
+
+
+def submit(
+    pipeline: Pipeline,
+    *,
+    script: str | None = None,
+    args: Sequence[str] = (),
+    token: str | None = None,
+    timeout_minutes: int | None = None,
+    max_cost: float | None = None,
+) -> Job:
+    """Start a job, or return the one that this token started before.
+
+    Args:
+        pipeline: where; what is left out below is as it says.
+        script: path on the share, below the mount path.
+        args: its arguments. They are in the instance's user data: no secrets.
+        token: any text. However often it is sent, by whomever, and whatever crashes in between, there is one
+            job. A random one if left out.
+        timeout_minutes: the machine is off that many minutes after its launch; its script is ended half a
+            minute before.
+        max_cost: most that the run may cost, in US dollars; the machine is off at the minute it pays for.
+
+    Raises JobError: neither type nor subnet is to be had, the token stands for another job, or a limit cannot
+    be held.
+    """
+    token = token or uuid.uuid4().hex
+    job_id = id_of(pipeline, token)
+    timeout = timeout_minutes or pipeline.timeout_minutes
+    most = pipeline.max_cost if max_cost is None else max_cost
+    wanted: dict[str, Any] = {
+        "script": script or pipeline.script,
+        "args": tuple(args),
+        "timeout_minutes": timeout,
+        "max_cost": most,
+    }
+    request = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:16]
+    if found := look.find(pipeline, job_id):
+        return _same(found, request, token)
+    try:
+        allowed = {type_: estimate(pipeline, type_, timeout, most) for type_ in pipeline.types}
+        specs = {
+            type_: _spec(pipeline, job_id, type_, limit, wanted["script"], wanted["args"])
+            for type_, limit in allowed.items()
+        }
+        _launch(pipeline, token, request, specs)
+    except (LimitError, UserDataTooLarge) as error:
+        raise JobError(str(error)) from None
+    return _same(_one_of(pipeline, job_id), request, token)
+
+
+def estimate(pipeline: Pipeline, type_: str, timeout_minutes: int, max_cost: float | None) -> Limits:
+    """How long a job may take on a type, and what it then costs. Raises LimitError."""
+    return limits(
+        type_, pipeline.region, timeout_minutes=timeout_minutes, max_cost=max_cost, spot=pipeline.spot
+    )
+
+
+def id_of(pipeline: Pipeline, token: str) -> str:
+    """The id of the job that a token stands for."""
+    return f"job-{hashlib.sha256(f'{pipeline.name}/{token}'.encode()).hexdigest()[:12]}"
+
+
+def _spec(
+    pipeline: Pipeline, job_id: str, type_: str, limit: Limits, script: str, args: tuple[str, ...]
+) -> JobSpec:
+    return JobSpec(
+        id=job_id,
+        pipeline=pipeline.name,
+        script=script,
+        args=args,
+        minutes=limit.minutes,
+        type=type_,
+        price_per_hour=limit.price_per_hour,
+        region=pipeline.region,
+        file_system=pipeline.file_system,
+        mount_path=pipeline.mount_path,
+        log_group=pipeline.log_group,
+    )
+
+
+def _same(job: Job, request: str, token: str) -> Job:
+    if job.request and job.request != request:
+        raise JobError(
+            f"token: {token} has started {job.id} with {job.script} and other arguments or limits; "
+            "use a token of its own for each job"
+        )
+    return job
+
+
+def _launch(pipeline: Pipeline, token: str, request: str, specs: Mapping[str, JobSpec]) -> None:
+    """In the first subnet that has the first type, and so on."""
+    refused = []
+    for type_, spec in specs.items():
+        for subnet in pipeline.subnets:
+            try:
+                _run(pipeline, token, request, spec, subnet)
+            except Exception as error:
+                refusal = code(error)
+                if refusal == "IdempotentParameterMismatch":
+                    raise JobError(
+                        f"token: {token} has just started another job; use a token of its own for each job"
+                    ) from None
+                if refusal not in ELSEWHERE:
+                    raise
+                refused.append(f"{type_} in {subnet} {ELSEWHERE[refusal]} ({refusal})")
+            else:
+                return
+    raise JobError(
+        f"no machine for the job: {'; '.join(refused)}. Add jobs.fallback_types or subnets of other zones, "
+        "or try again later with the same token"
+    )
+
+
+def _run(pipeline: Pipeline, token: str, request: str, spec: JobSpec, subnet: str) -> None:
+    tags = {
+        PIPELINE_TAG: pipeline.name,
+        look.JOB_TAG: spec.id,
+        look.SCRIPT_TAG: spec.script,
+        look.MINUTES_TAG: str(spec.minutes),
+        look.PRICE_TAG: "" if spec.price_per_hour is None else f"{spec.price_per_hour:g}",
+        look.REQUEST_TAG: request,
+        "Name": f"{pipeline.name}-{spec.id}",
+    }
+    marks = [{"Key": key, "Value": value} for key, value in tags.items()]
+    # Another token for another request, as EC2 wants it; the same one for the same.
+    attempt = hashlib.sha256(f"{pipeline.name}/{token}/{spec.type}/{subnet}".encode()).hexdigest()
+    pipeline.ec2.run_instances(
+        LaunchTemplate={"LaunchTemplateId": pipeline.launch_template, "Version": "$Default"},
+        InstanceType=spec.type,
+        SubnetId=subnet,
+        MinCount=1,
+        MaxCount=1,
+        UserData=spec.user_data(),
+        ClientToken=attempt,
+        TagSpecifications=[{"ResourceType": kind, "Tags": marks} for kind in ("instance", "volume")],
+    )
+
+
+def _one_of(pipeline: Pipeline, job_id: str) -> Job:
+    """The job that was just launched; another instance, of a submission at the same moment, is ended.
+
+    EC2 holds a client token to one request. Two submissions that found capacity in two subnets are two.
+    """
+    looking = Retrying(
+        retry=retry_if_result(lambda found: not found),
+        wait=wait_exponential(multiplier=0.5, max=5),
+        stop=stop_after_delay(SEEN_DEADLINE_S),
+    )
+    try:
+        found = looking(look.instances, pipeline.ec2, pipeline.name, job_id)
+    except RetryError:
+        raise JobError(
+            f"{job_id} was launched, but EC2 did not show it within {SEEN_DEADLINE_S:.0f} s; "
+            "look with `fleet job list`"
+        ) from None
+    (job,) = look.of_instances(found, datetime.now(UTC))
+    living = {each["InstanceId"] for each in found if each["State"]["Name"] in look.LIVING}
+    if extra := living - {job.instance_id}:
+        pipeline.ec2.terminate_instances(InstanceIds=sorted(extra))
+    return job

@@ -28,7 +28,7 @@ class Accelerator:
 KVM = Accelerator(["-accel", "kvm", "-cpu", "host"], "")
 # Debian's 6.12 kernel double-faults on cmpxchg16b as QEMU 7.2 emulates it. String instructions are emulated a
 # byte at a time: a kernel that believes them fast copies at a third of the speed. Now and then an emulated
-# processor trips over code that the kernel has just changed, mostly in the first seconds: such a machine begins
+# processor trips over code that the kernel has just changed, mostly in its first seconds: it then begins
 # anew, and what would change code later, because a busy host looks like a bad clock, is switched off.
 EMULATED = Accelerator(
     ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,-cx16,-erms,-fsrm"],

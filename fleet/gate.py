@@ -41,7 +41,7 @@ from fleet.ssh import (
     Timeout,
     wait_for_ssh,
 )
-from fleet.watch import ServingWatch
+from fleet.watch import ContainerWatch, UnitWatch, Watch
 
 API_KEY_VARIABLE = "FLEET_API_KEY"
 STAGES_PATH = "/var/lib/vllm-fleet/stages.jsonl"
@@ -107,6 +107,8 @@ class GateSpec:
     """May be left out of the JSON and given in the environment as FLEET_API_KEY."""
     vllm_port: int = 8000
     container_name: str = "vllm"
+    unit: str = ""
+    """The systemd unit that runs vLLM itself; empty: Docker does, in the container."""
     hints: Hints = field(default_factory=Hints)
     timeouts: Timeouts = field(default_factory=Timeouts)
 
@@ -203,7 +205,9 @@ class _Gate:
         self._boot: tuple[dict[str, Any], ...] = ()
         self._first_token_s: float | None = None
         self._connection: Connection | None = None
-        self._watch = ServingWatch(spec.container_name, clock)
+        self._watch: Watch = (
+            UnitWatch(spec.unit, clock) if spec.unit else ContainerWatch(spec.container_name, clock)
+        )
         self._next_look_at = clock.now()
         self._inside = ""
         self._settling_since: float | None = None

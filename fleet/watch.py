@@ -7,6 +7,7 @@ does not help: the container dies again and again, the unit failed, Docker is do
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from typing import Any
 
 from fleet.diagnosis import SERVING_MARKS, Failed, Fault, marked
@@ -23,16 +24,11 @@ ENV_GRACE_S = 20.0
 """Seconds for `.env` to arrive: its delivery may be under way."""
 
 
-class ServingWatch:
-    """Follows one node's vLLM container through the looks of one gate."""
+class Watch(ABC):
+    """Follows one node's vLLM through the looks of one gate."""
 
-    def __init__(self, container: str, clock: Clock) -> None:
-        self._container = container
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._id = ""
-        self._first_restarts = 0
-        self._exits = 0
-        self._env_missing_since: float | None = None
         self._last_line = ""
         self._last_line_at = clock.now()
 
@@ -54,13 +50,49 @@ class ServingWatch:
                 return "the machine is going down"
             raise
 
+    @abstractmethod
     async def restarts(self, node: Connection) -> int | None:
-        """How often Docker has restarted the container; None if it does not run."""
+        """How often vLLM was restarted by what runs it; None if it does not run."""
+
+    @abstractmethod
+    async def log(self, node: Connection) -> list[str]:
+        """Its last lines."""
+
+    @abstractmethod
+    async def _look(self, node: Connection) -> str: ...
+
+    async def _journal(self, node: Connection, unit: str, count: int) -> list[str]:
+        words = ["journalctl", "-u", unit, "-n", str(count), "-o", "cat", "--no-pager"]
+        return self._remember((await node.run(words, check=False)).stdout)
+
+    def _remember(self, text: str) -> list[str]:
+        lines = [line for line in text.splitlines() if line.strip()]
+        if lines and lines[-1] != self._last_line:
+            self._last_line, self._last_line_at = lines[-1], self._clock.now()
+        return lines
+
+
+async def _unit_state(node: Connection, unit: str, *properties: str) -> dict[str, str]:
+    shown = await node.run(["systemctl", "show", unit, f"--property={','.join(properties)}"], check=False)
+    return dict(line.split("=", 1) for line in shown.stdout.splitlines() if "=" in line)
+
+
+class ContainerWatch(Watch):
+    """Follows a vLLM that Docker runs."""
+
+    def __init__(self, container: str, clock: Clock) -> None:
+        super().__init__(clock)
+        self._container = container
+        self._id = ""
+        self._first_restarts = 0
+        self._exits = 0
+        self._env_missing_since: float | None = None
+
+    async def restarts(self, node: Connection) -> int | None:
         document = await self._inspect(node)
         return document["RestartCount"] if document and document["State"]["Status"] == "running" else None
 
     async def log(self, node: Connection) -> list[str]:
-        """The container's last lines."""
         done = await node.run(["docker", "logs", "--tail", "200", self._container], check=False)
         return self._remember(f"{done.stdout}\n{done.stderr}")
 
@@ -101,13 +133,9 @@ class ServingWatch:
 
     async def _look_at_unit(self, node: Connection) -> str:
         """There is no container yet: what does the unit that makes it say?"""
-        shown = await node.run(["systemctl", "show", UNIT, "--property=ActiveState,SubState"], check=False)
-        state = dict(line.split("=", 1) for line in shown.stdout.splitlines() if "=" in line)
+        state = await _unit_state(node, UNIT, "ActiveState", "SubState")
         active, retrying = state.get("ActiveState", "unknown"), state.get("SubState") == "auto-restart"
-        journal = await node.run(
-            ["journalctl", "-u", UNIT, "-n", "40", "-o", "cat", "--no-pager"], check=False
-        )
-        lines = self._remember(journal.stdout)
+        lines = await self._journal(node, UNIT, 40)
         if active == "failed" or retrying:
             found = marked(lines, SERVING_MARKS)
             if found:
@@ -128,8 +156,31 @@ class ServingWatch:
         if now - self._env_missing_since >= ENV_GRACE_S:
             raise Failed(Fault.ENV_MISSING, [f"{UNIT} is inactive and {ENV_PATH} does not exist"])
 
-    def _remember(self, text: str) -> list[str]:
-        lines = [line for line in text.splitlines() if line.strip()]
-        if lines and lines[-1] != self._last_line:
-            self._last_line, self._last_line_at = lines[-1], self._clock.now()
-        return lines
+
+class UnitWatch(Watch):
+    """Follows a vLLM that systemd runs: one that spans several machines."""
+
+    def __init__(self, unit: str, clock: Clock) -> None:
+        super().__init__(clock)
+        self._unit = unit
+        self._first_restarts: int | None = None
+
+    async def restarts(self, node: Connection) -> int | None:
+        state = await _unit_state(node, self._unit, "ActiveState", "NRestarts")
+        return int(state.get("NRestarts") or 0) if state.get("ActiveState") == "active" else None
+
+    async def log(self, node: Connection) -> list[str]:
+        return await self._journal(node, self._unit, 200)
+
+    async def _look(self, node: Connection) -> str:
+        state = await _unit_state(node, self._unit, "ActiveState", "NRestarts")
+        active, restarts = state.get("ActiveState", "unknown"), int(state.get("NRestarts") or 0)
+        self._first_restarts = restarts if self._first_restarts is None else self._first_restarts
+        lines = await self.log(node)
+        if restarts > self._first_restarts or active == "failed":
+            if found := marked(lines, SERVING_MARKS):
+                raise found
+            if active == "failed" or restarts - self._first_restarts >= RESTARTS_TOLERATED:
+                status = f"{self._unit} is {active}, restarted {restarts} times"
+                raise Failed(Fault.EXIT_LOOP, [status, *lines[-2:]])
+        return f"{self._unit} {active}: {self._last_line}"

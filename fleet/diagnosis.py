@@ -281,7 +281,7 @@ SERVING_MARKS: tuple[tuple[Fault, str], ...] = (
     (
         Fault.IMAGE_REFUSED,
         r"pull access denied|manifest unknown|manifest for .* not found|repository .* not found"
-        r"|requested access to the resource is denied|unauthorized: ",
+        r"|requested access to the resource is denied|unauthorized: |no basic auth credentials",
     ),
     (
         Fault.REGISTRY_UNREACHABLE,

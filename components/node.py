@@ -83,6 +83,7 @@ class GpuNode(pulumi.ComponentResource):
     def _serve(self, name: str, args: GpuNodeArgs, machine: Machine) -> None:
         """Bring the model up on the machine and register the outputs."""
         node = args.node
+        provisioned = self._provision(name, args, machine)
         served = ServedModel(
             f"{name}-serving",
             Delivery(
@@ -96,7 +97,7 @@ class GpuNode(pulumi.ComponentResource):
                 host=machine.public_ip,
                 host_keys=machine.host_keys,
                 ssh_user=machine.ssh_user,
-                ready_when=machine.ready_when,
+                ready_when=[*machine.ready_when, *provisioned],
                 started=machine.started,
                 hints=machine.hints,
             ),
@@ -123,6 +124,29 @@ class GpuNode(pulumi.ComponentResource):
         self.status = served.status
         self.rollout = served.rollout
         self.register_outputs(self.outputs())
+
+    def _provision(self, name: str, args: GpuNodeArgs, machine: Machine) -> list[pulumi.Resource]:
+        """Run the phases that the node asks for, if any; what is served may need what they bring."""
+        if not args.node.provision.named:
+            return []
+        from components.provisioning import Provisioning, ProvisioningArgs  # noqa: PLC0415  few nodes need it
+
+        provisioning = Provisioning(
+            f"{name}-provisioning",
+            ProvisioningArgs(
+                node=args.node,
+                health=args.health,
+                access=args.access,
+                server_id=machine.server_id,
+                host=machine.public_ip,
+                host_keys=machine.host_keys,
+                ssh_user=machine.ssh_user,
+                ready_when=machine.ready_when,
+                hints=machine.hints,
+            ),
+            pulumi.ResourceOptions(parent=self),
+        )
+        return [provisioning.done]
 
     def outputs(self) -> dict[str, Any]:
         """The contract, as `pulumi stack output nodes` shows it.

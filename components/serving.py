@@ -3,16 +3,13 @@ when its inputs changed, and one that failed never enters state and runs again a
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pulumi
 from pulumi import Input, Output, ResourceOptions
-from pulumi_command import local
 
+from components.command import reached_at, run_module
 from fleet import compose, settings
 from fleet.userdata import WEIGHT_FLAGS
 
@@ -56,21 +53,9 @@ class ServedModel(pulumi.ComponentResource):
             "ready_s": health.ready_timeout_s,
             "token_s": health.first_token_timeout_s,
         }
-        # One output of all that is known later, rather than one of each leaf of a spec.
-        machine = Output.all(host=args.host, host_keys=args.host_keys, hints=Output.all(**args.hints)).apply(
-            lambda known: {
-                "target": {
-                    "host": known["host"],
-                    "port": args.access.ssh_port,
-                    "user": args.ssh_user,
-                    "private_key_path": str(args.access.ssh_private_key_path),
-                    "host_keys": known["host_keys"],
-                },
-                "hints": known["hints"],
-            }
-        )
+        machine = reached_at(args.host, args.host_keys, args.hints, args.access, args.ssh_user)
 
-        rollout = self.rollout = _run(
+        rollout = self.rollout = run_module(
             f"{name}-rollout",
             "fleet.rollout",
             machine,
@@ -107,7 +92,7 @@ class ServedModel(pulumi.ComponentResource):
             self.register_outputs({"status": self.status})
             return
 
-        gate = _run(
+        gate = run_module(
             f"{name}-gate",
             "fleet.gate",
             machine,
@@ -132,33 +117,3 @@ def _fetched_ahead(serving: settings.Serving) -> str:
     """The model whose weights are on the hub under its own name, all of them needed."""
     otherwise = serving.model.startswith("/") or any(w.startswith(WEIGHT_FLAGS) for w in serving.extra_args)
     return "" if otherwise else serving.model
-
-
-def _python() -> str:
-    """This interpreter, relative to the project where it can be, so that checkouts can share a stack."""
-    inside = Path(sys.executable).is_relative_to(Path.cwd())
-    return str(Path(sys.executable).relative_to(Path.cwd()) if inside else sys.executable)
-
-
-def _run(
-    name: str,
-    module: str,
-    machine: Output[dict[str, object]],
-    spec: dict[str, object],
-    secret_environment: dict[str, Output[str]],
-    triggers: list[Input[object]],
-    opts: ResourceOptions,
-) -> local.Command:
-    """`python -m MODULE` with a spec on stdin: nothing is interpolated into a shell, no secret is in it."""
-    return local.Command(
-        name,
-        local.CommandArgs(
-            create=f"{_python()} -m {module}",
-            stdin=machine.apply(lambda known: json.dumps({**spec, **known}, sort_keys=True)),
-            environment=secret_environment,
-            triggers=triggers,
-            # Progress goes to stderr and is shown; the report on stdout is for the state alone.
-            logging=local.Logging.STDERR,
-        ),
-        opts,
-    )

@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "logs": ("logs:logs", "Follow what vLLM, cloud-init and the agent write."),
     "plan": ("plan:plan", "The cheapest way to serve a model, over all clouds."),
     "preview": ("preview:preview", "A preview with policies, fit and cost, as a comment."),
+    "provision": ("provision:provision", "What nodes are given in phases: Python, Conda, CUDA, Ray, …"),
     "reap": ("reap:reap", "Destroy the nodes that have outlived their ttl_hours."),
     "ssh": ("ssh:ssh", "A shell on a node, its host key verified."),
     "sync": ("sync:sync", "Copy files to nodes with rsync."),

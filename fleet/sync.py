@@ -93,11 +93,15 @@ async def sync(nodes: Sequence[FleetNode], copy: Copy, *, max_parallel: int = 8)
 
 async def _sync_one(node: FleetNode, copy: Copy) -> Synced:
     try:
-        command = rsync(node.reachable(), copy)
+        return await copy_to(node.name, node.reachable(), copy)
     except InventoryError as error:
         return Synced(node.name, 255, "", str(error))
+
+
+async def copy_to(name: str, target: Target, copy: Copy) -> Synced:
+    """Copy to the node of that name. Raises FileNotFoundError where rsync is missing here."""
     process = await asyncio.create_subprocess_exec(
-        *command,
+        *rsync(target, copy),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -111,5 +115,5 @@ async def _sync_one(node: FleetNode, copy: Copy) -> Synced:
     assert process.returncode is not None
     said = stderr.decode(errors="replace").strip()
     if process.returncode == COMMAND_NOT_FOUND:
-        said = MISSING_THERE.format(node=node.name)
-    return Synced(node.name, process.returncode, stdout.decode(errors="replace"), said)
+        said = MISSING_THERE.format(node=name)
+    return Synced(name, process.returncode, stdout.decode(errors="replace"), said)

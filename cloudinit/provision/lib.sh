@@ -17,6 +17,8 @@ main() {
         # To a file: a connection that is lost then takes nothing from what is under way.
         exec >"$LOGS/provision-$PHASE.log" 2>&1
         trap 'say_failure $? "$BASH_COMMAND"' EXIT
+        # The run that a lost connection left behind may have brought everything meanwhile.
+        [[ -n $(check) ]] || return 0
     fi
     "$1"
 }

@@ -338,6 +338,11 @@ class Provision(Section):
         _unique("name", [PurePosixPath(script.path).name for script in scripts])
         return scripts
 
+    @property
+    def named(self) -> bool:
+        """Whether any phase is."""
+        return self != Provision(ssh=self.ssh, timeout_s=self.timeout_s)
+
     def missing_files(self) -> list[tuple[str, str]]:
         """What of this machine is to be copied or run there but is not there: key and mend."""
         found = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simcloud.light import docker_cli, host  # noqa: F401  (they register the machines' programs)
+from simcloud.light import docker_cli, host, provision  # noqa: F401  (they register the machines' programs)
 from simcloud.light.machine import BOOT_FAULTS, Machine
 from simcloud.nodes import Boot, NodeBackend
 from simcloud.vllm_sim import Fault

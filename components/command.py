@@ -1,0 +1,70 @@
+"""Programs of `fleet` as Commands: each runs exactly when its inputs changed, and one that failed never
+enters state, so that the next `up` runs it again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pulumi
+from pulumi import Input, Output
+from pulumi_command import local
+
+from fleet import settings
+
+
+def reached_at(
+    host: Input[str],
+    host_keys: Input[Sequence[str]],
+    hints: Mapping[str, Input[str]],
+    access: settings.Access,
+    ssh_user: str,
+) -> Output[dict[str, object]]:
+    """The part of a spec that is known once the machine is there: how to reach it, and what diagnoses quote.
+
+    One output of all of it, rather than one of each leaf of a spec.
+    """
+    return Output.all(host=host, host_keys=host_keys, hints=Output.all(**hints)).apply(
+        lambda known: {
+            "target": {
+                "host": known["host"],
+                "port": access.ssh_port,
+                "user": ssh_user,
+                "private_key_path": str(access.ssh_private_key_path),
+                "host_keys": known["host_keys"],
+            },
+            "hints": known["hints"],
+        }
+    )
+
+
+def run_module(
+    name: str,
+    module: str,
+    machine: Output[dict[str, object]],
+    spec: Mapping[str, object],
+    secret_environment: dict[str, Output[str]],
+    triggers: list[Input[object]],
+    opts: pulumi.ResourceOptions,
+) -> local.Command:
+    """`python -m MODULE` with a spec on stdin: nothing is interpolated into a shell, no secret is in it."""
+    return local.Command(
+        name,
+        local.CommandArgs(
+            create=f"{_python()} -m {module}",
+            stdin=machine.apply(lambda known: json.dumps({**spec, **known}, sort_keys=True)),
+            environment=secret_environment,
+            triggers=triggers,
+            # Progress goes to stderr and is shown; the report on stdout is for the state alone.
+            logging=local.Logging.STDERR,
+        ),
+        opts,
+    )
+
+
+def _python() -> str:
+    """This interpreter, relative to the project where it can be, so that checkouts can share a stack."""
+    inside = Path(sys.executable).is_relative_to(Path.cwd())
+    return str(Path(sys.executable).relative_to(Path.cwd()) if inside else sys.executable)

@@ -8,10 +8,10 @@ for event in follow(pipeline, job.id): ...
 from __future__ import annotations
 
 from fleet.jobs.ending import Reaped, cancel, reap
-from fleet.jobs.follow import follow, logs
+from fleet.jobs.launch import estimate, submit
 from fleet.jobs.look import Job, Result, Status, find, jobs
 from fleet.jobs.pipeline import JobError, Pipeline, client
-from fleet.jobs.submit import estimate, submit
+from fleet.jobs.watch import follow, logs
 
 __all__ = [
     "Job",

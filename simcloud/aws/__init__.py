@@ -145,6 +145,7 @@ class Aws(Cloud):
         pass  # moto starts empty, so no machine is to be powered on
 
     def reset(self) -> None:
+        self._jobs.reset()
         self._moto.reset()
         self._given.clear()
         self._on.clear()

@@ -28,6 +28,8 @@ UNIT_PATH = f"/etc/systemd/system/{UNIT}"
 PATHS = ("state", "home", "mount_path")
 """Settings that are places on the machine."""
 
+PLUG = "plug pulled"
+
 
 @dataclass(frozen=True)
 class JobBoot:
@@ -72,6 +74,12 @@ class JobMachines:
             with suppress(asyncio.CancelledError):
                 await life
 
+    def reset(self) -> None:
+        """Pull every plug: nothing more is told of any job."""
+        for life in self._lives.values():
+            life.cancel(PLUG)
+        self._lives.clear()
+
     async def _live(self, boot: JobBoot) -> None:
         settings, unit = _install(boot)
         environment = {
@@ -88,8 +96,9 @@ class JobMachines:
                 await _run(boot, unit["ExecStopPost"], environment | ended)
         except TimeoutError:
             pass
-        except asyncio.CancelledError:
-            await _run(boot, unit["ExecStopPost"], environment)
+        except asyncio.CancelledError as end:
+            if PLUG not in end.args:
+                await _run(boot, unit["ExecStopPost"], environment)
             raise
         assert unit["SuccessAction"] == unit["FailureAction"] == "poweroff-force"
         await self._off(boot.instance_id)

@@ -1,0 +1,361 @@
+"""GPU jobs from submission to result, on the embedded AWS, with the keys of the control instance's role."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from fleet.jobs import (
+    Job,
+    JobError,
+    Pipeline,
+    Status,
+    cancel,
+    find,
+    follow,
+    jobs,
+    logs,
+    look,
+    policies,
+    reap,
+    submit,
+)
+from fleet.jobs.limits import LimitError, limits
+from simcloud import aws
+from simcloud.testing import SimCloud, running_simcloud
+
+REGION, ACCOUNT = "us-east-1", "123456789012"
+AMI = "ami-0d1a0000000000002"
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimCloud]:
+    with running_simcloud(tmp_path_factory.mktemp("cloud"), ssh_port=10822) as running:
+        yield running
+
+
+@pytest.fixture
+def cloud(emulator: SimCloud) -> SimCloud:
+    emulator.reset()
+    emulator.clear_faults()
+    return emulator
+
+
+def owner(cloud: SimCloud, service: str) -> Any:
+    """The account's owner, who may do everything."""
+    return boto3.client(
+        service,
+        endpoint_url=cloud.aws_url,
+        region_name=REGION,
+        aws_access_key_id=aws.DEV_ACCESS_KEY,
+        aws_secret_access_key=aws.DEV_SECRET_KEY,
+    )
+
+
+@pytest.fixture
+def pipeline(cloud: SimCloud) -> Pipeline:
+    """As its stack would have made it; spoken to with the keys of the control role."""
+    ec2, iam = owner(cloud, "ec2"), owner(cloud, "iam")
+    places = ec2.describe_subnets()["Subnets"][:2]
+    group = ec2.create_security_group(GroupName="job", Description="job", VpcId=places[0]["VpcId"])["GroupId"]
+    # A machine of the test before may still be telling of its end.
+    group_of_logs = f"/test/{uuid.uuid4().hex}"
+    log = owner(cloud, "logs")
+    log.create_log_group(logGroupName=group_of_logs)
+    arn = log.describe_log_groups()["logGroups"][0]["arn"]
+    for name in ("job", "control"):
+        iam.create_role(RoleName=name, AssumeRolePolicyDocument=policies.trust_policy())
+    iam.put_role_policy(RoleName="job", PolicyName="job", PolicyDocument=policies.job_policy(arn))
+    iam.create_instance_profile(InstanceProfileName="job")
+    iam.add_role_to_instance_profile(InstanceProfileName="job", RoleName="job")
+    mark = {"Key": policies.PIPELINE_TAG, "Value": "test-jobs"}
+    volume = {"VolumeSize": 100, "VolumeType": "gp3", "Encrypted": True, "DeleteOnTermination": True}
+    template = ec2.create_launch_template(
+        LaunchTemplateName="jobs",
+        LaunchTemplateData={
+            "ImageId": AMI,
+            "InstanceType": "g6e.xlarge",
+            "SecurityGroupIds": [group],
+            "IamInstanceProfile": {"Name": "job"},
+            "InstanceInitiatedShutdownBehavior": "terminate",
+            "BlockDeviceMappings": [{"DeviceName": "/dev/xvda", "Ebs": volume}],
+            "TagSpecifications": [{"ResourceType": kind, "Tags": [mark]} for kind in ("instance", "volume")],
+        },
+    )["LaunchTemplate"]["LaunchTemplateId"]
+    scope = policies.Scope(
+        partition="aws",
+        region=REGION,
+        account=ACCOUNT,
+        pipeline="test-jobs",
+        launch_template=template,
+        subnets=[each["SubnetId"] for each in places],
+        security_groups=[group],
+        job_role=f"arn:aws:iam::{ACCOUNT}:role/job",
+        log_group=group_of_logs,
+    )
+    iam.put_role_policy(
+        RoleName="control", PolicyName="control", PolicyDocument=policies.control_policy(scope)
+    )
+    keys = owner(cloud, "sts").assume_role(
+        RoleArn=f"arn:aws:iam::{ACCOUNT}:role/control", RoleSessionName="test"
+    )["Credentials"]
+    return Pipeline(
+        name="test-jobs",
+        region=REGION,
+        types=("g6e.xlarge", "g6.2xlarge"),
+        subnets=tuple(each["SubnetId"] for each in places),
+        spot=False,
+        timeout_minutes=120,
+        max_cost=None,
+        script="app/work.sh",
+        mount_path="/home/ec2-user/recordings",
+        launch_template=template,
+        file_system="fs-1",
+        log_group=group_of_logs,
+        aws=(
+            ("accessKey", keys["AccessKeyId"]),
+            ("endpoints", json.dumps([dict.fromkeys(("ec2", "logs"), cloud.aws_url)])),
+            ("secretKey", keys["SecretAccessKey"]),
+            ("token", keys["SessionToken"]),
+        ),
+    )
+
+
+@pytest.fixture
+def share(cloud: SimCloud) -> Path:
+    folder = cloud.state / "shares/fs-1"
+    (folder / "app").mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def script(share: Path, *lines: str) -> None:
+    (share / "app/work.sh").write_text("\n".join(lines))
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 60
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return found
+
+
+def over(pipeline: Pipeline, job: Job) -> Job:
+    """The job, once it has its result."""
+
+    def ended() -> Job | None:
+        now = find(pipeline, job.id)
+        return now if now and now.status.over and now.result else None
+
+    found: Job = until(ended)
+    return found
+
+
+def machines(cloud: SimCloud) -> list[dict[str, Any]]:
+    """Every instance that was ever launched."""
+    found = owner(cloud, "ec2").describe_instances()["Reservations"]
+    return [each for one in found for each in one["Instances"]]
+
+
+def test_a_job_is_followed_from_launch_to_result_and_leaves_nothing(
+    cloud: SimCloud, pipeline: Pipeline, share: Path
+) -> None:
+    script(share, "echo the answer is $1", "exit ${2:-0}")
+    job = submit(pipeline, args=["42"], max_cost=0.5)
+    seen = list(follow(pipeline, job.id, every_s=0.2))
+    told = [each for each in seen if isinstance(each, str)]
+    assert told == [
+        f"vllm-fleet: job {job.id}: app/work.sh on g6e.xlarge",
+        "the answer is 42",
+        "vllm-fleet: succeeded",
+    ]
+    last = seen[-1]
+    assert isinstance(last, Job)
+    assert (last.status, last.minutes) == (Status.SUCCEEDED, 16)
+    assert last.result is not None
+    assert (last.result.exit_code, last.cost(datetime.now(UTC))) == (0, last.result.cost)
+    assert (share / "jobs" / job.id / "log").read_text().splitlines() == told
+
+    (machine,) = machines(cloud)
+    assert (machine["State"]["Name"], machine["StateReason"]["Code"]) == (
+        "terminated",
+        "Client.InstanceInitiatedShutdown",
+    )
+    assert [thing["kind"] for thing in cloud.inventory() if thing["kind"] in ("server", "volume")] == []
+
+
+def test_ten_jobs_submitted_twice_at_once_are_ten(cloud: SimCloud, pipeline: Pipeline, share: Path) -> None:
+    script(share, "exit 0")
+    tokens = [f"order-{number}" for number in range(10)] * 2
+    with ThreadPoolExecutor(8) as pool:
+        submitted = list(pool.map(lambda token: submit(pipeline, token=token), tokens))
+    assert [job.id for job in submitted[:10]] == [job.id for job in submitted[10:]]
+    assert len({job.instance_id for job in submitted}) == len(machines(cloud)) == 10
+
+
+def test_a_token_starts_one_job_however_its_launch_was_cut_off(
+    cloud: SimCloud, pipeline: Pipeline, share: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(share, "exit 0")
+    cloud.set_fault("RunInstances", "lost_reply")
+    first = submit(pipeline, token="once")
+    over(pipeline, first)
+    assert submit(pipeline, token="once").instance_id == first.instance_id
+    monkeypatch.setattr(look, "instances", lambda *_: [])
+    forgotten = submit(pipeline, token="once")
+    assert (forgotten.id, forgotten.status, forgotten.script) == (first.id, Status.SUCCEEDED, "app/work.sh")
+    assert len(machines(cloud)) == 1
+
+
+def test_a_token_of_another_job_is_refused(pipeline: Pipeline, share: Path) -> None:
+    script(share, "exit 0")
+    submit(pipeline, token="once", args=["a"])
+    with pytest.raises(
+        JobError, match=r"token: once has started job-\w+ with app/work.sh and other arguments"
+    ):
+        submit(pipeline, token="once", args=["b"])
+
+
+def test_what_is_out_of_stock_is_taken_elsewhere_first_in_subnets_then_in_types(
+    cloud: SimCloud, pipeline: Pipeline, share: Path
+) -> None:
+    script(share, "exit 0")
+    zones = {
+        each["SubnetId"]: each["AvailabilityZone"]
+        for each in owner(cloud, "ec2").describe_subnets()["Subnets"]
+    }
+    first, second = (zones[each] for each in pipeline.subnets)
+    cloud.set_stock(first, "g6e.xlarge", "shortage", cloud="aws")
+    job = submit(pipeline, token="a")
+    assert machines(cloud)[0]["Placement"]["AvailabilityZone"] == second
+    assert job.type == "g6e.xlarge"
+    cloud.set_stock(second, "g6e.xlarge", "shortage", cloud="aws")
+    assert submit(pipeline, token="b").type == "g6.2xlarge"
+    with pytest.raises(
+        JobError, match=r"g6e.xlarge in subnet-\w+ is out of stock there .*; .*fallback_types"
+    ):
+        submit(replace(pipeline, types=("g6e.xlarge",)), token="c")
+
+
+def test_two_submissions_that_found_two_places_leave_one_machine(
+    cloud: SimCloud, pipeline: Pipeline, share: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(share, "sleep 600")
+    first = submit(pipeline, token="once")
+    # Neither did the other submission see the first, nor did it find capacity in the same subnet.
+    monkeypatch.setattr(look, "find", lambda *_: None)
+    late = submit(replace(pipeline, subnets=tuple(reversed(pipeline.subnets))), token="once")
+    assert late.id == first.id
+    states = {each["InstanceId"]: each["State"]["Name"] for each in machines(cloud)}
+    assert states.pop(late.instance_id) in ("pending", "running")
+    assert list(states.values()) == ["terminated"]
+
+
+def test_a_failed_job_says_why_and_a_list_tells_all(pipeline: Pipeline, share: Path) -> None:
+    script(share, "exit $1")
+    failed, good = submit(pipeline, args=["3"]), submit(pipeline, args=["0"])
+    assert (result := over(pipeline, failed).result) and (result.reason, result.exit_code) == (
+        "script-failed",
+        3,
+    )
+    over(pipeline, good)
+    assert {job.id: job.status for job in jobs(pipeline)} == {
+        failed.id: Status.FAILED,
+        good.id: Status.SUCCEEDED,
+    }
+    assert list(logs(pipeline, failed.id))[-1] == "vllm-fleet: script-failed"
+    # A job nobody followed, on a machine that EC2 has forgotten.
+    later = datetime.now(UTC) + timedelta(days=3)
+    assert {job.status for job in jobs(replace(pipeline, name="nobody"), now=later)} == {
+        Status.FAILED,
+        Status.SUCCEEDED,
+    }
+    assert jobs(pipeline, days=1, now=later) == []
+
+
+def test_a_cancelled_job_ends_and_says_so(cloud: SimCloud, pipeline: Pipeline, share: Path) -> None:
+    script(share, "echo begun; sleep 600")
+    job = submit(pipeline)
+    until(lambda: "begun" in list(logs(pipeline, job.id)))
+    cancel(pipeline, job.id)
+    result = over(pipeline, job).result
+    assert result and result.reason == "cancelled"
+    with pytest.raises(JobError, match=f"{job.id} is over already: failed"):
+        cancel(pipeline, job.id)
+    with pytest.raises(JobError, match="there is no job job-0 in test-jobs"):
+        cancel(pipeline, "job-0")
+
+
+def test_a_machine_that_was_taken_back_without_a_result_is_lost_and_its_cost_unknown() -> None:
+    now = datetime.now(UTC)
+    tags = {look.JOB_TAG: "job-1", look.PRICE_TAG: "1.861", look.MINUTES_TAG: "120"}
+    instance = {
+        "InstanceId": "i-1",
+        "InstanceType": "g6e.xlarge",
+        "LaunchTime": now - timedelta(minutes=30),
+        "State": {"Name": "terminated"},
+        "StateReason": {"Message": "Server.SpotInstanceTermination: Spot instance termination"},
+        "Tags": [{"Key": key, "Value": value} for key, value in tags.items()],
+    }
+    (lost,) = look.of_instances([instance], now)
+    assert (lost.status, lost.cost(now)) == (Status.LOST, None)
+    assert "Spot instance termination" in lost.why
+    (living,) = look.of_instances([instance | {"State": {"Name": "running"}}], now)
+    assert (living.status, living.cost(now)) == (Status.RUNNING, 0.9305)
+
+
+def test_a_machine_that_outlived_its_deadline_is_reaped_once(
+    cloud: SimCloud, pipeline: Pipeline, share: Path
+) -> None:
+    script(share, "sleep 600")
+    short, long = submit(pipeline, timeout_minutes=5), submit(pipeline)
+    ec2, soon = owner(cloud, "ec2"), datetime.now(UTC) + timedelta(minutes=8)
+    (due,) = reap(ec2, now=soon)
+    assert (due.job.id, due.error, round(due.late.total_seconds() / 60)) == (short.id, "", 3)
+    assert [each["State"]["Name"] for each in machines(cloud)] == ["running", "running"], "only looked"
+    assert reap(ec2, pipeline="another", now=soon, end=True) == []
+    cloud.set_fault("TerminateInstances", "403")
+    (refused,) = reap(ec2, now=soon, end=True)
+    assert "UnauthorizedOperation" in refused.error
+    assert len(reap(pipeline.ec2, now=soon, end=True)) == 1, "by the control role itself, too"
+    assert reap(ec2, now=soon, end=True) == []
+    running = [each["InstanceId"] for each in machines(cloud) if each["State"]["Name"] == "running"]
+    assert running == [long.instance_id]
+
+
+@pytest.mark.parametrize(
+    ("timeout", "most", "expected"),
+    [
+        (120, None, (120, 3.722)),
+        (120, 0.50, (16, 0.4963)),
+        (10, 0.50, (10, 0.3102)),
+        (120, 1.861, (60, 1.861)),
+    ],
+)
+def test_a_job_may_take_what_its_timeout_and_its_cost_both_allow(
+    timeout: int, most: float | None, expected: tuple[int, float]
+) -> None:
+    found = limits("g6e.xlarge", REGION, timeout_minutes=timeout, max_cost=most)
+    assert (found.minutes, found.at_most) == expected
+
+
+def test_a_cost_that_cannot_be_held_is_refused() -> None:
+    with pytest.raises(
+        LimitError, match=r"max_cost: 0.01 pays for less than a minute .* allow at least 0.03"
+    ):
+        limits("g6e.xlarge", REGION, timeout_minutes=120, max_cost=0.01)
+    with pytest.raises(LimitError, match="max_cost: 1 cannot be held: nobody knows the price"):
+        limits("g6e.xlarge", "af-south-1", timeout_minutes=120, max_cost=1)
+    assert limits("g6e.xlarge", "af-south-1", timeout_minutes=120).at_most is None
+    # Never more than on demand, so that much is sure.
+    assert limits("g6e.xlarge", REGION, timeout_minutes=120, max_cost=0.5, spot=True).minutes >= 16

@@ -25,6 +25,7 @@ TOOLS = {
     "dpkg-deb": ("dpkg", "builds the stand-in packages"),
     "gpg": ("gnupg", "signs the apt mirror"),
     "docker-registry": ("docker-registry", "serves the container images"),
+    "rsync": ("rsync", "copies files to machines"),
     "socat": ("socat", "joins a machine's network to the mirrors"),
     "setpriv": ("util-linux", "ends a machine together with the process that started it"),
 }

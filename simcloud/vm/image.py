@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from simcloud.vm import packages
+from simcloud.vm import packages, provisioning
 from simcloud.vm.host import HostError, cached, digest, ensure_tools, run, step
 
 MIRROR_ADDRESS = "169.254.80.80"
@@ -34,6 +34,7 @@ MIRRORED_HOSTS = (
     "registry-1.docker.io",
     "ghcr.io",
     "huggingface.co",
+    *provisioning.HOSTS,
 )
 
 GUEST = Path(__file__).parent / "guest"
@@ -94,7 +95,7 @@ def machine_image() -> MachineImage:
     """
     ensure_tools()
     here = Path(__file__).parent
-    key = digest(Path(__file__), here / "packages.py", GUEST)
+    key = digest(Path(__file__), here / "packages.py", here / "provisioning.py", GUEST)
     return MachineImage(cached("machine", key, _build))
 
 
@@ -106,7 +107,7 @@ def _build(directory: Path) -> None:
     root, debs = directory / "root", directory / "debs"
     debs.mkdir()
     with step("machine image: Debian packages (about 60 s)"):
-        wanted = " ".join(packages.DOCKER_PACKAGES)
+        wanted = " ".join(packages.DEBIAN_PACKAGES)
         fetch = f"apt-get --yes install --no-install-recommends --download-only {wanted}"
         run(
             [

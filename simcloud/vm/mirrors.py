@@ -29,6 +29,7 @@ class Mirror(StrEnum):
     APT = "apt"
     REGISTRY = "registry"
     WEIGHTS = "weights"
+    PYTHON = "python"
 
 
 _MIRROR_OF_HOST = {
@@ -40,6 +41,9 @@ _MIRROR_OF_HOST = {
     "registry-1.docker.io": Mirror.REGISTRY,
     "ghcr.io": Mirror.REGISTRY,
     "huggingface.co": Mirror.WEIGHTS,
+    "repo.anaconda.com": Mirror.PYTHON,
+    "pypi.org": Mirror.PYTHON,
+    "files.pythonhosted.org": Mirror.PYTHON,
 }
 
 
@@ -129,7 +133,7 @@ class Mirrors:
         response: Response | _Body
         if mirror is Mirror.REGISTRY:
             response = await self._from_registry(request)
-        elif mirror is Mirror.APT:
+        elif mirror in {Mirror.APT, Mirror.PYTHON}:
             response = self._from_archive(host, request)
         else:
             response = PlainTextResponse("no such model\n", status_code=404)
@@ -142,9 +146,13 @@ class Mirrors:
     def _from_archive(self, host: str, request: Request) -> Response | _Body:
         root = self._archive / ("archive.ubuntu.com" if host == "security.ubuntu.com" else host)
         file = (root / request.path_params["path"]).resolve()
+        if file.is_dir():
+            file /= "index.html"
         if not file.is_relative_to(root) or not file.is_file():
             return PlainTextResponse("not found\n", status_code=404)
-        return _Body(_read(file), file.stat().st_size, 200, {})
+        # pip reads no other index.
+        headers = {"content-type": "text/html"} if file.name == "index.html" else {}
+        return _Body(_read(file), file.stat().st_size, 200, headers)
 
     async def _from_registry(self, request: Request) -> Response | _Body:
         assert self._registry is not None

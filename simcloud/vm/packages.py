@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from simcloud.vm import provisioning
+from simcloud.vm.debs import Package
 from simcloud.vm.host import run
 
 GUEST = Path(__file__).parent / "guest"
@@ -27,7 +28,6 @@ DRIVER_VERSIONS = {
 """Driver branch → (version, newest CUDA it runs), as NVIDIA's release notes pair them."""
 
 TOOLKIT_VERSION = "1.17.8-1"
-CUDA_VERSIONS = ("12.2", "12.4", "12.6", "12.8")
 
 # SHA256 alone: apt checks every digest it is given, and an emulated processor is slow at it.
 _INDEX = ["apt-ftparchive", *(f"-oAPT::FTPArchive::{digest}=false" for digest in ("MD5", "SHA1", "SHA512"))]
@@ -35,7 +35,7 @@ _INDEX = ["apt-ftparchive", *(f"-oAPT::FTPArchive::{digest}=false" for digest in
 # Debian's containerd carries tools no node uses: a third of what would be downloaded and unpacked.
 _LEFT_OUT = ("ctr", "containerd-stress", "containerd-shim", "containerd-shim-runc-v1")
 
-DOCKER_PACKAGES = ("docker.io", "docker-cli", "docker-compose", "jq")
+DEBIAN_PACKAGES = ("docker.io", "docker-cli", "docker-compose", "jq", *provisioning.DEBIAN_PACKAGES)
 """Debian packages, fetched with what they depend on, that a node installs."""
 
 KEYS = ("archive", "docker", "nvidia")
@@ -58,44 +58,6 @@ if [ -d /run/systemd/system ]; then
     touch /run/reboot-required
 fi
 """
-
-
-@dataclass(frozen=True)
-class Package:
-    """A small Debian package."""
-
-    name: str
-    version: str
-    depends: Sequence[str] = ()
-    conflicts: Sequence[str] = ()
-    files: Mapping[str, bytes] = field(default_factory=dict)
-    """Absolute path → content; what begins with `#!` is executable."""
-    postinst: str = ""
-
-    def build(self, pool: Path, scratch: Path) -> Path:
-        """Write the `.deb` into the pool."""
-        root = scratch / self.name
-        control = {
-            "Package": self.name, "Version": self.version, "Architecture": "amd64", "Section": "misc",
-            "Priority": "optional", "Maintainer": "Embedded cloud <root@localhost>",
-            "Depends": ", ".join(self.depends), "Conflicts": ", ".join(self.conflicts),
-            "Description": f"stand-in for {self.name}",
-        }  # fmt: skip
-        text = "".join(f"{key}: {value}\n" for key, value in control.items() if value)
-        _write(root / "DEBIAN/control", text.encode())
-        if self.postinst:
-            _write(root / "DEBIAN/postinst", self.postinst.encode())
-        for path, content in self.files.items():
-            _write(root / path.lstrip("/"), content)
-        deb = pool / f"{self.name}_{self.version}_amd64.deb"
-        run(["dpkg-deb", "--root-owner-group", "-Znone", "--build", root, deb], timeout_s=30)
-        return deb
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    path.chmod(0o755 if content.startswith(b"#!") else 0o644)
 
 
 def _driver(branch: str) -> Iterable[Package]:
@@ -148,18 +110,6 @@ def _toolkit() -> Iterable[Package]:
     )
 
 
-def _cuda() -> Iterable[Package]:
-    for version in CUDA_VERSIONS:
-        nvcc = f'#!/bin/sh\necho "Cuda compilation tools, release {version}"\n'
-        yield Package(
-            f"cuda-toolkit-{version.replace('.', '-')}",
-            f"{version}.1-1",
-            files={f"/usr/local/cuda-{version}/bin/nvcc": nvcc.encode()},
-        )
-    for name in ("libcudnn9-cuda-12", "libcudnn9-dev-cuda-12", "cudnn9-cuda-12"):
-        yield Package(name, "9.10.2.21-1")
-
-
 _DOCKER_BY_UBUNTU = (Package("docker-compose-v2", "2.26.1", depends=["docker-cli", "docker-compose"]),)
 _DOCKER_BY_DOCKER = (
     Package("docker-ce", "5:26.1.5-1", depends=["docker.io", "docker-cli"]),
@@ -186,6 +136,7 @@ def build_archive(directory: Path, debian: Path) -> None:
     for branch in DRIVER_VERSIONS:
         _build(_driver(branch), ubuntu / "pool/restricted", scratch)
     _build(_DOCKER_BY_UBUNTU, ubuntu / "pool/universe", scratch)
+    _build([provisioning.BUILD_ESSENTIAL], ubuntu / "pool/main", scratch)
     suites = ("noble", "noble-updates", "noble-backports", "noble-security")
     for suite in suites:
         _index(ubuntu, suite, "Ubuntu", ("main", "universe", "restricted", "multiverse"), suite == "noble")
@@ -199,7 +150,14 @@ def build_archive(directory: Path, debian: Path) -> None:
 
     for flat, packages, key in (
         ("nvidia.github.io/libnvidia-container/stable/deb/amd64", _toolkit(), "../../../gpgkey"),
-        ("developer.download.nvidia.com/compute/cuda/repos/ubuntu2404/x86_64", _cuda(), "3bf863cc.pub"),
+        *(
+            (
+                f"developer.download.nvidia.com/compute/cuda/repos/{system}/x86_64",
+                provisioning.cuda(system),
+                "3bf863cc.pub",
+            )
+            for system in provisioning.CUDA_OF_SYSTEM
+        ),
     ):
         repository = directory / flat
         _build(packages, repository, scratch)
@@ -207,6 +165,7 @@ def build_archive(directory: Path, debian: Path) -> None:
         _release(repository, {"Origin": "NVIDIA", "Label": "NVIDIA"})
         signer.sign("nvidia", repository)
         shutil.copy(directory / "keys/nvidia.asc", repository / key)
+    provisioning.build(directory)
     shutil.rmtree(scratch)
     signer.close()
 

@@ -1,5 +1,6 @@
-"""What a machine's provisioning finds in the outside world: stand-ins for Miniconda, for packages of PyPI and for
-CUDA, in the mirror's tree. Small, but installed by the real tools where there are any: pip, apt, the shell.
+"""What a machine's provisioning finds in the outside world: stand-ins for Miniconda, packages of PyPI and CUDA.
+
+They are files of the mirror's tree, next to nothing in themselves, but installed by the real pip, apt and bash.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ GUEST = Path(__file__).parent / "guest"
 HOSTS = ("repo.anaconda.com", "pypi.org", "files.pythonhosted.org")
 """The hosts that answer for it."""
 
-DEBIAN_PACKAGES = ("git", "make", "python3-venv", "gpg")
+DEBIAN_PACKAGES = ("git", "make", "python3-venv")
 """Debian packages that provisioning installs."""
 
 MINICONDA = "py312_25.1.1-2"
@@ -39,11 +40,8 @@ def cuda(system: str) -> Iterable[Package]:
         place, name = f"/usr/local/cuda-{release}", release.replace(".", "-")
         nvcc = f'#!/bin/sh\necho "Cuda compilation tools, release {release}, V{release}.99"\n'
         yield Package(f"cuda-compiler-{name}", f"{release}.1-1", files={f"{place}/bin/nvcc": nvcc.encode()})
-        yield Package(
-            f"cuda-libraries-dev-{name}",
-            f"{release}.1-1",
-            files={f"{place}/lib64/libcudart.so.12": b"stand-in\n"},
-        )
+        runtime = {f"{place}/lib64/libcudart.so.12": b"stand-in\n"}
+        yield Package(f"cuda-libraries-dev-{name}", f"{release}.1-1", files=runtime)
     yield Package("libcudnn9-cuda-12", "9.10.2.21-1")
     yield Package("cudnn9-cuda-12", "9.10.2.21-1", depends=["libcudnn9-cuda-12"])
     # Newer than any of the distribution's, as in the real one: nobody may take the driver from here.
@@ -60,13 +58,10 @@ def build(archive: Path) -> None:
     files, simple = archive / "files.pythonhosted.org/packages", archive / "pypi.org/simple"
     files.mkdir(parents=True)
     for name in sorted({name for name, _ in WHEELS}):
-        wheels = [_wheel(files, name, version) for wheel, version in WHEELS if wheel == name]
-        links = "".join(
-            f'<a href="https://files.pythonhosted.org/packages/{wheel.name}">{wheel.name}</a>\n'
-            for wheel in wheels
-        )
+        wheels = [_wheel(files, name, version).name for each, version in WHEELS if each == name]
+        links = [f'<a href="https://files.pythonhosted.org/packages/{wheel}">{wheel}</a>' for wheel in wheels]
         (simple / name).mkdir(parents=True)
-        (simple / name / "index.html").write_text(f"<!DOCTYPE html><html><body>\n{links}</body></html>\n")
+        (simple / name / "index.html").write_text("\n".join(["<!DOCTYPE html>", *links]))
 
 
 def _wheel(directory: Path, name: str, version: str) -> Path:
@@ -75,8 +70,9 @@ def _wheel(directory: Path, name: str, version: str) -> Path:
     info = f"{name}-{version}.dist-info"
     files = {
         f"{name}/__init__.py": module,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nProvides-Extra: default\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: stand-in\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        "Provides-Extra: default\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: here\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{info}/entry_points.txt": f"[console_scripts]\n{name} = {name}:main\n",
     }
     record = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"])

@@ -1,6 +1,6 @@
-"""What a machine's provisioning finds in the outside world: stand-ins for Miniconda, packages of PyPI and CUDA.
+"""What provisioning finds in the outside world: stand-ins for Miniconda, packages of PyPI, and CUDA.
 
-They are files of the mirror's tree, next to nothing in themselves, but installed by the real pip, apt and bash.
+Files of the mirror's tree, next to nothing in themselves, but installed by the real pip, apt and bash.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,14 +35,17 @@ def fit(
     tensor_parallel_size: Annotated[
         int | None, typer.Option(help="GPUs a model is split over; all if left out.")
     ] = None,
+    pipeline_parallel_size: Annotated[int, typer.Option(help="Stages the layers are cut into.")] = 1,
     max_model_len: Annotated[
         int | None, typer.Option(help="Context in tokens; the model's own if left out.")
     ] = None,
     gpu_memory_utilization: Annotated[
         float | None, typer.Option(help="vLLM's share of a GPU's memory.")
     ] = None,
+    dtype: Annotated[str, typer.Option(help="auto, half, bfloat16, float32")] = "auto",
     kv_cache_dtype: Annotated[str, typer.Option(help="auto, fp8, …")] = "auto",
     max_num_seqs: Annotated[int | None, typer.Option(help="Requests of one engine step.")] = None,
+    max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens of one engine step.")] = None,
     vllm_version: Annotated[str, typer.Option(help="Release or image reference.")] = "0.9.2",
     enforce_eager: Annotated[bool, typer.Option("--enforce-eager", help="No CUDA graphs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -60,16 +64,19 @@ def fit(
         as_stored = quantization is None or bool(architecture.quantization)
         card, there = _card(type_name, gpu_memory_gib, gpus)
         request = FitRequest(
-            architecture=architecture,
+            architecture=replace(architecture, dtype_bytes=_dtype_bytes(dtype)),
             gpu=card,
             gpus=there,
-            tensor_parallel_size=tensor_parallel_size or _widest(architecture, there),
+            tensor_parallel_size=tensor_parallel_size
+            or _widest(architecture, max(1, there // pipeline_parallel_size)),
+            pipeline_parallel_size=pipeline_parallel_size,
             max_model_len=max_model_len,
             gpu_memory_utilization=gpu_memory_utilization,
-            weights_gib=weights_gib or (stored_gib if as_stored else None),
+            weights_gib=stored_gib if weights_gib is None and as_stored else weights_gib,
             quantization=quantization,
             kv_cache_dtype=kv_cache_dtype,
             max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
             version=VllmVersion.parse(vllm_version),
             enforce_eager=enforce_eager,
         )
@@ -118,6 +125,13 @@ def _card(type_name: str | None, memory_gib: float | None, gpus: int | None) -> 
         if kind.name == type_name:
             return gpu(kind.gpu), gpus or kind.gpu_count
     raise ValueError(f"--type {type_name}: no cloud of the catalog has it; `fleet catalog list` shows them")
+
+
+def _dtype_bytes(dtype: str) -> int:
+    sizes = {"auto": 2, "half": 2, "float16": 2, "bfloat16": 2, "float": 4, "float32": 4}
+    if dtype not in sizes:
+        raise ValueError(f"dtype: {dtype!r} is not known; give one of {', '.join(sizes)}")
+    return sizes[dtype]
 
 
 def _widest(architecture: Architecture, gpus: int) -> int:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-Config = Mapping[str, Any]
-AttentionKind = Literal["full", "sliding", "chunked", "linear"]
+from fleet.fit import fields
+from fleet.fit.fields import Config, ConfigError, integer, optional_integer
+from fleet.fit.layers import Layer, RecurrentState, read_layers, recurrent_state
+
+__all__ = ["Architecture", "ConfigError", "Experts", "LatentAttention", "Parameters", "VisionTower"]
 
 # Feed-forward blocks without a gate have two matrices instead of three.
 _UNGATED = {
@@ -26,6 +29,7 @@ _UNGATED = {
     "starcoder2",
     "mpt",
     "nemotron",
+    "nemotron_h",
 }
 _QKV_BIAS = {
     "qwen2",
@@ -39,9 +43,34 @@ _QKV_BIAS = {
     "opt",
     "gpt2",
 }
-_QK_NORM = {"qwen3", "qwen3_moe", "qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_next", "gemma3", "gemma3_text"}
-_FOUR_NORMS = {"gemma2", "gemma3", "gemma3_text"}
-_TIED_BY_DEFAULT = {"gemma", "gemma2", "gemma3", "gemma3_text", "cohere", "cohere2", "opt", "gpt2", "falcon"}
+_QK_NORM = {
+    "qwen3",
+    "qwen3_moe",
+    "qwen3_vl_text",
+    "qwen3_vl_moe_text",
+    "qwen3_next",
+    "gemma3",
+    "gemma3_text",
+    "gemma4",
+    "gemma4_text",
+}
+_FOUR_NORMS = {"gemma2", "gemma3", "gemma3_text", "gemma4", "gemma4_text"}
+_TIED_BY_DEFAULT = {
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "gemma3_text",
+    "gemma4",
+    "gemma4_text",
+    "cohere",
+    "cohere2",
+    "opt",
+    "gpt2",
+    "gpt_bigcode",
+    "bloom",
+    "mpt",
+    "falcon",
+}
 # Largest image an encoder is profiled with, in language-model tokens: the processors' own limits
 # (Qwen-VL: 12.8 megapixels at 28 x 28 a token; Pixtral 1540 px at patch 14, merged 2 x 2; InternVL 12 tiles +
 # 1).
@@ -58,23 +87,12 @@ _MAX_IMAGE_TOKENS = {
     "llava": 576,
     "internvl_chat": 3328,
     "llama4": 2448,
+    "gemma4": 280,
 }
 
 # Videos of 14 frames, two to a step, each frame as large as an image
 # (vllm/model_executor/models/qwen2_vl.py).
 _MAX_VIDEO_TOKENS = {"qwen2_vl": 7 * 16384, "qwen2_5_vl": 7 * 16384}
-
-
-class ConfigError(ValueError):
-    """The configuration lacks a field the planner needs, or says something impossible."""
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """What one decoder layer keeps of each token. `window` is in tokens, 0 for none."""
-
-    attention: AttentionKind = "full"
-    window: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +120,6 @@ class Experts:
     intermediate_size: int
     shared_intermediate_size: int
     layers: int
-
-
-@dataclass(frozen=True, slots=True)
-class LinearAttention:
-    """Gated-delta layers (Qwen3-Next and its kin): a state of fixed size instead of a growing cache."""
-
-    key_heads: int
-    value_heads: int
-    key_dim: int
-    value_dim: int
-    kernel: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +175,19 @@ class Architecture:
     layers: tuple[Layer, ...]
     max_model_len: int
     dtype_bytes: int
+    """Of a weight that is not quantized. By itself vLLM loads half precision, also from single precision."""
     parameters: Parameters
     quantization: Mapping[str, Any]
     experts: Experts | None = None
     latent: LatentAttention | None = None
-    linear: LinearAttention | None = None
+    state: RecurrentState | None = None
+    """What a recurrent layer keeps; None where there is no such layer."""
     vision: VisionTower | None = None
+
+    @property
+    def attention_layers(self) -> int:
+        """Layers with keys and values of their own."""
+        return sum(layer.attention not in {"recurrent", "none"} for layer in self.layers)
 
     @property
     def is_multimodal(self) -> bool:
@@ -185,129 +199,54 @@ class Architecture:
 
         Raises ConfigError naming the missing field.
         """
-        text: Config = {**config, **_nested(config)}
+        text = fields.language_model(config)
+        _refuse_what_is_not_planned(text)
         model_type = str(text.get("model_type", ""))
-        hidden = _integer(text, "hidden_size", "n_embd", "d_model")
-        count = _integer(text, "num_hidden_layers", "n_layer", "num_layers")
-        heads = _integer(text, "num_attention_heads", "n_head")
-        kv_heads = _kv_heads(text, heads)
-        head_dim = int(text.get("head_dim") or hidden // heads)
-        intermediate = int(
-            text.get("intermediate_size") or text.get("ffn_dim") or text.get("n_inner") or 4 * hidden
-        )
-        if model_type == "llama4_text":
-            intermediate = int(text.get("intermediate_size_mlp", intermediate))
-        vocab = _integer(text, "vocab_size")
-        layers = _layers(text, model_type, count)
-        latent = _latent(text)
-        experts = _experts(text, model_type, count)
-        linear = _linear(text) if any(layer.attention == "linear" for layer in layers) else None
+        hidden = integer(text, fields.HIDDEN_SIZE)
+        heads = integer(text, fields.HEADS)
+        layers = read_layers(text, model_type, integer(text, fields.LAYERS))
+        recurrent = any(layer.attention == "recurrent" for layer in layers)
         shape = cls(
             model_type=model_type,
             hidden_size=hidden,
-            vocab_size=vocab,
+            vocab_size=integer(text, fields.VOCABULARY),
             attention_heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            intermediate_size=intermediate,
+            kv_heads=fields.key_value_heads(text, heads),
+            head_dim=fields.head_size(text, hidden, heads),
+            intermediate_size=_intermediate_size(text, model_type, hidden),
             gated=model_type not in _UNGATED,
             layers=layers,
-            max_model_len=_max_model_len(text),
-            dtype_bytes=4 if str(text.get("torch_dtype") or text.get("dtype")) == "float32" else 2,
+            max_model_len=fields.max_model_len(text),
+            dtype_bytes=2,
             parameters=Parameters(),
             quantization=dict(config.get("quantization_config") or text.get("quantization_config") or {}),
-            experts=experts,
-            latent=latent,
-            linear=linear,
+            experts=_experts(text, model_type, len(layers)),
+            latent=_latent(text),
+            state=recurrent_state(text) if recurrent else None,
             vision=_vision(config, hidden),
         )
         return replace(shape, parameters=_parameters(text, shape))
 
 
-def _nested(config: Config) -> Config:
-    for key in ("text_config", "llm_config", "language_config"):
-        inner = config.get(key)
-        if isinstance(inner, Mapping):
-            return inner
-    return {}
+def _refuse_what_is_not_planned(config: Config) -> None:
+    """Raise ConfigError for models whose requests keep something else than the tokens' keys and values."""
+    family = config.get("model_type")
+    if config.get("is_encoder_decoder"):
+        raise ConfigError(
+            f"config.json: model_type: {family!r} is an encoder with a decoder; only decoders are planned"
+        )
+    if config.get("state_size") and not any(config.get(name) for name in fields.HEADS):
+        raise ConfigError(
+            f"config.json: model_type: {family!r} has no attention, so no KV cache to plan; each of its "
+            "requests keeps a state of fixed size"
+        )
 
 
-def _integer(config: Config, *names: str) -> int:
-    for name in names:
-        value = config.get(name)
-        if value is not None:
-            return int(value)
-    raise ConfigError(
-        f"config.json: {names[0]} is missing; give the model's own config.json, not that of an adapter"
-    )
-
-
-def _kv_heads(config: Config, heads: int) -> int:
-    if config.get("multi_query") and not config.get("new_decoder_architecture"):
-        return 1
-    for name in ("num_key_value_heads", "num_kv_heads", "n_head_kv"):
-        if config.get(name) is not None:
-            return int(config[name])
-    return heads
-
-
-def _max_model_len(config: Config) -> int:
-    length = int(
-        config.get("max_position_embeddings")
-        or config.get("n_positions")
-        or config.get("max_seq_len")
-        or config.get("seq_length")
-        or 2048
-    )
-    scaling = config.get("rope_scaling") or {}
-    kind = scaling.get("rope_type") or scaling.get("type")
-    # YaRN and linear scaling lengthen what was trained; the other kinds state the final length already.
-    if kind in {"yarn", "linear", "dynamic"} and config.get("model_type") not in {
-        "deepseek_v2",
-        "deepseek_v3",
-        "gpt_oss",
-    }:
-        original = int(scaling.get("original_max_position_embeddings") or length)
-        return max(length, int(original * float(scaling.get("factor", 1))))
-    return length
-
-
-_LAYER_TYPES: dict[str, AttentionKind] = {
-    "full_attention": "full",
-    "attention": "full",
-    "sliding_attention": "sliding",
-    "chunked_attention": "chunked",
-    "linear_attention": "linear",
-}
-
-
-def _layers(config: Config, model_type: str, count: int) -> tuple[Layer, ...]:
-    """The attention of each layer: what `layer_types` says, else the family's rule (vLLM's model file)."""
-    window = int(config.get("sliding_window") or 0)
-    chunk = int(config.get("attention_chunk_size") or 8192)
-    sizes = {"full": 0, "linear": 0, "sliding": window, "chunked": chunk}
-    kinds: list[AttentionKind]
-    if isinstance(config.get("layer_types"), list):
-        kinds = [_LAYER_TYPES.get(str(name), "full") for name in config["layer_types"]]
-    elif model_type == "gemma2":
-        kinds = ["full" if index % 2 else "sliding" for index in range(count)]
-    elif model_type in {"gemma3", "gemma3_text"}:
-        period = int(config.get("sliding_window_pattern") or 6)
-        sizes["sliding"] = window or 1024
-        kinds = ["full" if (index + 1) % period == 0 else "sliding" for index in range(count)]
-    elif model_type == "gpt_oss":
-        sizes["sliding"] = window or 128
-        kinds = ["full" if index % 2 else "sliding" for index in range(count)]
-    elif model_type == "llama4_text":
-        kinds = ["full" if (index + 1) % 4 == 0 else "chunked" for index in range(count)]
-    elif config.get("linear_num_value_heads"):
-        period = int(config.get("full_attention_interval") or 4)
-        kinds = ["full" if (index + 1) % period == 0 else "linear" for index in range(count)]
-    elif window and config.get("use_sliding_window", True):
-        kinds = ["sliding"] * count
-    else:
-        kinds = ["full"] * count
-    return tuple(Layer(kind, sizes[kind]) if sizes[kind] or kind == "linear" else Layer() for kind in kinds)
+def _intermediate_size(config: Config, model_type: str, hidden: int) -> int:
+    if model_type == "llama4_text" and config.get("intermediate_size_mlp"):
+        return integer(config, "intermediate_size_mlp")
+    ratio = optional_integer(config, "expansion_ratio", 4)
+    return optional_integer(config, fields.INTERMEDIATE_SIZE) or ratio * hidden
 
 
 def _latent(config: Config) -> LatentAttention | None:
@@ -315,45 +254,56 @@ def _latent(config: Config) -> LatentAttention | None:
         return None
     return LatentAttention(
         kv_rank=int(config["kv_lora_rank"]),
-        rope_dim=_integer(config, "qk_rope_head_dim"),
-        nope_dim=_integer(config, "qk_nope_head_dim"),
-        value_dim=_integer(config, "v_head_dim"),
+        rope_dim=integer(config, "qk_rope_head_dim"),
+        nope_dim=integer(config, "qk_nope_head_dim"),
+        value_dim=integer(config, "v_head_dim"),
         query_rank=int(config.get("q_lora_rank") or 0),
     )
 
 
-def _linear(config: Config) -> LinearAttention:
-    return LinearAttention(
-        key_heads=_integer(config, "linear_num_key_heads"),
-        value_heads=_integer(config, "linear_num_value_heads"),
-        key_dim=_integer(config, "linear_key_head_dim"),
-        value_dim=_integer(config, "linear_value_head_dim"),
-        kernel=int(config.get("linear_conv_kernel_dim") or 4),
-    )
-
-
 def _experts(config: Config, model_type: str, layers: int) -> Experts | None:
-    count = int(
-        config.get("n_routed_experts") or config.get("num_local_experts") or config.get("num_experts") or 0
-    )
+    count = optional_integer(config, fields.EXPERTS)
     if count < 2:
         return None
-    size = int(config.get("moe_intermediate_size") or _integer(config, "intermediate_size"))
-    shared = int(config.get("shared_expert_intermediate_size") or 0)
-    shared += int(config.get("n_shared_experts") or 0) * size
+    size = optional_integer(config, "moe_intermediate_size") or integer(config, fields.INTERMEDIATE_SIZE)
+    shared = optional_integer(
+        config,
+        (
+            "shared_expert_intermediate_size",
+            "shared_intermediate_size",
+            "moe_shared_expert_intermediate_size",
+        ),
+    )
+    if not shared:
+        shared = optional_integer(config, ("n_shared_experts", "moe_num_shared_experts")) * size
     if model_type == "llama4_text":
         shared = size
-        step = int(config.get("interleave_moe_layer_step") or 1)
-    else:
-        step = int(config.get("decoder_sparse_step") or config.get("moe_layer_freq") or 1)
-    dense = int(config.get("first_k_dense_replace") or 0) + len(config.get("mlp_only_layers") or [])
+    elif config.get("enable_moe_block"):  # Gemma 4 runs its dense block beside the experts
+        shared = integer(config, fields.INTERMEDIATE_SIZE)
     return Experts(
         count=count,
-        per_token=int(config.get("num_experts_per_tok") or config.get("experts_per_token") or 1),
+        per_token=optional_integer(config, fields.EXPERTS_PER_TOKEN, 1),
         intermediate_size=size,
         shared_intermediate_size=shared,
-        layers=(layers - dense) // step,
+        layers=_expert_layers(config, layers),
     )
+
+
+def _expert_layers(config: Config, layers: int) -> int:
+    """How many layers have experts."""
+    listed = config.get("moe_layer_freq")
+    if isinstance(listed, list):
+        return sum(map(bool, listed))
+    letters = config.get("hybrid_override_pattern")
+    if isinstance(letters, str):
+        return letters.count("E")
+    dense = optional_integer(config, "first_k_dense_replace") + len(config.get("mlp_only_layers") or [])
+    step = optional_integer(
+        config,
+        ("decoder_sparse_step", "moe_layer_freq", "expert_layer_period", "interleave_moe_layer_step"),
+        1,
+    )
+    return (layers - dense) // max(1, step)
 
 
 def _vision(config: Config, text_hidden: int) -> VisionTower | None:
@@ -390,69 +340,109 @@ def _vision(config: Config, text_hidden: int) -> VisionTower | None:
 
 
 def _parameters(config: Config, shape: Architecture) -> Parameters:
-    hidden, heads, kv_heads, head_dim = (
-        shape.hidden_size,
-        shape.attention_heads,
-        shape.kv_heads,
-        shape.head_dim,
-    )
-    model_type, layers, experts, linear = shape.model_type, shape.layers, shape.experts, shape.linear
-    count = len(layers)
-    linear_layers = sum(layer.attention == "linear" for layer in layers)
-    attention, small = _attention_parameters(shape)
-    if model_type in _QKV_BIAS or config.get("attention_bias"):
-        small += (heads + 2 * kv_heads) * head_dim
-    if config.get("attention_bias"):
-        small += hidden  # of the output projection
-    if model_type == "gpt_oss":
-        small += heads  # attention sinks
-    if model_type in _QK_NORM:
-        small += 2 * head_dim
-    if linear and model_type.startswith(("qwen3_next", "qwen3_5")):
-        attention += hidden * heads * head_dim  # the query projection also makes a gate
-    attention *= count - linear_layers
-    small *= count - linear_layers
-    if linear:
-        keys, values = linear.key_heads * linear.key_dim, linear.value_heads * linear.value_dim
-        attention += linear_layers * hidden * (2 * keys + 3 * values + 2 * linear.value_heads)
-        small += linear_layers * (
-            linear.kernel * (2 * keys + values) + 2 * linear.value_heads + linear.value_dim
-        )
+    hidden, experts = shape.hidden_size, shape.experts
+    # Every layer has a feed-forward block, but for Nemotron-H, which gives each layer one task.
+    letters = str(config.get("hybrid_override_pattern") or "")
+    blocks = letters.count("-") if letters else len(shape.layers)
+    attention, small = _attention_parameters(config, shape)
+    recurrent, recurrent_small = _recurrent_parameters(config, shape)
     matrices = 3 if shape.gated else 2
     moe_layers = experts.layers if experts else 0
-    feed_forward = (count - moe_layers) * matrices * hidden * shape.intermediate_size
+    feed_forward = (blocks if letters else blocks - moe_layers) * matrices * hidden * shape.intermediate_size
+    if config.get("use_double_wide_mlp"):  # Gemma 4, where keys and values are reused
+        reused = optional_integer(config, "num_kv_shared_layers")
+        feed_forward += reused * matrices * hidden * shape.intermediate_size
     expert_parameters = 0
+    small += recurrent_small
     if experts:
-        feed_forward += moe_layers * 3 * hidden * experts.shared_intermediate_size
-        expert_parameters = moe_layers * experts.count * 3 * hidden * experts.intermediate_size
+        feed_forward += moe_layers * matrices * hidden * experts.shared_intermediate_size
+        expert_parameters = moe_layers * experts.count * matrices * hidden * experts.intermediate_size
         small += moe_layers * experts.count * hidden  # the router
         if config.get("topk_method") == "noaux_tc":
             small += moe_layers * experts.count
         if config.get("shared_expert_intermediate_size"):
             small += moe_layers * hidden
-        if model_type == "gpt_oss":
+        if shape.model_type == "gpt_oss":
             small += moe_layers * experts.count * (1 + hidden + 2 * experts.intermediate_size)
-    small += (4 if model_type in _FOUR_NORMS else 2) * count * hidden + hidden
-    tied = bool(config.get("tie_word_embeddings", model_type in _TIED_BY_DEFAULT))
+    small += (4 if shape.model_type in _FOUR_NORMS else 2) * len(shape.layers) * hidden + hidden
+    tied = bool(config.get("tie_word_embeddings", shape.model_type in _TIED_BY_DEFAULT))
+    # Gemma 3n and 4 also embed every token once for each layer.
+    per_layer = len(shape.layers) * optional_integer(config, "hidden_size_per_layer_input")
+    per_layer *= optional_integer(config, "vocab_size_per_layer_input", shape.vocab_size)
     return Parameters(
-        attention=attention,
+        attention=attention + recurrent,
         feed_forward=feed_forward,
         experts=expert_parameters,
-        embedding=shape.vocab_size * hidden,
+        embedding=shape.vocab_size * hidden + per_layer,
         lm_head=0 if tied else shape.vocab_size * hidden,
         vision=shape.vision.parameters if shape.vision else 0,
         small=small,
     )
 
 
-def _attention_parameters(shape: Architecture) -> tuple[int, int]:
-    """Matrices, and norms, of one attention layer."""
-    hidden, heads, latent = shape.hidden_size, shape.attention_heads, shape.latent
-    if latent is None:
-        return hidden * shape.head_dim * (2 * heads + 2 * shape.kv_heads), 0
+def _attention_parameters(config: Config, shape: Architecture) -> tuple[int, int]:
+    """Matrices, and norms and biases, of all the attention layers."""
+    matrices = small = 0
+    for layer in shape.layers:
+        if layer.attention in {"recurrent", "none"}:
+            continue
+        kv_heads, head_dim = layer.kv_heads or shape.kv_heads, layer.head_dim or shape.head_dim
+        if shape.latent is not None:
+            large, norms = _latent_parameters(shape, shape.latent)
+            matrices += large
+            small += norms
+        else:
+            matrices += shape.hidden_size * head_dim * (2 * shape.attention_heads + 2 * kv_heads)
+        if shape.model_type in _QKV_BIAS or config.get("attention_bias") or config.get("add_qkv_bias"):
+            small += (shape.attention_heads + 2 * kv_heads) * head_dim
+        if config.get("attention_bias"):
+            small += shape.hidden_size  # of the output projection
+        if shape.model_type == "gpt_oss":
+            small += shape.attention_heads  # attention sinks
+        if shape.model_type in _QK_NORM:
+            small += 2 * head_dim
+        if shape.state is not None and shape.model_type.startswith(("qwen3_next", "qwen3_5")):
+            # The query projection also makes a gate.
+            matrices += shape.hidden_size * shape.attention_heads * head_dim
+    # Layers that reuse the keys and values of others still have their queries.
+    reused = (
+        sum(layer.attention == "none" for layer in shape.layers) if config.get("num_kv_shared_layers") else 0
+    )
+    return matrices + reused * 2 * shape.hidden_size * shape.attention_heads * shape.head_dim, small
+
+
+def _latent_parameters(shape: Architecture, latent: LatentAttention) -> tuple[int, int]:
+    """Matrices, and norms, of one layer of latent attention."""
+    hidden, heads = shape.hidden_size, shape.attention_heads
     query = heads * (latent.nope_dim + latent.rope_dim)
     projections = (hidden + query) * latent.query_rank if latent.query_rank else hidden * query
     projections += hidden * (latent.kv_rank + latent.rope_dim)
     projections += latent.kv_rank * heads * (latent.nope_dim + latent.value_dim)
     projections += heads * latent.value_dim * hidden
     return projections, latent.query_rank + latent.kv_rank
+
+
+def _recurrent_parameters(config: Config, shape: Architecture) -> tuple[int, int]:
+    """Matrices, and convolutions and norms, of all the recurrent layers."""
+    hidden, count = shape.hidden_size, sum(layer.attention == "recurrent" for layer in shape.layers)
+    if not count:
+        return 0, 0
+    if config.get("linear_num_value_heads"):
+        value_heads, value_dim = (
+            integer(config, "linear_num_value_heads"),
+            integer(config, "linear_value_head_dim"),
+        )
+        keys = integer(config, "linear_num_key_heads") * integer(config, "linear_key_head_dim")
+        values = value_heads * value_dim
+        kernel = optional_integer(config, "linear_conv_kernel_dim", 4)
+        return (
+            count * hidden * (2 * keys + 3 * values + 2 * value_heads),
+            count * (kernel * (2 * keys + values) + 2 * value_heads + value_dim),
+        )
+    if config.get("conv_L_cache"):
+        return count * 4 * hidden * hidden, 0
+    # Mamba: in and out projections; what selects the state is small beside them.
+    heads = optional_integer(config, ("mamba_n_heads", "mamba_num_heads"))
+    size = optional_integer(config, ("mamba_d_head", "mamba_head_dim"))
+    inner = heads * size if heads and size else optional_integer(config, "mamba_expand", 2) * hidden
+    return count * 3 * hidden * inner, 0

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
-from fleet.fit.architecture import Architecture, Layer
+from fleet.fit.architecture import Architecture
+from fleet.fit.layers import Layer
 from fleet.fit.versions import (
     BatchLimits,
     VllmVersion,
     has_chunked_kv_cache,
     has_hybrid_kv_cache,
+    nearly_as_many,
     reports_capacity_by_concurrency,
 )
 
@@ -56,15 +59,17 @@ def cache_bytes(kv_cache_dtype: str, dtype_bytes: int) -> int:
     return _CACHE_BYTES[kv_cache_dtype]
 
 
-def token_bytes(architecture: Architecture, *, tensor_parallel_size: int, value_bytes: int) -> int:
-    """Bytes one token leaves in one layer of one rank.
+def token_bytes(
+    architecture: Architecture, layer: Layer, *, tensor_parallel_size: int, value_bytes: int
+) -> int:
+    """Bytes one token leaves in that layer of one rank.
 
     With more ranks than key-value heads each rank keeps one head; a latent vector is whole on every rank.
     """
     if architecture.latent is not None:
         return architecture.latent.cached_values * value_bytes
-    heads = max(1, architecture.kv_heads // tensor_parallel_size)
-    return 2 * heads * architecture.head_dim * value_bytes
+    heads = max(1, (layer.kv_heads or architecture.kv_heads) // tensor_parallel_size)
+    return 2 * heads * (layer.head_dim or architecture.head_dim) * value_bytes
 
 
 def kv_capacity(
@@ -80,58 +85,60 @@ def kv_capacity(
     value_bytes: int,
 ) -> KvCapacity:
     """What fits into `available_bytes` of the fullest rank; nothing, when they are negative."""
-    per_token = token_bytes(architecture, tensor_parallel_size=tensor_parallel_size, value_bytes=value_bytes)
-    kinds = Counter(_kept(layer, version, v1=v1) for layer in architecture.layers)
+    kinds = Counter(
+        _kept(layer, version, v1=v1) for layer in architecture.layers if layer.attention != "none"
+    )
     layers = {kind: math.ceil(count / pipeline_parallel_size) for kind, count in kinds.items()}
-    block_tokens = _block_tokens(architecture, per_token, tensor_parallel_size)
+    per_token = {
+        kind: token_bytes(
+            architecture, kind, tensor_parallel_size=tensor_parallel_size, value_bytes=value_bytes
+        )
+        for kind in layers
+        if kind.attention != "recurrent"
+    }
+    page = _page_bytes(architecture, per_token.values(), tensor_parallel_size)
     # Groups of equal size: as many layers as the rarest kind has, unless the kinds are nearly as many.
     rarest, commonest = min(layers.values()), max(layers.values())
-    group_layers = commonest if commonest < 1.25 * rarest else rarest
+    group_layers = commonest if commonest < nearly_as_many(version) * rarest else rarest
     groups = {kind: math.ceil(count / group_layers) for kind, count in layers.items()}
-    block_bytes = per_token * block_tokens * group_layers
+    block_tokens = {kind: page // size for kind, size in per_token.items()}
     request_blocks = sum(
-        count * _blocks_per_request(kind, max_model_len, limits.max_num_batched_tokens, block_tokens)
+        count
+        * _blocks_per_request(kind, max_model_len, limits.max_num_batched_tokens, block_tokens.get(kind, 1))
         for kind, count in groups.items()
     )
-    blocks = max(0, int(available_bytes // block_bytes))
+    blocks = max(0, int(available_bytes // (page * group_layers)))
     concurrency = blocks / request_blocks
-    tokens = blocks // sum(groups.values()) * block_tokens
+    tokens = blocks // sum(groups.values()) * min(block_tokens.values())
     if not v1:
         concurrency = tokens / max_model_len
-    elif reports_capacity_by_concurrency(version) or architecture.linear is not None:
+    elif reports_capacity_by_concurrency(version) or architecture.state is not None:
         tokens = int(concurrency * max_model_len)
-    return KvCapacity(tokens, concurrency, request_blocks * block_bytes)
+    return KvCapacity(tokens, concurrency, request_blocks * page * group_layers)
 
 
 def _kept(layer: Layer, version: VllmVersion, *, v1: bool) -> Layer:
     """The layer as the cache treats it: one that keeps every token, unless the engine knows better."""
-    knows = {
-        "full": True,
-        "linear": True,
-        "sliding": v1 and has_hybrid_kv_cache(version),
-        "chunked": v1 and has_chunked_kv_cache(version),
-    }
-    return layer if knows[layer.attention] else Layer()
+    if layer.attention == "sliding" and not (v1 and has_hybrid_kv_cache(version)):
+        return replace(layer, attention="full", window=0)
+    if layer.attention == "chunked" and not (v1 and has_chunked_kv_cache(version)):
+        return replace(layer, attention="full", window=0)
+    return layer
 
 
-def _block_tokens(architecture: Architecture, per_token: int, tensor_parallel_size: int) -> int:
-    """Tokens of a block: 16, or as many as are as large as a linear layer's state, which shares the pool."""
-    linear = architecture.linear
-    if linear is None:
-        return BLOCK_TOKENS
-    state = linear.value_heads * linear.key_dim * linear.value_dim * 4  # kept in single precision
-    convolution = (
-        (linear.kernel - 1)
-        * (2 * linear.key_heads * linear.key_dim + linear.value_heads * linear.value_dim)
-        * 2
-    )
-    needed = (state + convolution) / tensor_parallel_size / per_token
-    return BLOCK_TOKENS * math.ceil(needed / BLOCK_TOKENS)
+def _page_bytes(architecture: Architecture, per_token: Iterable[int], tensor_parallel_size: int) -> int:
+    """Bytes of a block, the same for all layers since they share one pool.
+
+    16 tokens of the layer that keeps most of each; or as many as are as large as a recurrent layer's state.
+    """
+    largest = max(per_token)
+    state = architecture.state.bytes / tensor_parallel_size if architecture.state is not None else 0.0
+    return largest * BLOCK_TOKENS * max(1, math.ceil(state / largest / BLOCK_TOKENS))
 
 
 def _blocks_per_request(kind: Layer, max_model_len: int, batched_tokens: int, block_tokens: int) -> int:
     """Blocks a request of full length holds at most (`max_memory_usage_bytes` of each cache spec)."""
-    if kind.attention == "linear":
+    if kind.attention == "recurrent":
         return 1
     if kind.attention == "sliding":
         # One more, since a window need not begin with a block.

@@ -93,7 +93,7 @@ def _sharded_attention(architecture: Architecture, tp: int) -> float:
     if architecture.latent is not None:
         latent = architecture.latent
         copied = (
-            len(architecture.layers)
+            architecture.attention_layers
             * architecture.hidden_size
             * (latent.kv_rank + latent.rope_dim + latent.query_rank)
         )
@@ -101,7 +101,7 @@ def _sharded_attention(architecture: Architecture, tp: int) -> float:
     if tp <= architecture.kv_heads:
         return parameters / tp
     key_value = (
-        len(architecture.layers)
+        architecture.attention_layers
         * 2
         * architecture.hidden_size
         * architecture.kv_heads

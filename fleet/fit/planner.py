@@ -7,6 +7,7 @@ arithmetic on plain values: no network, no GPU.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ from fleet.fit.architecture import Architecture
 from fleet.fit.gpus import Gpu
 from fleet.fit.kv_cache import KvCapacity, cache_bytes, kv_capacity
 from fleet.fit.memory import GIB, RankMemory, activation_gib, cuda_graphs_gib, non_torch_gib, rank_weights_gib
-from fleet.fit.quantization import WeightFormat, weight_format
+from fleet.fit.quantization import WeightFormat, contradicted, weight_format
 from fleet.fit.versions import (
     DEFAULT_VERSION,
     BatchLimits,
@@ -75,10 +76,12 @@ class FitRequest:
                 f"gpu_memory_utilization: {self.gpu_memory_utilization} is no share of the memory; "
                 "give 0.90 for 90 %"
             )
-        if self.weights_gib is not None and self.weights_gib <= 0:
+        if self.weights_gib is not None and not 0 < self.weights_gib < math.inf:
             raise ValueError(
                 f"weights_gib: {self.weights_gib} is not a size; give the weights' GiB, all ranks together"
             )
+        if not 0 < self.gpu.memory_gib < math.inf:
+            raise ValueError(f"gpu_memory_gib: {self.gpu.memory_gib} is not a size; give the GiB of one GPU")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +133,14 @@ def plan(request: FitRequest, *, suggest: bool = True) -> FitReport:
 def nearest_fit(request: FitRequest) -> dict[str, Any] | None:
     """The flags whose change makes `request` fit: fewest first, keeping the context where possible.
 
-    Tried are: tensor parallelism over the cards there are, utilization 0.95, fewer sequences, an fp8
-    cache, a shorter context; when none serves, more cards of the same kind, up to 8.
+    Tried are: the checkpoint's own quantization, tensor parallelism over the cards there are, utilization
+    0.95, fewer sequences, an fp8 cache, a shorter context; when none serves, more cards of the same kind, up
+    to 8.
     """
-    candidates = sorted(_alternatives(request), key=len)
+    own: dict[str, Any] = {}
+    if stored := contradicted(request.quantization, request.architecture.quantization):
+        own = {"quantization": stored}
+    candidates = sorted(({**own, **changes} for changes in _alternatives(request)), key=len)
     for changes in candidates:
         if changes and _judge(replace(request, **changes)).fits:
             return changes
@@ -147,6 +154,7 @@ def nearest_fit(request: FitRequest) -> dict[str, Any] | None:
             "tensor_parallel_size": gpus,
             "pipeline_parallel_size": 1,
             "gpu_memory_utilization": utilization,
+            **own,
         }
         if gpus > request.gpus and _judge(replace(request, **changes)).fits:
             asked = replace(request, gpu_memory_utilization=_utilization(request))
@@ -298,6 +306,11 @@ def _impossible(request: FitRequest, weights: WeightFormat, *, v1: bool) -> Iter
     """What no amount of memory mends."""
     architecture, tp, pp = request.architecture, request.tensor_parallel_size, request.pipeline_parallel_size
     heads, kv_heads = architecture.attention_heads, architecture.kv_heads
+    if stored := contradicted(request.quantization, architecture.quantization):
+        yield (
+            f"quantization {request.quantization} contradicts the {stored} of the checkpoint's config.json, "
+            "which vLLM refuses; leave quantization out"
+        )
     if tp * pp > request.gpus:
         stages = f" x pipeline_parallel_size {pp}" if pp > 1 else ""
         yield f"tensor_parallel_size {tp}{stages} needs {tp * pp} GPUs, there are {request.gpus}"

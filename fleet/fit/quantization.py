@@ -55,6 +55,18 @@ _METHODS |= {
     }.items()
     for other in others
 }
+# Methods that read one another's checkpoints; any other pair is refused by the engine.
+_READS_THE_SAME = (
+    {"awq", "awq_marlin", "auto_awq", "moe_wna16"},
+    {"gptq", "gptq_marlin", "auto_gptq", "gptq_bitblas", "gptq_marlin_24", "marlin", "bitblas", "moe_wna16"},
+    {"fp8", "modelopt_fp8", "deepseek_v4_fp8"},
+    {"modelopt", "modelopt_fp4", "modelopt_fp8", "nvfp4"},
+    {"auto-round", "auto_round", "inc", "awq", "awq_marlin"},
+    {"auto-round", "auto_round", "inc", "gptq", "gptq_marlin"},
+    {"mxfp4", "gpt_oss_mxfp4"},
+    {"compressed-tensors"},
+    {"bitsandbytes"},
+)
 _SCALE_BITS = {"modelopt_fp4": 8, "nvfp4": 8, "mxfp4": 8, "gpt_oss_mxfp4": 8, "bitsandbytes": 16}
 _NO_ZERO_POINT = set(_SCALE_BITS)
 _EXPERTS_ONLY = {"mxfp4", "gpt_oss_mxfp4", "experts_int8"}
@@ -63,6 +75,19 @@ _EXPERTS_ONLY = {"mxfp4", "gpt_oss_mxfp4", "experts_int8"}
 def known_quantizations() -> tuple[str, ...]:
     """The `--quantization` values the planner knows, `none` for plain weights."""
     return ("none", *_METHODS)
+
+
+def contradicted(quantization: str | None, checkpoint: Mapping[str, Any]) -> str | None:
+    """The checkpoint's own method where vLLM refuses to load it by the one asked for, else None.
+
+    `_verify_quantization` in `vllm/config` raises "does not match the quantization method specified".
+    """
+    stored = str(checkpoint.get("quant_method") or "").lower()
+    if quantization is None or not stored or stored == quantization.lower():
+        return None
+    pair = {stored, quantization.lower()}
+    known = any(stored in methods for methods in _READS_THE_SAME)
+    return stored if known and not any(pair <= methods for methods in _READS_THE_SAME) else None
 
 
 def weight_format(quantization: str | None, checkpoint: Mapping[str, Any], dtype_bytes: int) -> WeightFormat:

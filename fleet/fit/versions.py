@@ -98,6 +98,11 @@ def has_hybrid_kv_cache(version: VllmVersion) -> bool:
     return version >= (0, 9, 1)
 
 
+def nearly_as_many(version: VllmVersion) -> float:
+    """How many times more layers of one kind than of another still share one group (`kv_cache_utils.py`)."""
+    return 1.5 if version >= (0, 19) else 1.25
+
+
 def has_chunked_kv_cache(version: VllmVersion) -> bool:
     """Whether chunked layers (Llama 4) keep only their chunk: by default since 0.15 (`vllm/envs.py`)."""
     return version >= (0, 15)
@@ -132,5 +137,5 @@ def fuses_all_reduce(version: VllmVersion) -> bool:
 
 
 def keeps_expert_workspace(version: VllmVersion, *, v1: bool) -> bool:
-    """Whether the experts' workspace outlives the forward pass: since 0.16 (`vllm/v1/worker/workspace.py`)."""
+    """Whether the experts' workspace outlives the forward pass: `vllm/v1/worker/workspace.py`, since 0.16."""
     return v1 and version >= (0, 16)

@@ -12,4 +12,4 @@ class ModelFiles:
 
     config: dict[str, Any]
     weights_gib: float | None
-    """Size of its safetensors files in GiB; None where it is to be counted from the config."""
+    """Size of its weights in GiB, as vLLM loads them; None where it is to be counted from the config."""

@@ -53,9 +53,15 @@ def _ask(model: str, endpoint: str, token: str | None) -> ModelFiles:
         # A client drops the token by itself when a redirect leads to another host.
         with httpx.Client(base_url=base, headers=headers, timeout=TIMEOUT_S, follow_redirects=True) as hub:
             config = _json(hub.get("config.json"), model)
-            return ModelFiles(config, _weights_gib(hub, model))
+            return ModelFiles(config, _loaded_gib(config, _weights_gib(hub, model)))
     except httpx.HTTPError as error:
         raise HubError(f"{endpoint} did not answer ({type(error).__name__})") from None
+
+
+def _loaded_gib(config: Mapping[str, Any], stored_gib: float | None) -> float | None:
+    """What vLLM makes of the files: single precision is halved while it is loaded."""
+    single = str(config.get("torch_dtype") or config.get("dtype")) == "float32"
+    return stored_gib / 2 if single and stored_gib is not None else stored_gib
 
 
 def _weights_gib(hub: httpx.Client, model: str) -> float | None:

@@ -180,6 +180,29 @@ def test_a_misfit_names_what_stands_in_its_way(changes: dict[str, Any], reason: 
     assert reason in report.reason
 
 
+@pytest.mark.parametrize(
+    ("asked", "stored", "fits"),
+    [
+        ("awq_marlin", "awq", True),
+        ("gptq", "awq", False),
+        ("fp8", "compressed-tensors", False),
+        ("awq_marlin", None, True),
+    ],
+)
+def test_a_quantization_that_contradicts_the_checkpoint_is_refused(
+    asked: str, stored: str | None, fits: bool
+) -> None:
+    config = {**model_config("Qwen/Qwen3-8B"), "quantization_config": stored and {"quant_method": stored}}
+    report = plan(
+        FitRequest(Architecture.from_config(config), gpu("L40S"), max_model_len=8192, quantization=asked)
+    )
+
+    assert report.fits is fits
+    if not fits:
+        assert f"{asked} contradicts the {stored}" in report.reason
+        assert report.suggestion == {"quantization": stored}
+
+
 def test_a_share_that_leaves_the_context_no_room_is_lowered() -> None:
     report = plan(
         FitRequest(

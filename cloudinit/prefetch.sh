@@ -5,29 +5,34 @@ set -euo pipefail
 # shellcheck source=cloudinit/stages.sh
 . /usr/local/lib/vllm-fleet/stages.sh
 # shellcheck source=/dev/null
-. /etc/vllm-fleet/prefetch.env # IMAGES, MODEL, DOCKER_OPTIONS
-trap 'say_failure $? "$BASH_COMMAND"; exit 0' EXIT
+. /etc/vllm-fleet/prefetch.env # IMAGES, MODEL, ENVIRONMENT
 
-stage image_pull
-for image in "${IMAGES[@]}"; do
-    attempt 3 docker pull --quiet "$image"
+images() {
+    stage image_pull
+    for image in "${IMAGES[@]}"; do
+        attempt 3 docker pull --quiet "$image"
+    done
+    end_stage
+}
+
+weights() {
+    [[ -n $MODEL ]] || return 0
+    stage weights
+    if [[ -r /opt/llm/.env ]]; then
+        set -a
+        # shellcheck source=/dev/null
+        . /opt/llm/.env
+        set +a
+    fi
+    attempt 3 env "${ENVIRONMENT[@]}" python3 -I /usr/local/lib/vllm-fleet/weights.py "$MODEL"
+    end_stage
+}
+
+# They come from different places, and one is mostly unpacked while the other is mostly waited for.
+for what in images weights; do
+    (
+        trap 'say_failure $? "$BASH_COMMAND"' EXIT
+        "$what"
+    ) &
 done
-end_stage
-
-# Without a reboot to wait for, vLLM is fetching them already.
-[[ -n $MODEL ]] || exit 0
-
-stage weights
-if [[ -r /opt/llm/.env ]]; then
-    set -a
-    # shellcheck source=/dev/null
-    . /opt/llm/.env
-    set +a
-fi
-# The serving image brings the hub's client, and the version that vLLM will use. The token goes by name only.
-docker run --rm --entrypoint python3 --env HF_TOKEN "${DOCKER_OPTIONS[@]}" "${IMAGES[0]}" -c '
-import sys
-from huggingface_hub import snapshot_download
-snapshot_download(sys.argv[1], allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"])
-' "$MODEL"
-end_stage
+wait

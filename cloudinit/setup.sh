@@ -75,7 +75,7 @@ stage docker
 install_containers
 configure_docker
 systemctl daemon-reload
-# The pull runs beside the driver's installation.
+# Image and weights are fetched beside the driver's installation.
 systemctl start --no-block vllm-prefetch.service
 
 if [[ -n $DRIVER_BRANCH ]] && ! has nvidia-smi; then

@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fleet import compose, layout
 from fleet.settings import Node, Secrets, Serving
 
@@ -43,12 +41,17 @@ STATIC_FILES = {
         ("stages.sh", "setup.sh", "prefetch.sh", "publish-host-keys.sh"), (layout.SCRIPTS_DIRECTORY, "0755")
     ),
     "52vllm-fleet": ("/etc/apt/apt.conf.d", "0644"),
+    "weights.py": (layout.SCRIPTS_DIRECTORY, "0644"),
     "agent.py": (layout.DIRECTORY, "0644"),
 }
 """Files that are the same on every node: name → directory there, mode."""
 
 WEIGHT_FLAGS = ("--revision", "--download-dir", "--load-format", "--hf-config-path")
 """Arguments of vLLM that make it load other files than the model's newest safetensors."""
+
+
+ELSEWHERE = {"HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "VLLM_USE_MODELSCOPE"}
+"""Variables that make vLLM look for the model in another place than the one it is fetched to."""
 
 
 class UserDataTooLarge(ValueError):
@@ -233,19 +236,16 @@ class HostPart:
         """What prefetch.sh fetches, as bash reads it."""
         serving = self.serving
         images = [serving.image, *([serving.webui_image] if serving.webui else [])]
-        # Without a reboot to wait for, vLLM itself fetches the weights as soon.
         fetched = (
-            self.driver_branch is not None
-            and not serving.model.startswith("/")
+            not serving.model.startswith("/")
             and not any(word.startswith(WEIGHT_FLAGS) for word in serving.extra_args)
+            and not serving.environment.keys() & ELSEWHERE
         )
-        environment = {"HF_HOME": "/models", **serving.environment}
-        options = [word for name, value in environment.items() for word in ("--env", f"{name}={value}")]
-        options += ["--volume", f"{layout.MODELS_DIRECTORY}:/models"]
+        environment = {"HF_HOME": layout.MODELS_DIRECTORY, **serving.environment}
         return (
             f"IMAGES=({shlex.join(images)})\n"
             f"MODEL={shlex.quote(serving.model if fetched else '')}\n"
-            f"DOCKER_OPTIONS=({shlex.join(options)})\n"
+            f"ENVIRONMENT=({shlex.join(f'{name}={value}' for name, value in environment.items())})\n"
         )
 
 
@@ -264,19 +264,5 @@ def _file(path: str, content: str, mode: str = "0644") -> dict[str, str]:
     return {"path": path, "permissions": mode, "content": content}
 
 
-class _Dumper(yaml.CSafeDumper):
-    """Texts of several lines as blocks, for people to read; by libyaml, since previews wait for it."""
-
-
-def _text(dumper: yaml.CSafeDumper, text: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in text else None
-    # YAML 1.1 takes NEL for a line break and reads back another one, except from an escape.
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else style)
-
-
-_Dumper.add_representer(str, _text)
-
-
 def _dump(document: dict[str, Any]) -> str:
-    body = yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
-    return f"#cloud-config\n{body}"
+    return f"#cloud-config\n{compose.dump(document)}"

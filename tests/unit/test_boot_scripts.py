@@ -83,7 +83,7 @@ def node(tmp_path: Path) -> Node:
     """A machine whose image brings driver, Docker and toolkit, as a GPU OS image does."""
     made = Node(tmp_path)
     (tmp_path / "bin").mkdir()
-    for name in ("bash", "cat", "mkdir", "rm", "touch", "sed", "xargs", "uname", "timeout"):
+    for name in ("bash", "cat", "mkdir", "rm", "touch", "env", "sed", "xargs", "uname", "timeout"):
         (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))
     for path in SCRIPTS:
         text = path.read_text()
@@ -93,7 +93,7 @@ def node(tmp_path: Path) -> Node:
     made.write(layout.HOST_SETTINGS_PATH, "DRIVER_BRANCH=\n")
     made.write(
         layout.PREFETCH_SETTINGS_PATH,
-        "IMAGES=(vllm/vllm-openai:v0.9.2)\nMODEL=Qwen/Qwen3-8B-AWQ\nDOCKER_OPTIONS=(--env HF_HOME=/models)\n",
+        "IMAGES=(vllm/vllm-openai:v0.9.2)\nMODEL=Qwen/Qwen3-8B-AWQ\nENVIRONMENT=(HF_HOME=/var/lib/llm/models)\n",
     )
     for name in ("apt-get", "apt-mark", "install", "nvidia-ctk", "nvidia-smi", "sleep", "systemctl", "curl"):
         made.tool(name)
@@ -205,25 +205,26 @@ def test_a_set_up_that_got_no_further_than_the_driver_is_taken_up_after_the_rest
     assert "systemctl start --no-block vllm.service" in node.calls
 
 
-def test_weights_are_fetched_with_the_serving_image_and_the_token_by_name(node: Node) -> None:
+def test_image_and_weights_are_fetched_and_the_token_is_in_no_argument(node: Node) -> None:
     node.write(layout.ENV_PATH, "HF_TOKEN='hf_planted0123456789'\n")
+    node.tool("python3", f'printf "%s %s" "$HF_HOME" "$HF_TOKEN" >{node.root}/given')
     done = node.run("prefetch.sh")
     assert done.returncode == 0, done.stderr
-    calls = "\n".join(node.calls)
-    assert node.calls[0] == "docker pull --quiet vllm/vllm-openai:v0.9.2"
-    assert "--env HF_TOKEN --env HF_HOME=/models vllm/vllm-openai:v0.9.2" in calls
-    assert calls.endswith("Qwen/Qwen3-8B-AWQ")
-    assert "hf_planted" not in calls + done.stdout + done.stderr
-    assert node.stages == ["image_pull", "weights"]
+    weights = f"python3 -I {node.root}{layout.SCRIPTS_DIRECTORY}/weights.py Qwen/Qwen3-8B-AWQ"
+    assert sorted(node.calls) == ["docker pull --quiet vllm/vllm-openai:v0.9.2", weights]
+    assert (node.root / "given").read_text() == "/var/lib/llm/models hf_planted0123456789"
+    assert "hf_planted" not in done.stdout + done.stderr
+    assert sorted(node.stages) == ["image_pull", "weights"]
 
 
 def test_a_fetch_that_fails_is_said_and_not_fatal(node: Node) -> None:
     node.tool("docker", "echo 'pull access denied' >&2; exit 1")
+    node.tool("python3")
     done = node.run("prefetch.sh")
     assert done.returncode == 0
     assert "pull access denied" in done.stderr
     assert "vllm-fleet: image_pull failed: " in done.stderr
-    assert node.stages == []
+    assert node.stages == ["weights"]
 
 
 def test_host_keys_are_published_from_a_privileged_port(node: Node) -> None:

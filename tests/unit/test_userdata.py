@@ -185,7 +185,7 @@ def test_hostile_texts_reach_the_node_intact(value: str, words: list[str]) -> No
 @given(value=TEXTS)
 def test_hostile_texts_reach_the_shell_as_one_word(value: str) -> None:
     sourced = file(linode(environment={"HOSTILE": value}), layout.PREFETCH_SETTINGS_PATH)["content"]
-    script = f'{sourced}printf "%s\\0" "${{IMAGES[@]}}" "$MODEL" "${{DOCKER_OPTIONS[@]}}"'
+    script = f'{sourced}printf "%s\\0" "${{IMAGES[@]}}" "$MODEL" "${{ENVIRONMENT[@]}}"'
     done = subprocess.run(["bash", "-c", script], capture_output=True, check=True, timeout=30)
     images, model, *options = done.stdout.decode().split("\0")[:-1]
     assert (images, model) == ("vllm/vllm-openai:v0.9.2", "Qwen/Qwen3-8B-AWQ")

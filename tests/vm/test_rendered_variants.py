@@ -175,5 +175,5 @@ def test_hostile_texts_reach_the_container_intact(machine: Unpacked, value: str,
     service = composed(machine, compose)["services"]["vllm"]
     assert service["environment"]["HOSTILE"].replace("$$", "$") == value.replace("$$", "$")
     assert [word.replace("$$", "$") for word in service["command"]][-len(given_words) :] == given_words
-    shell = f'. {layout.PREFETCH_SETTINGS_PATH}; printf "%s\\0" "${{DOCKER_OPTIONS[@]}}"'
+    shell = f'. {layout.PREFETCH_SETTINGS_PATH}; printf "%s\\0" "${{ENVIRONMENT[@]}}"'
     assert f"HOSTILE={value}" in machine.run("bash", "-c", shell).decode().split("\0")

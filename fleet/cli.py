@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "drift": ("drift:drift", "Where clouds and nodes are no longer what the state says."),
     "exec": ("exec:execute", "Run a command on nodes, side by side."),
     "fit": ("fit:fit", "Whether a model fits a GPU, and what would."),
+    "job": ("job:app", "GPU jobs on AWS: run a script, follow it, end what is overdue."),
     "logs": ("logs:logs", "Follow what vLLM, cloud-init and the agent write."),
     "plan": ("plan:plan", "The cheapest way to serve a model, over all clouds."),
     "preview": ("preview:preview", "A preview with policies, fit and cost, as a comment."),

@@ -8,7 +8,7 @@ for event in follow(pipeline, job.id): ...
 from __future__ import annotations
 
 from fleet.jobs.ending import Reaped, cancel, reap
-from fleet.jobs.launch import estimate, submit
+from fleet.jobs.launch import limits, submit
 from fleet.jobs.look import Job, Result, Status, find, jobs
 from fleet.jobs.pipeline import JobError, Pipeline, client
 from fleet.jobs.watch import follow, logs
@@ -22,10 +22,10 @@ __all__ = [
     "Status",
     "cancel",
     "client",
-    "estimate",
     "find",
     "follow",
     "jobs",
+    "limits",
     "logs",
     "reap",
     "submit",

@@ -7,15 +7,14 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_exponential
 
 from fleet.jobs import look
-from fleet.jobs.limits import LimitError, Limits, limits
 from fleet.jobs.look import Job
 from fleet.jobs.pipeline import JobError, Pipeline, code
 from fleet.jobs.policies import PIPELINE_TAG
+from fleet.jobs.price import LimitError, Limits, limits_of
 from fleet.jobs.userdata import JobSpec
 from fleet.userdata import UserDataTooLarge
 
@@ -59,34 +58,39 @@ def submit(
     """
     token = token or uuid.uuid4().hex
     job_id = id_of(pipeline, token)
-    timeout = timeout_minutes or pipeline.timeout_minutes
-    most = pipeline.max_cost if max_cost is None else max_cost
-    wanted: dict[str, Any] = {
-        "script": script or pipeline.script,
-        "args": tuple(args),
-        "timeout_minutes": timeout,
-        "max_cost": most,
-    }
-    request = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:16]
+    wanted = script or pipeline.script, *args
+    allowed = limits(pipeline, timeout_minutes=timeout_minutes, max_cost=max_cost)
+    request = hashlib.sha256(json.dumps([wanted, timeout_minutes, max_cost]).encode()).hexdigest()[:16]
     if found := look.find(pipeline, job_id):
         return _same(found, request, token)
+    specs = {type_: _spec(pipeline, job_id, type_, limit, *wanted) for type_, limit in allowed.items()}
     try:
-        allowed = {type_: estimate(pipeline, type_, timeout, most) for type_ in pipeline.types}
-        specs = {
-            type_: _spec(pipeline, job_id, type_, limit, wanted["script"], wanted["args"])
-            for type_, limit in allowed.items()
-        }
         _launch(pipeline, token, request, specs)
-    except (LimitError, UserDataTooLarge) as error:
+    except UserDataTooLarge as error:
         raise JobError(str(error)) from None
     return _same(_one_of(pipeline, job_id), request, token)
 
 
-def estimate(pipeline: Pipeline, type_: str, timeout_minutes: int, max_cost: float | None) -> Limits:
-    """How long a job may take on a type, and what it then costs. Raises LimitError."""
-    return limits(
-        type_, pipeline.region, timeout_minutes=timeout_minutes, max_cost=max_cost, spot=pipeline.spot
-    )
+def limits(
+    pipeline: Pipeline, *, timeout_minutes: int | None = None, max_cost: float | None = None
+) -> dict[str, Limits]:
+    """How long a job may take on each type, and what it then costs. Raises JobError where that is too little.
+
+    What is left out is as the pipeline says.
+    """
+    try:
+        return {
+            type_: limits_of(
+                type_,
+                pipeline.region,
+                timeout_minutes=timeout_minutes or pipeline.timeout_minutes,
+                max_cost=pipeline.max_cost if max_cost is None else max_cost,
+                spot=pipeline.spot,
+            )
+            for type_ in pipeline.types
+        }
+    except LimitError as error:
+        raise JobError(str(error)) from None
 
 
 def id_of(pipeline: Pipeline, token: str) -> str:
@@ -94,9 +98,7 @@ def id_of(pipeline: Pipeline, token: str) -> str:
     return f"job-{hashlib.sha256(f'{pipeline.name}/{token}'.encode()).hexdigest()[:12]}"
 
 
-def _spec(
-    pipeline: Pipeline, job_id: str, type_: str, limit: Limits, script: str, args: tuple[str, ...]
-) -> JobSpec:
+def _spec(pipeline: Pipeline, job_id: str, type_: str, limit: Limits, script: str, *args: str) -> JobSpec:
     return JobSpec(
         id=job_id,
         pipeline=pipeline.name,

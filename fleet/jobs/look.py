@@ -14,9 +14,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from fleet.jobs.limits import cost
 from fleet.jobs.pipeline import JobError, Pipeline, code
 from fleet.jobs.policies import PIPELINE_TAG
+from fleet.jobs.price import cost
 
 JOB_TAG = "vllm-fleet-job"
 SCRIPT_TAG = "vllm-fleet-job-script"
@@ -92,6 +92,11 @@ class Job:
     def deadline(self) -> datetime:
         """When the machine is off at the latest."""
         return self.launched + timedelta(minutes=self.minutes)
+
+    @property
+    def at_most(self) -> float | None:
+        """What it costs if it takes all its time, in US dollars; None where that is not known."""
+        return None if self.price_per_hour is None else cost(self.price_per_hour, self.minutes * 60)
 
     def cost(self, now: datetime) -> float | None:
         """In US dollars: what it came to, or has come to by now. None where that is not known."""

@@ -208,12 +208,16 @@ class Aws(Cloud):
             await machines.remove(instance.id)
         elif instance.state == "running":
             directory = machines.directory(instance.id)
+            shares = directory.parent.parent / "shares"
+            for thing in self._moto.things():
+                if thing.kind == "file_system":
+                    (shares / thing.id).mkdir(parents=True, exist_ok=True)
             boot = JobBoot(
                 instance_id=instance.id,
                 user_data=_user_data(instance) or b"",
                 launched=instance.launch_time.timestamp(),
                 directory=directory,
-                shares=directory.parent.parent / "shares",
+                shares=shares,
                 api_url=api_url,
                 access_key=self._moto.key_of_its_role(instance),
             )

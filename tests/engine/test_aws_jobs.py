@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import boto3
 from fleets import Fleet
+from harness import wait_for
 from test_aws_node import fleet  # noqa: F401 - a fixture
+from test_fleet_commands import ended, fleet_command
 
 from simcloud import aws
 
@@ -22,7 +25,13 @@ def console(fleet: Fleet, service: str) -> Any:  # noqa: F811
     )
 
 
-def test_a_pipeline_is_made_unchanged_by_a_second_up_and_gone_after_destroy(fleet: Fleet) -> None:  # noqa: F811
+def run(fleet: Fleet, *words: str) -> str:  # noqa: F811
+    status, said = ended(fleet_command(fleet, *words))
+    assert status == 0, said
+    return said
+
+
+def test_a_pipeline_is_made_runs_jobs_and_is_gone_after_destroy(fleet: Fleet) -> None:  # noqa: F811
     fleet.config["health"]["enabled"] = False
     fleet.config["jobs"] = {"name": "jobs", "control": {"protect": False}}
     fleet.run("up")
@@ -53,6 +62,33 @@ def test_a_pipeline_is_made_unchanged_by_a_second_up_and_gone_after_destroy(flee
     assert jobs["launch_template_id"] in json.dumps(document)
     logs = console(fleet, "logs").describe_log_groups()["logGroups"]
     assert [(each["logGroupName"], each["retentionInDays"]) for each in logs] == [(jobs["log_group"], 30)]
+
+    share = fleet.cloud.state / "shares" / jobs["file_system_id"]
+    (share / "app").mkdir(parents=True)
+    script = "echo begun $1; while [ ! -e go-$1 ]; do sleep 0.1; done; echo the end"
+    (share / "app/work.sh").write_text(script)
+    (share / "go-1").touch()
+    said = run(
+        fleet, "job", "run", "app/work.sh", "--max-cost", "0.50", "--stack", fleet.stack.name, "--", "1"
+    )
+    assert "off after 16 min, $0.4963 at most" in said
+    assert "begun 1" in said
+    assert "the end" in said
+    assert re.search(r"job-\w+: succeeded; 1.0 of 16 min, \$0.0310", said)
+
+    following = fleet_command(fleet, "job", "run", "--token", "2", "app/work.sh", "--", "2")
+    wait_for(lambda: any("begun 2" in log.read_text() for log in share.glob("jobs/*/log")), "the second job")
+    following.kill()
+    following.wait()
+    (share / "go-2").touch()
+    wait_for(lambda: len(list(share.glob("jobs/*/result.json"))) == 2, "its result")
+    listed = json.loads(run(fleet, "job", "list", "--json", "--stack", fleet.stack.name))
+    assert [(job["status"], job["result"]["reason"]) for job in listed] == [("succeeded", "succeeded")] * 2
+    ids = [job["instance_id"] for job in listed]
+    left = ec2.describe_instances(InstanceIds=ids)["Reservations"]
+    assert {each["State"]["Name"] for one in left for each in one["Instances"]} == {"terminated"}
+    attached = [{"Name": "attachment.instance-id", "Values": ids}]
+    assert ec2.describe_volumes(Filters=attached)["Volumes"] == []
 
     assert fleet.run("up").operations == {}
     assert fleet.drift() is None

@@ -30,7 +30,7 @@ from fleet.jobs import (
     reap,
     submit,
 )
-from fleet.jobs.limits import LimitError, limits
+from fleet.jobs.price import LimitError, limits_of
 from simcloud import aws
 from simcloud.testing import SimCloud, running_simcloud
 
@@ -345,7 +345,7 @@ def test_a_machine_that_outlived_its_deadline_is_reaped_once(
 def test_a_job_may_take_what_its_timeout_and_its_cost_both_allow(
     timeout: int, most: float | None, expected: tuple[int, float]
 ) -> None:
-    found = limits("g6e.xlarge", REGION, timeout_minutes=timeout, max_cost=most)
+    found = limits_of("g6e.xlarge", REGION, timeout_minutes=timeout, max_cost=most)
     assert (found.minutes, found.at_most) == expected
 
 
@@ -353,9 +353,9 @@ def test_a_cost_that_cannot_be_held_is_refused() -> None:
     with pytest.raises(
         LimitError, match=r"max_cost: 0.01 pays for less than a minute .* allow at least 0.03"
     ):
-        limits("g6e.xlarge", REGION, timeout_minutes=120, max_cost=0.01)
+        limits_of("g6e.xlarge", REGION, timeout_minutes=120, max_cost=0.01)
     with pytest.raises(LimitError, match="max_cost: 1 cannot be held: nobody knows the price"):
-        limits("g6e.xlarge", "af-south-1", timeout_minutes=120, max_cost=1)
-    assert limits("g6e.xlarge", "af-south-1", timeout_minutes=120).at_most is None
+        limits_of("g6e.xlarge", "af-south-1", timeout_minutes=120, max_cost=1)
+    assert limits_of("g6e.xlarge", "af-south-1", timeout_minutes=120).at_most is None
     # Never more than on demand, so that much is sure.
-    assert limits("g6e.xlarge", REGION, timeout_minutes=120, max_cost=0.5, spot=True).minutes >= 16
+    assert limits_of("g6e.xlarge", REGION, timeout_minutes=120, max_cost=0.5, spot=True).minutes >= 16

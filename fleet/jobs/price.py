@@ -27,7 +27,7 @@ class Limits:
         return None if self.price_per_hour is None else cost(self.price_per_hour, self.minutes * 60)
 
 
-def limits(
+def limits_of(
     type_: str, region: str, *, timeout_minutes: int, max_cost: float | None = None, spot: bool = False
 ) -> Limits:
     """The limits of a job on a type.

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from fleet import compose, layout
 from fleet.settings import Node, Secrets, Serving
 
@@ -264,5 +266,19 @@ def _file(path: str, content: str, mode: str = "0644") -> dict[str, str]:
     return {"path": path, "permissions": mode, "content": content}
 
 
+class _Dumper(yaml.CSafeDumper):
+    """Texts of several lines as blocks, for people to read; by libyaml, since previews wait for it."""
+
+
+def _text(dumper: yaml.CSafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None
+    # YAML 1.1 takes NEL for a line break and reads back another one, except from an escape.
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else style)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def _dump(document: dict[str, Any]) -> str:
-    return f"#cloud-config\n{compose.dump(document)}"
+    body = yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    return f"#cloud-config\n{body}"

@@ -56,7 +56,11 @@ def _vllm(version: str) -> ContainerImage:
     return ContainerImage(
         "vllm/vllm-openai",
         f"v{version}",
-        files={"opt/vllm_sim.py": SIMULATOR, "opt/entrypoint.py": CONTAINER / "entrypoint.py"},
+        files={
+            "opt/vllm_sim.py": SIMULATOR,
+            "opt/entrypoint.py": CONTAINER / "entrypoint.py",
+            "usr/lib/python3/dist-packages/huggingface_hub.py": CONTAINER / "huggingface_hub.py",
+        },
         entrypoint=["python3", "/opt/entrypoint.py"],
         environment={"VLLM_SIM_VERSION": version},
     )

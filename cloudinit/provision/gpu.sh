@@ -55,7 +55,7 @@ check() {
 }
 
 install_driver() {
-    local packages=("nvidia-driver-$INSTALL-server") headers
+    local packages=("nvidia-driver-$INSTALL-server") headers held
     headers=linux-headers-$(uname -r)
     update_lists
     to_be_had "${packages[0]}" || refuse "the package archives of this machine have no ${packages[0]}" \
@@ -64,8 +64,9 @@ install_driver() {
     ! to_be_had "$headers" || packages+=("$headers")
     apt_install "${packages[@]}"
     # An upgrade under a running model takes its driver away.
-    dpkg-query --show --showformat='${db:Status-Abbrev}${Package}\n' 'nvidia-*' 'libnvidia-*' 2>/dev/null |
-        sed -n 's/^ii *//p' | xargs apt-mark hold
+    held=$(dpkg-query --show --showformat='${db:Status-Abbrev}${Package}\n' 'nvidia-*' 'libnvidia-*' \
+        2>/dev/null | sed -n 's/^ii *//p') || true
+    [[ -z $held ]] || xargs apt-mark hold <<<"$held"
 }
 
 # use_repository SYSTEM: NVIDIA's packages for it. Never the driver: that is the distribution's.
@@ -89,6 +90,7 @@ use_repository() {
 
 install_cuda() {
     local release=${CUDA/./-} system packages=()
+    # shellcheck source=/dev/null
     system=$(. /etc/os-release && echo "$ID${VERSION_ID//./}")
     has curl || { update_lists && apt_install curl ca-certificates; }
     use_repository "$system"

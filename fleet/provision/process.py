@@ -147,6 +147,13 @@ async def provision(
     return await _Run(spec, progress, clock, plan=plan).run(chosen(spec.phases, only))
 
 
+def script_text(name: str, mode: str) -> str:
+    """What bash is given on standard input to `check` or `apply` a phase's script."""
+    parts = [(SCRIPTS / f"{part}.sh").read_text() for part in ("lib", name)]
+    # No command in it may read standard input, which is the script itself.
+    return "\n".join([*parts, f"main {mode} </dev/null; exit"]) + "\n"
+
+
 class _Run:
     """One pass over a node."""
 
@@ -308,16 +315,13 @@ class _Run:
 
     async def _script(self, node: Session, phase: Phase, mode: str, limit_s: float) -> Completed:
         """Run a phase's script, on standard input so that nothing is left on the node."""
-        text = "\n".join(
-            [*((SCRIPTS / f"{name}.sh").read_text() for name in ("lib", phase.script)), _CALL.format(mode)]
-        )
         # One at a time on a node. A check waits too: what it looks at is being changed.
         lock = ["flock", "--close", "--timeout", str(LOCK_S), "--conflict-exit-code", str(LOCKED), LOCK]
         limit = ["timeout", f"--kill-after={FORCED_END_S}", f"{limit_s:g}"]
         told = ["env", f"PHASE={_slug(phase)}", *phase.environment]
         return await node.run(
             [*lock, *limit, *told, "bash", "-s"],
-            stdin=text.encode(),
+            stdin=script_text(phase.script, mode).encode(),
             timeout_s=LOCK_S + limit_s + 2 * FORCED_END_S,
             check=False,
         )
@@ -409,10 +413,6 @@ class _Run:
             lines = tuple(quote(line) for line in done.error.splitlines()[-TAIL_LINES:])
             raise _PhaseFailed(Failure(f"rsync {copy.source}", said, lines, mend))
         return tuple(quote(line) for line in done.output.splitlines() if line.strip())
-
-
-# Standard input is the script itself, which no command in it may read.
-_CALL = "main {} </dev/null; exit\n"
 
 
 def _slug(phase: Phase) -> str:

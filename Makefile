@@ -17,7 +17,7 @@ ACTIONLINT = { command -v go >/dev/null || { echo >&2 'missing: Go, which builds
 	&& go -C tools/actionlint tool actionlint $(CURDIR)/.github/workflows/*.yml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup env demo demo-vm demo-break demo-down test test-vm check schema format preview up-stack drift reap bench clean
+.PHONY: help setup env demo demo-vm demo-break demo-down test test-vm check schema format preview up-stack drift reap bench bench-boot clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ recording: ## draw docs/images/fleet-up.svg from a real run on ten light nodes
 
 bench: ## measure the engine's share of preview and up, into bench/results.json
 	@$(WITH) python -m tools.bench
+
+bench-boot: ## measure first boots of virtual machines: an hour on a quiet machine
+	@$(WITH) python -m tools.bench first_boot
 
 clean: ## remove what set-up, tests and the demo left in this checkout (the shared cache stays)
 	@rm -rf .venv .fleet .mypy_cache .ruff_cache .hypothesis

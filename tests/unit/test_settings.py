@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +16,17 @@ import pytest
 from fleet import settings
 from fleet.settings.schema import json_schema
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @pytest.fixture
 def good(tmp_path: Path) -> dict[str, Any]:
-    key = tmp_path / "id_ed25519"
+    return configuration(tmp_path)
+
+
+def configuration(folder: Path) -> dict[str, Any]:
+    """The least that is right."""
+    key = folder / "id_ed25519"
     key.write_text("a key")
     key.chmod(0o600)
     return {
@@ -209,16 +220,46 @@ WRONG: list[tuple[str, Any, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "named", "said"), WRONG, ids=[f"{w[0]}={w[1]!r:.30}" for w in WRONG]
-)
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the program itself does with each configuration of WRONG."""
+    good = configuration(tmp_path_factory.mktemp("refused"))
+    # The first is right, to show that what is registered would be seen.
+    return ran([good, *(put(good, path, value) for path, value, _, _ in WRONG)])
+
+
+def ran(configurations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("mocked_program.py"))],
+        input=json.dumps(configurations),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    results: list[dict[str, Any]] = json.loads(done.stdout)
+    return results
+
+
+def test_a_right_configuration_is_registered(refused: list[dict[str, Any]]) -> None:
+    assert refused[0]["exit"] == 0
+    assert "l4-a-server" in refused[0]["registered"]
+
+
+@pytest.mark.parametrize("row", range(len(WRONG)), ids=[f"{w[0]}={w[1]!r:.30}" for w in WRONG])
 def test_a_wrong_value_is_named_with_its_path_and_mend(
-    good: dict[str, Any], path: str, value: Any, named: str, said: str
+    good: dict[str, Any], refused: list[dict[str, Any]], row: int
 ) -> None:
+    path, value, named, said = WRONG[row]
     with pytest.raises(settings.SettingsError) as caught:
         settings.parse(put(good, path, value))
     assert [problem.path for problem in caught.value.problems] == [named]
     assert said in caught.value.problems[0].message
+
+    result = refused[1 + row]
+    assert result["exit"] == 1
+    assert named in result["said"]
+    assert result["registered"] == []
 
 
 def test_every_wrong_value_is_reported_in_one_go(good: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ ACTIONLINT = { command -v go >/dev/null || { echo >&2 'missing: Go, which builds
 	&& go -C tools/actionlint tool actionlint $(CURDIR)/.github/workflows/*.yml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup env demo demo-vm demo-break demo-down test test-vm check schema format preview up-stack drift reap bench bench-boot clean
+.PHONY: help setup env demo demo-vm demo-break demo-down test test-boot test-vm check schema format preview up-stack drift reap bench bench-boot clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,7 +43,10 @@ demo-down: ## destroy the demo's node and stop the embedded cloud
 test: ## run every test but those that boot a virtual machine
 	@$(WITH) pytest -n 2 -m "not vm"
 
-test-vm: ## run the tests that boot virtual machines
+test-boot: ## boot a virtual machine for each cloud, from pulumi up to ready; judge every rendered user data
+	@$(WITH) pytest tests/vm/test_rendered_variants.py tests/engine/test_boots.py
+
+test-vm: ## run all the tests that boot virtual machines
 	@$(WITH) pytest -m vm
 
 check: ## lint, types, shell scripts, generated files

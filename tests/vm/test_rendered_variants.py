@@ -26,7 +26,7 @@ from simcloud.vm.host import HostError
 from simcloud.vm.image import machine_image
 from simcloud.vm.testing import Unpacked
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(900)]
 
 KINDS: dict[str, tuple[type[Node], dict[str, Any]]] = {
     "scaleway": (ScalewayNode, {"zone": "fr-par-2", "type": "L4-2-24G"}),

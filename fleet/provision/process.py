@@ -355,17 +355,17 @@ class _Run:
 
     async def _restart(self, node: Session, phase: Phase) -> None:
         """Restart the machine and wait until it is back."""
-        before = await node.read_file(BOOT_ID) or b""
+        before = (await node.run(["cat", BOOT_ID])).stdout
         self._progress.note(STAGE, f"{phase.label}: restarting the machine")
         # Once, even where the connection is lost before the answer and the command is given again.
         once = f'grep -q "$0" {BOOT_ID} && systemctl --no-block reboot'
-        await node.run(["sh", "-c", once, before.decode().strip()], check=False)
+        await node.run(["sh", "-c", once, before.strip()], check=False)
         started = self._clock.now()
         while (waited_s := self._clock.now() - started) < REBOOT_S:
             await self._clock.sleep(2.0)
             try:
                 async with connect(self._spec.target) as fresh:
-                    after = await fresh.read_file(BOOT_ID)
+                    after = (await fresh.run(["cat", BOOT_ID])).stdout
             except (Unreachable, AuthenticationRefused, NothingListens, Timeout) as error:
                 seen = str(error)
             else:

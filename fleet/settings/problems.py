@@ -121,7 +121,7 @@ def _problem(path: list[int | str], error: ErrorDetails) -> Problem:
         case "mend":
             key, separator, rest = message.partition(": ")
             if separator and re.fullmatch(
-                r"[a-z_.]+", key
+                r"[a-z0-9_.]+", key
             ):  # the check of a whole section names the key itself
                 return Problem(
                     _dotted([*path, *(key.split(".") if key != "nodes" else [])]) if path else key, rest

@@ -130,7 +130,8 @@ def _ssh_key() -> Path:
 def _start_cloud(url: str, nodes: str) -> None:
     kind = HOME / "nodes"
     if _answers(url):
-        if (others := kind.read_text()) != nodes:
+        # Another checkout's is taken as it is.
+        if kind.exists() and (others := kind.read_text()) != nodes:
             raise DemoError(f"the embedded cloud already runs {_NODES[others]}; run make demo-down first")
         return
     kind.write_text(nodes)

@@ -26,7 +26,7 @@ from simcloud.vm.metadata import (
     MachineServer,
 )
 from simcloud.vm.mirrors import Condition, Fault, Mirror, Mirrors
-from simcloud.vm.qemu import Accelerator, Forward, Hardware, Machine, accelerator, speed_factor
+from simcloud.vm.qemu import Accelerator, Forward, Hardware, Machine, accelerator, share_of, speed_factor
 
 GB = 10**9
 
@@ -254,7 +254,7 @@ class VmNodes(NodeBackend):
         await running.machine.command("stop")
         try:
             await running.machine.monitor(f"savevm {name}")
-            await asyncio.to_thread(_copy, running.boot.directory / "disk.qcow2", disk)
+            await asyncio.to_thread(_copy_disks, running.boot.directory / "disk.qcow2", disk)
             await running.machine.monitor(f"delvm {name}")
         finally:
             await running.machine.command("cont")
@@ -263,7 +263,7 @@ class VmNodes(NodeBackend):
     async def start_from(self, snapshot: Snapshot, boot: Boot) -> None:
         """Power on where a snapshot was taken (seconds); what cloud-init made of the machine there stays."""
         disk = boot.directory / "disk.qcow2"
-        await asyncio.to_thread(_copy, snapshot.disk, disk)
+        await asyncio.to_thread(_copy_disks, snapshot.disk, disk)
         await self._power_on(boot, disk, snapshot=snapshot.name)
 
     async def close(self) -> None:
@@ -280,6 +280,13 @@ def _new_disk(disk: Path, base: Path, size_gb: int) -> None:
     disk.parent.mkdir(parents=True, exist_ok=True)
     layer: list[str | Path] = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base]
     run([*layer, disk, str(size_gb * GB)], timeout_s=60)
+
+
+def _copy_disks(source: Path, target: Path) -> None:
+    """A disk, and the one that may lie beside it."""
+    _copy(source, target)
+    if share_of(source).exists():
+        _copy(share_of(source), share_of(target))
 
 
 def _copy(source: Path, target: Path) -> None:

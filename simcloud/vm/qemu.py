@@ -68,6 +68,11 @@ class Hardware:
     forwards: Sequence[Forward]
 
 
+def share_of(disk: Path) -> Path:
+    """The second disk of a machine that has one: what stands for a share on its network."""
+    return disk.with_name(f"share-of-{disk.name}")
+
+
 def accelerator(kernel: Path, initrd: Path) -> Accelerator:
     """KVM if it really boots this kernel, else emulation. Tried once a boot of this host."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -142,7 +147,8 @@ class Machine:
             *("-append", f"{_KERNEL} embedded.cloud={hardware.cloud} {accelerator.kernel}"),
             *_identity(hardware.cloud, hardware.server_id),
             # What a crash of this host would lose is made again in a minute.
-            *("-drive", f"file={_quoted(hardware.disk)},if=virtio,cache=unsafe,discard=unmap"),
+            *_drive(hardware.disk),
+            *(_drive(share) if (share := share_of(hardware.disk)).exists() else ()),
             *("-netdev", _network(hardware), "-device", f"virtio-net-pci,netdev=net,mac={_mac(hardware)}"),
             *("-device", "virtio-rng-pci"),
             *("-chardev", f"file,id=console,path={_quoted(directory / 'console.log')},append=on"),
@@ -259,6 +265,10 @@ def _network(hardware: Hardware) -> str:
         ),
     ]
     return ",".join(options)
+
+
+def _drive(disk: Path) -> list[str]:
+    return ["-drive", f"file={_quoted(disk)},if=virtio,cache=unsafe,discard=unmap"]
 
 
 def _quoted(path: Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import shutil
 import stat
 import time
 import uuid
@@ -20,6 +21,7 @@ from simcloud.nodes import Boot
 from simcloud.vm.backend import Ground, Snapshot, VmNodes
 from simcloud.vm.host import run
 from simcloud.vm.image import FIRST_PARTITION, MachineImage
+from simcloud.vm.qemu import share_of
 
 SSH_PORT = 10022
 
@@ -34,9 +36,11 @@ class Lab:
         self._key = asyncssh.generate_private_key("ssh-ed25519")
         self._current: Guest | None = None
 
-    async def boot(self, cloud: str, user_data: bytes | None) -> Guest:
-        """A first boot."""
+    async def boot(self, cloud: str, user_data: bytes | None, share: Path | None = None) -> Guest:
+        """A first boot. `share` is a second disk, qcow2, that the machine and its snapshots take along."""
         guest = await self._guest(cloud, user_data)
+        if share:
+            shutil.copy(share, guest.share)
         await self.backend.start(guest.boot)
         return guest
 
@@ -91,6 +95,11 @@ class Guest:
     key: asyncssh.SSHKey
     published: dict[str, bytes]
     speed_factor: float
+
+    @property
+    def share(self) -> Path:
+        """Its second disk, if it has one."""
+        return share_of(self.boot.directory / "disk.qcow2")
 
     async def run(self, command: str, *, user: str = "root", deadline_s: float = 120) -> str:
         """Standard output of a shell command; AssertionError with its standard error when it fails."""

@@ -207,7 +207,7 @@ async def healed(trial: Trial) -> None:
 
 async def room_made(trial: Trial) -> None:
     await trial.inject(None)
-    await trial.guest.run("rm /var/lib/embedded-cloud-ballast")
+    await trial.guest.run("rm -f /var/lib/embedded-cloud-ballast")
 
 
 def delivered(compose_file: str | None = None, **serving: Any) -> Callable[[Trial], Awaitable[None]]:

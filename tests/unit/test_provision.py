@@ -9,13 +9,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import pytest_asyncio
 from fake_node import Answer, FakeNode, FastClock
 from light_fleet import light_fleet
+from typer.testing import CliRunner
 
 from fleet import settings
 from fleet import spec as specs
+from fleet.cli import app
 from fleet.commands.provision import specs_of, table
 from fleet.inventory import InventoryError, nodes_of
 from fleet.progress import Progress
@@ -23,6 +26,7 @@ from fleet.provision import process
 from fleet.provision.phases import Phase, files_digest, phases_of
 from fleet.provision.process import BOOT_ID, REBOOT_NEEDED, REFUSED, TIMED_OUT, Outcome, Report, provision
 from fleet.provision.spec import ProvisionSpec
+from fleet.settings.schema import json_schema
 from fleet.ssh import Target
 from fleet.sync import Copy, Synced
 
@@ -96,6 +100,13 @@ def test_a_node_has_the_stacks_phases_with_its_own_put_over_them(tmp_path: Path)
     wanted = [phase.name for phase in phases_of(node.provision, "root")]
     assert wanted == ["packages", "docker"]
     assert stack(tmp_path / "key", given).nodes[0].provision.packages == ("build-essential", "curl", "git")
+
+
+def test_editors_take_the_short_forms_too() -> None:
+    short = {"packages": True, "python": False, "gpu": {"cuda": None}, "scripts": ["a.sh", {"path": "b.sh"}]}
+    jsonschema.validate({"config": {"vllm-fleet:provision": short}}, json_schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"config": {"vllm-fleet:provision": {"docker": 1}}}, json_schema())
 
 
 # --- Phases -----------------------------------------------------------------------------------------------
@@ -389,6 +400,12 @@ def test_the_commands_spec_goes_through_json(tmp_path: Path) -> None:
     target = Target("127.0.0.1", ("ssh-ed25519 AAAA",), private_key_path=tmp_path / "key")
     spec = ProvisionSpec("l4-a", "scaleway", target, phases_of(wanted, "root"))
     assert specs.parse(ProvisionSpec, json.loads(json.dumps(asdict(spec), default=str))) == spec
+
+
+def test_a_phase_that_there_is_not_is_named_with_those_there_are() -> None:
+    result = CliRunner().invoke(app, ["provision", "all", "--only", "cuda"], prog_name="fleet")
+    assert result.exit_code == 2
+    assert "'cuda' is no phase; use one of: machine, ssh, packages, python" in " ".join(result.stderr.split())
 
 
 def test_a_node_that_the_configuration_does_not_have_is_named(tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ class _Gate:
         self._settling_since: float | None = None
         self._missing: Failed | None = None
         self._saw_first_boot = False
-        self._set_up_again = False
+        self._earlier: Failed | None = None
         self._restarts: int | None = None
 
     async def run(self) -> Report:
@@ -333,27 +333,26 @@ class _Gate:
 
     async def _installed(self, node: Connection) -> str | None:
         try:
-            return await (self._again(node) if self._set_up_again else self._first_boot(node))
+            return await (self._again(node, self._earlier) if self._earlier else self._first_boot(node))
         except Failed as failed:
             # What failed before this gate began is tried once more; what fails under its eyes is reported.
-            if self._saw_first_boot or self._set_up_again:
+            if self._saw_first_boot or self._earlier:
                 raise
             begun = await node.run(["systemctl", "start", "--no-block", SETUP_UNIT], check=False)
             if begun.exit_status != 0:
                 raise
-            self._set_up_again, self._settling_since, self._missing = True, None, None
+            self._earlier, self._settling_since, self._missing = failed, None, None
             why = diagnose(failed.fault, self._stage, self._spec.context, failed.seen)
             self._progress.note(self._stage, f"{why.summary} earlier; setting the machine up again")
             return f"{SETUP_UNIT} begun"
 
-    async def _again(self, node: Connection) -> str | None:
+    async def _again(self, node: Connection, earlier: Failed) -> str | None:
         shown = await node.run(["systemctl", "show", "--property=ActiveState", "--value", SETUP_UNIT])
         match shown.stdout.strip():
             case "activating" | "deactivating":
                 return f"{SETUP_UNIT}: {' '.join(await _tail(node, 1))}"
             case "failed":
-                tail = await _tail(node, 200)
-                raise marked(tail, INSTALL_MARKS) or Failed(Fault.CLOUD_INIT_CRASHED, tail[-2:])
+                raise marked(await _tail(node, 200), INSTALL_MARKS) or earlier
         return await self._has_docker_and_driver(node)
 
     async def _first_boot(self, node: Connection) -> str | None:

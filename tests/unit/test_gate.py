@@ -186,6 +186,18 @@ async def test_a_set_up_that_fails_again_is_named_and_left_alone(node: FakeNode)
     ]
 
 
+async def test_a_set_up_that_fails_again_without_a_word_leaves_the_diagnosis_as_it_was(
+    node: FakeNode,
+) -> None:
+    node.commands |= {
+        "nvidia-smi": Answer(status=9, stderr="NVIDIA-SMI has failed\n"),
+        "systemctl start --no-block vllm-setup.service": Answer(),
+        "systemctl show --property=ActiveState --value vllm-setup.service": Answer("failed\n"),
+        "tail": Answer("vllm-fleet: units failed: exit status 1\n"),
+    }
+    assert fault_of(await check(node)) == "driver_not_loaded"
+
+
 async def test_a_set_up_that_fails_under_the_gates_eyes_is_not_begun_again(node: FakeNode) -> None:
     states = iter([cloud_init("running")])
     node.commands |= {

@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
-from fleet import layout
+from fleet import gateway, layout
 from fleet.fit.flags import supported
+from fleet.gateway import Gateway
 from fleet.settings import Secrets, Serving
 
 PORT = "${PORT}"
@@ -50,8 +51,8 @@ def serve_arguments(serving: Serving) -> list[str]:
     return [*words, *(_literal(word) for word in serving.extra_args)]
 
 
-def compose_document(serving: Serving) -> dict[str, Any]:
-    """The compose file as a document: plain compose, no Swarm keys."""
+def compose_document(serving: Serving, door: Gateway | None = None) -> dict[str, Any]:
+    """The compose file as a document: plain compose, no Swarm keys. With `door`, a gateway before vLLM."""
     vllm = {
         "image": serving.image,
         "container_name": serving.container_name,
@@ -59,8 +60,9 @@ def compose_document(serving: Serving) -> dict[str, Any]:
         "ipc": "host",
         "shm_size": f"{serving.shm_size_gb}gb",
         "restart": "unless-stopped",
-        "env_file": [".env"],
         "environment": {
+            # Those of .env that are vLLM's; a name without a value is what .env says, or nothing.
+            **dict.fromkeys(("NVIDIA_VISIBLE_DEVICES", "VLLM_API_KEY", "HF_TOKEN")),
             "HF_HOME": "/models",
             "VLLM_CACHE_ROOT": "/cache",
             **{name: _literal(value) for name, value in serving.environment.items()},
@@ -91,14 +93,21 @@ def compose_document(serving: Serving) -> dict[str, Any]:
             "ports": [f"127.0.0.1:{layout.WEBUI_PORT}:8080"],
             "volumes": ["/var/lib/llm/open-webui:/app/backend/data"],
         }
-    return {"name": "llm", "services": services}
+    if door is None:
+        return {"name": "llm", "services": services}
+    with_it = gateway.service(door, serving.port)
+    return {"name": "llm", **with_it, "services": {**services, **with_it["services"]}}
 
 
-def compose_file(serving: Serving) -> str:
+def compose_file(serving: Serving, door: Gateway | None = None) -> str:
     """`/opt/llm/docker-compose.yml`, deterministic."""
     # By libyaml: a preview of a fleet waits for it.
     return yaml.dump(
-        compose_document(serving), Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True, width=1000
+        compose_document(serving, door),
+        Dumper=yaml.CSafeDumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=1000,
     )
 
 
@@ -115,9 +124,44 @@ def secret_environment(secrets: Secrets) -> dict[str, str]:
     return {"VLLM_API_KEY": secrets.api_key.get_secret_value(), **token}
 
 
+def gateway_environment(secrets: Secrets, node_key: str) -> dict[str, str]:
+    """What the gateway adds to that; `node_key` is the PEM of the node's certificate."""
+    given = {
+        gateway.PREVIOUS_KEY_VARIABLE: secrets.previous_api_key,
+        gateway.SITE_KEY_VARIABLE: secrets.tls_key,
+    }
+    return {
+        **{name: value.get_secret_value() for name, value in given.items() if value},
+        gateway.NODE_KEY_VARIABLE: node_key,
+    }
+
+
 def env_file(environment: Mapping[str, str]) -> str:
-    """`/opt/llm/.env`: one NAME='value' a line; values are checked to hold neither quotes nor line breaks."""
-    return "".join(f"{name}='{value}'\n" for name, value in environment.items())
+    """`/opt/llm/.env`: a variable a line. Values are checked to hold no quotes; PEM has lines of its own."""
+    return "".join(f"{name}={_quoted(value)}\n" for name, value in environment.items())
+
+
+def _quoted(value: str) -> str:
+    escaped = value.replace("\n", "\\n")
+    return f"'{value}'" if escaped == value else f'"{escaped}"'
+
+
+class _Dumper(yaml.CSafeDumper):
+    """Texts of several lines as blocks, for people to read; by libyaml, since previews wait for it."""
+
+
+def _text(dumper: yaml.CSafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None
+    # YAML 1.1 takes NEL for a line break and reads back another one, except from an escape.
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def dump(document: dict[str, Any]) -> str:
+    """A document as YAML, in the order given."""
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
 def _literal(word: str) -> str:

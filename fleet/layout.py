@@ -3,6 +3,8 @@
 DIRECTORY = "/opt/llm"
 COMPOSE_PATH = f"{DIRECTORY}/docker-compose.yml"
 ENV_PATH = f"{DIRECTORY}/.env"
+ROLLOUT_DIRECTORY = f"{DIRECTORY}/rollout"
+"""State of the rollouts of a node."""
 STAGES_PATH = "/var/lib/vllm-fleet/stages.jsonl"
 """One JSON object a line for each step of the boot: stage, at (Unix seconds), seconds."""
 MODELS_DIRECTORY = "/var/lib/llm/models"
@@ -11,6 +13,8 @@ CACHE_DIRECTORY = "/var/lib/llm/cache"
 """vLLM's compile cache; kept over rollouts."""
 AGENT_PORT = 8080
 WEBUI_PORT = 3000
+GATEWAY_CHECK_PORT = 8081
+"""Where the gateway answers on the node's loopback, without TLS, as it does outside."""
 AGENT_PATH = f"{DIRECTORY}/agent.py"
 SCRIPTS_DIRECTORY = "/usr/local/lib/vllm-fleet"
 """Scripts of the first boot, and what only they read."""

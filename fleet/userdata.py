@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fleet import compose, layout
 from fleet.settings import Node, Secrets, Serving
 
@@ -107,6 +105,8 @@ class HostPart:
     """Where the NVIDIA Container Toolkit comes from, if the image lacks it."""
     environment: str | None = field(default=None, repr=False)
     """Content of `.env`, secrets included; None: it arrives over SSH."""
+    serves: bool = True
+    """Whether the node serves by itself; what a member of a Ray cluster does, it is told over SSH."""
 
     @classmethod
     def scaleway(cls, node: Node, secrets: Secrets) -> HostPart:
@@ -226,6 +226,8 @@ class HostPart:
 
     def _released(self) -> dict[str, tuple[str, str]]:
         """Files of the first release, by path: content and mode. A later release does not come this way."""
+        if not self.serves:
+            return {layout.PREFETCH_SETTINGS_PATH: ("IMAGES=()\nMODEL=''\nENVIRONMENT=()\n", "0644")}
         files = {
             layout.PREFETCH_SETTINGS_PATH: (self._prefetch_settings(), "0644"),
             layout.COMPOSE_PATH: (compose.compose_file(self.serving), "0644"),
@@ -266,19 +268,5 @@ def _file(path: str, content: str, mode: str = "0644") -> dict[str, str]:
     return {"path": path, "permissions": mode, "content": content}
 
 
-class _Dumper(yaml.CSafeDumper):
-    """Texts of several lines as blocks, for people to read; by libyaml, since previews wait for it."""
-
-
-def _text(dumper: yaml.CSafeDumper, text: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in text else None
-    # YAML 1.1 takes NEL for a line break and reads back another one, except from an escape.
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else style)
-
-
-_Dumper.add_representer(str, _text)
-
-
 def _dump(document: dict[str, Any]) -> str:
-    body = yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
-    return f"#cloud-config\n{body}"
+    return f"#cloud-config\n{compose.dump(document)}"

@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from fleet.layout import COMPOSE_PATH, DIRECTORY, ENV_PATH, UNITS_DIRECTORY
+from fleet.layout import ROLLOUT_DIRECTORY as ROLLOUT
 from fleet.progress import SYSTEM_CLOCK, Clock, pause_s
 from fleet.rollout.release import Release
 from fleet.rollout.session import Session
 from fleet.ssh import CommandFailed, Connection
 
-ROLLOUT = f"{DIRECTORY}/rollout"
 RELEASES = f"{DIRECTORY}/releases"
 JOURNAL = f"{ROLLOUT}/journal"
 SERVED = f"{ROLLOUT}/served.json"

@@ -20,6 +20,8 @@ from fleet.catalog import InstanceType, catalog
 from fleet.cost import Cost, ExchangeRate, default_rate, node_cost_per_hour
 from fleet.fit.flags import unsupported_flag
 from fleet.fit.versions import VllmVersion
+from fleet.layout import GATEWAY_CHECK_PORT
+from fleet.settings.expose import Expose, TlsKey, certificate_problem
 from fleet.settings.provision import DRIVER_BRANCHES as PACKAGED_BRANCHES
 from fleet.settings.provision import Provision, too_old
 from fleet.settings.section import Section
@@ -75,7 +77,7 @@ LINODE_REGIONS = (
 DRIVER_BRANCHES = (*PACKAGED_BRANCHES, "none")
 """What may be installed at the first boot; nothing on an image that brings its own driver."""
 
-PORTS_IN_USE = {22: "SSH", 3000: "Open WebUI", 8080: "the node agent"}
+PORTS_IN_USE = {22: "SSH", 3000: "Open WebUI", 8080: "the node agent", GATEWAY_CHECK_PORT: "the gateway"}
 
 
 class ModelArchitecture(Section):
@@ -543,6 +545,10 @@ class Secrets(Section):
 
     api_key: ApiKey
     """Key that clients of vLLM present."""
+    previous_api_key: ApiKey | None = None
+    """Key that the gateway still accepts while clients move to `api_key`."""
+    tls_key: TlsKey | None = None
+    """Private key of `expose.certificate`, PEM."""
     hf_token: HuggingFaceToken | None = None
     """Hugging Face token; gated models need one."""
     delivery: Literal["ssh", "cloud-init"] = "ssh"
@@ -764,6 +770,8 @@ class StackSettings(Section):
     """GPU jobs on AWS; none if left out or empty."""
     serving: Serving
     access: Access
+    expose: Annotated[Expose | None, BeforeValidator(lambda given: given or None)] = None
+    """The gateway; if left out or empty, nothing but SSH is open."""
     health: Health = Health()
     rollout: Rollout = Rollout()
     fit: Fit = Fit()
@@ -790,4 +798,35 @@ class StackSettings(Section):
                 name=name,
                 count=names.count(name),
             )
+        return self
+
+    @model_validator(mode="after")
+    def _the_gateway_has_all_it_needs(self) -> StackSettings:
+        expose, secrets = self.expose, self.secrets
+        given = expose.certificate if expose else None
+        if (given is None) != (secrets.tls_key is None):
+            raise wrong(
+                "secrets.tls_key: belongs to expose.certificate; give both, with tls: certificate, or neither"
+            )
+        if secrets.previous_api_key is not None and expose is None:
+            raise wrong(
+                "secrets.previous_api_key: needs expose, whose gateway accepts both keys; vLLM takes one"
+            )
+        if secrets.previous_api_key == secrets.api_key:
+            raise wrong(
+                "secrets.previous_api_key: is api_key itself; give the one before it, or leave it out"
+            )
+        if expose is None:
+            return self
+        names = [node.name for node in self.nodes]
+        if not names or expose.gateway not in {None, *names}:
+            raise wrong(
+                "expose.gateway: no node is named {gateway}; name one of {names}",
+                gateway=expose.gateway or "so",
+                names=", ".join(names) or "those to be declared under nodes",
+            )
+        if given is not None and secrets.tls_key is not None:
+            problem = certificate_problem(given, secrets.tls_key, expose.domain)
+            if problem:
+                raise wrong("expose.certificate: {problem}", problem=problem)
         return self

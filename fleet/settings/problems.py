@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from fleet.settings.expose import Expose
 from fleet.settings.models import (
     CHEAPEST,
     CLOUDS,
@@ -154,6 +155,7 @@ def _near_key(path: Path) -> str | None:
     sections: dict[str, type[BaseModel]] = {
         "serving": Serving,
         "access": Access,
+        "expose": Expose,
         "architecture": ModelArchitecture,
         "health": Health,
         "rollout": Rollout,

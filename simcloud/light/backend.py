@@ -27,7 +27,11 @@ class LightNodes(NodeBackend):
         if boot.server_id in self._machines:
             return
         machine = Machine(
-            boot, ssh_port=self._ssh_port, speed=self._speed, fault=lambda: self._faults.get(boot.name)
+            boot,
+            ssh_port=self._ssh_port,
+            speed=self._speed,
+            fault=lambda: self._faults.get(boot.name),
+            machines=self._machines.values,
         )
         self._machines[boot.server_id] = machine
         machine.power_on()

@@ -72,6 +72,8 @@ class Service:
     host_network: bool
     runtime: str
     healthcheck: bool
+    files: Mapping[str, str]
+    """Configs and secrets that the project itself holds: path in the container → content."""
     document: Mapping[str, Any]
 
     @property
@@ -105,7 +107,8 @@ def load(disk: Disk, directory: str, *, file: str = "", name: str = "", env_file
     _check(document, place)
     project = name or document.get("name") or PurePosixPath(directory).name
     services = tuple(
-        _service(disk, directory, project, key, body, variables) for key, body in document["services"].items()
+        _service(disk, directory, project, key, body, variables, _files(document, body, variables))
+        for key, body in document["services"].items()
     )
     return Project(project, document, services)
 
@@ -133,12 +136,30 @@ def _check(document: Any, place: str) -> None:
             )
 
 
+def _files(document: dict[str, Any], body: dict[str, Any], variables: Mapping[str, str]) -> dict[str, str]:
+    """What a service's configs and secrets hold, by their path in the container."""
+    found = {}
+    for kind in ("configs", "secrets"):
+        for use in body.get(kind) or []:
+            held = (document.get(kind) or {}).get(use["source"])
+            if held is None:
+                raise Invalid(f"service refers to undefined {kind.removesuffix('s')} {use['source']}")
+            found[use["target"]] = held["content"] if "content" in held else variables[held["environment"]]
+    return found
+
+
 def _service(
-    disk: Disk, directory: str, project: str, name: str, body: dict[str, Any], variables: Mapping[str, str]
+    disk: Disk,
+    directory: str,
+    project: str,
+    name: str,
+    body: dict[str, Any],
+    variables: Mapping[str, str],
+    files: Mapping[str, str],
 ) -> Service:
     environment: dict[str, str] = {}
-    files = body.get("env_file") or []
-    for entry in [files] if isinstance(files, str | dict) else files:
+    given = body.get("env_file") or []
+    for entry in [given] if isinstance(given, str | dict) else given:
         described = entry if isinstance(entry, dict) else {"path": entry}
         path, required = described["path"], described.get("required", True)
         environment |= _read_env(disk, str(PurePosixPath(directory) / path), missing_ok=not required)
@@ -162,6 +183,7 @@ def _service(
         host_network=body.get("network_mode") == "host",
         runtime=str(body.get("runtime", "")),
         healthcheck=bool(health) and not health.get("disable"),
+        files=files,
         document=body,
     )
 

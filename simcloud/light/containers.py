@@ -14,7 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
+from simcloud.light import caddy
 from simcloud.light.compose import Port, Service
+from simcloud.light.disk import Disk
 from simcloud.light.log import Log
 from simcloud.vllm_sim import (
     BadFlags,
@@ -53,6 +55,7 @@ class Machine(Protocol):
     address: str
     gpus: Gpus
     directory: Path
+    disk: Disk
 
     def fault(self) -> str | None: ...
     def stage(self, name: str, seconds: float) -> None: ...
@@ -76,6 +79,8 @@ class Container:
     log: Log = field(default_factory=Log)
     task: asyncio.Task[None] | None = None
     listeners: list[asyncio.Server] = field(default_factory=list)
+    clients: set[Writer] = field(default_factory=set)
+    """Connections to its program; they end with it."""
 
     @property
     def name(self) -> str:
@@ -84,6 +89,12 @@ class Container:
     @property
     def id(self) -> str:
         return hashlib.sha256(f"{self.name}{self.service.digest}".encode()).hexdigest()
+
+    def hang_up(self) -> None:
+        """Close the connections of a program that has ended."""
+        for client in self.clients:
+            client.close()
+        self.clients.clear()
 
     @property
     def health(self) -> str:
@@ -175,6 +186,7 @@ class Docker:
         for listener in container.listeners:
             listener.close()
         container.listeners.clear()
+        container.hang_up()
 
     async def restart(self, name: str) -> None:
         await self.stop(name)
@@ -199,8 +211,23 @@ class Docker:
         """Who answers on a port of the machine's loopback; None: refused."""
         for published, container in self.published():
             if published.published == port and published.host_ip in {"", "0.0.0.0", "::", "127.0.0.1"}:
+                if caddy.is_caddy(container.service.image):
+                    return _relay(self._machine.address, port)
                 return _behind(container, published)
         return None
+
+    async def _at(self, container: Container, name: str, port: int) -> int:
+        """A port of the machine's address that leads to a neighbour of the container's, whichever runs."""
+
+        async def connect(reader: Reader, writer: Writer) -> None:
+            for other in list(self.containers.values()):
+                if other.service.name == name and other.service.project == container.service.project:
+                    await _behind(other, Port("", port, port))(reader, writer)
+            writer.close()
+
+        listener = await asyncio.start_server(connect, self._machine.address, 0)
+        container.listeners.append(listener)
+        return int(listener.sockets[0].getsockname()[1])
 
     def gpu_used(self) -> float:
         """The part of each GPU's memory in use, 0 to 1."""
@@ -228,7 +255,7 @@ class Docker:
                     f"{container.name}: Bind for {port.host_ip or '0.0.0.0'}:{port.published} failed: "
                     "port is already allocated"
                 )
-            if port.host_ip in {"", "0.0.0.0", "::"}:
+            if port.host_ip in {"", "0.0.0.0", "::"} and not caddy.is_caddy(service.image):
                 container.listeners.append(
                     await asyncio.start_server(
                         _behind(container, port), self._machine.address, port.published
@@ -246,6 +273,7 @@ class Docker:
             container.exit_code = await self._program(container)
             container.finished_at = time.time()
             container.simulator = None
+            container.hang_up()
             policy, _, limit = container.service.restart.partition(":")
             wanted = policy in {"always", "unless-stopped"} or (
                 policy == "on-failure" and container.exit_code
@@ -262,6 +290,11 @@ class Docker:
 
     async def _program(self, container: Container) -> int:
         service = container.service
+        if caddy.is_caddy(service.image):
+            names = caddy.neighbours(service)
+            places = {f"{name}:{port}": await self._at(container, name, port) for name, port in names}
+            disk, address = self._machine.disk, self._machine.address
+            return await caddy.run(service, disk, address, places, container.log.write)
         if "vllm/vllm-openai" not in service.image:
             await asyncio.Event().wait()
         tag = re.search(r":v(\d[\d.]*)", service.image)
@@ -321,11 +354,36 @@ def _behind(container: Container, port: Port) -> Connection:
     async def connect(reader: Reader, writer: Writer) -> None:
         simulator = container.simulator
         if simulator and simulator.options.port == port.target:
-            await simulator.connection(reader, writer)
+            container.clients.add(writer)
+            try:
+                await simulator.connection(reader, writer)
+            finally:
+                container.clients.discard(writer)
         elif container.status == "running" and "open-webui" in container.service.image:
             await serve_http(reader, writer, _webui)
         else:
             writer.close()
+
+    return connect
+
+
+def _relay(address: str, port: int) -> Connection:
+    """What a socket of the machine answers."""
+
+    async def pump(source: Reader, target: Writer) -> None:
+        with suppress(OSError):
+            while data := await source.read(65536):
+                target.write(data)
+                await target.drain()
+        target.close()
+
+    async def connect(reader: Reader, writer: Writer) -> None:
+        try:
+            there, back = await asyncio.open_connection(address, port)
+        except OSError:
+            writer.close()
+            return
+        await asyncio.gather(pump(reader, back), pump(there, writer))
 
     return connect
 

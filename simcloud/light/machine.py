@@ -7,14 +7,14 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import asyncssh
 
-from simcloud.light import agent, commands, ssh
+from simcloud.light import agent, commands, ray, ssh
 from simcloud.light.containers import Connection, Docker
 from simcloud.light.disk import Disk
 from simcloud.light.log import Log
@@ -54,7 +54,15 @@ class CloudInit:
 class Machine:
     """A machine that is on from `power_on` to `power_off`; its disk stays in between."""
 
-    def __init__(self, boot: Boot, *, ssh_port: int, speed: float, fault: Callable[[], str | None]) -> None:
+    def __init__(
+        self,
+        boot: Boot,
+        *,
+        ssh_port: int,
+        speed: float,
+        fault: Callable[[], str | None],
+        machines: Callable[[], Iterable[Machine]],
+    ) -> None:
         self.boot = boot
         self.ssh_port = ssh_port
         self.speed = speed
@@ -68,6 +76,7 @@ class Machine:
         self.booted_at = 0.0
         self.docker = Docker(self)
         self.systemd = Systemd(self.disk, self._execute)
+        self.ray = ray.Part(self, machines)
         self._ssh: asyncssh.SSHAcceptor | None = None
         self._life: asyncio.Task[None] | None = None
         self._rebooting: asyncio.Task[None] | None = None
@@ -102,6 +111,7 @@ class Machine:
             connection.abort()
         await self.systemd.close()
         await self.docker.close()
+        await self.ray.close()
 
     def reboot(self) -> None:
         """Restart; returns at once, as `systemctl reboot` does."""
@@ -220,7 +230,7 @@ class Machine:
                 if self.systemd.unit("vllm-agent.service").active == "active":
                     return agent.connection(self)
             return None
-        return self.docker.connection(port)
+        return self.ray.connection(port) or self.docker.connection(port)
 
     async def restart_vllm(self) -> None:
         """Start vLLM anew, with fresh containers, if it was ever started."""

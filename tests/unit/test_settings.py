@@ -52,6 +52,8 @@ def put(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 
 DELETE = "(removed)"
+EXPOSED = {"domain": "llm.example.com", "cidrs": ["203.0.113.0/24"], "tls": "internal"}
+PEM_KEY = "-----BEGIN PRIVATE KEY-----\nMC4CAQ==\n-----END PRIVATE KEY-----\n"
 
 # (path to change, wrong value, path the error names, what it must say)
 WRONG: list[tuple[str, Any, str, str]] = [
@@ -216,6 +218,25 @@ WRONG: list[tuple[str, Any, str, str]] = [
     ("secrets", DELETE, "secrets", "pulumi config set --secret --path"),
     ("secrets.api_key", "short", "secrets.api_key", "openssl rand -hex 32"),
     ("secrets.hf_token", "sk-abcdefgh", "secrets.hf_token", "must begin with hf_"),
+    ("secrets.previous_api_key", "an-older-key-0123", "secrets.previous_api_key", "needs expose"),
+    ("secrets.previous_api_key", "short", "secrets.previous_api_key", "16 to 256 characters"),
+    ("secrets.tls_key", PEM_KEY, "secrets.tls_key", "belongs to expose.certificate"),
+    ("secrets.tls_key", "a key", "secrets.tls_key", "must be an unencrypted private key in PEM"),
+    ("expose", {"cidrs": ["0.0.0.0/0"]}, "expose.domain", "is missing"),
+    ("expose", {"domain": "llm.example.com"}, "expose.cidrs", "is missing"),
+    ("expose", EXPOSED | {"domain": "https://llm.example.com"}, "expose.domain", "is no domain name"),
+    ("expose", EXPOSED | {"domain": "llm.example.com {"}, "expose.domain", "is no domain name"),
+    ("expose", EXPOSED | {"cidrs": []}, "expose.cidrs", "is empty; give at least one"),
+    ("expose", EXPOSED | {"gateway": "l4-z"}, "expose.gateway", "no node is named l4-z; name one of l4-a"),
+    ("expose", EXPOSED | {"tls": "acme"}, "expose.tls", "acme needs ports 80 and 443 open to Let's Encrypt"),
+    ("expose", EXPOSED | {"tls": "certificate"}, "expose.certificate", "give both or neither"),
+    ("expose", EXPOSED | {"tls": "off"}, "expose.tls", "'off' is not one of the choices"),
+    ("expose", EXPOSED | {"certificate": "a file"}, "expose.certificate", "is no PEM certificate"),
+    ("expose", EXPOSED | {"email": "me}\n"}, "expose.email", "is malformed"),
+    ("expose", EXPOSED | {"requests_per_minute": 60}, "expose.requests_per_minute", "has no rate limit"),
+    ("expose", EXPOSED | {"image": "caddy:latest"}, "expose.image", "moves under you"),
+    ("expose", EXPOSED | {"max_body_mb": 0}, "expose.max_body_mb", "0 is below the minimum of 1"),
+    ("expose", EXPOSED | {"domein": "a.b"}, "expose.domein", "did you mean domain?"),
     ("secrets.delivery", "mail", "secrets.delivery", "'mail' is not one of the choices"),
 ]
 

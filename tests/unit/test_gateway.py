@@ -1,0 +1,211 @@
+"""The gateway: its configuration as reviewed, and the real Caddy with it before simulated models."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from light_fleet import LightFleet, light_fleet, until
+from pydantic import SecretStr
+from syrupy.assertion import SnapshotAssertion
+from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
+
+from fleet import compose, layout
+from fleet.authority import Issued, issue
+from fleet.gateway import NODE_NAME, Gateway, caddyfile
+from fleet.settings import Expose, Secrets, Serving
+from fleet.settings.expose import certificate_problem
+from fleet.ssh import NothingListens, connect
+
+DOMAIN = "llm.example.com"
+KEY, OLD_KEY = "sk-planted-0123456789", "sk-planted-before-0123"
+SERVING = Serving(model="Qwen/Qwen3-8B-AWQ")
+
+
+def expose(**changed: Any) -> Expose:
+    given = {"domain": DOMAIN, "cidrs": ["0.0.0.0/0"], "max_body_mb": 1, **changed}
+    return Expose.model_validate(given)
+
+
+class _Caddyfile(SingleFileSnapshotExtension):
+    _write_mode = WriteMode.TEXT
+    file_extension = "Caddyfile"
+
+
+VARIANTS = {
+    "alone": Gateway(expose(tls="internal"), False, "", "", ()),
+    "before_another_node": Gateway(
+        expose(email="ops@example.com", requests_per_minute=600, image="example.com/caddy:2.10.2"),
+        True,
+        "",
+        "",
+        ("203.0.113.8",),
+    ),
+    "behind_the_gateway": Gateway(expose(), True, "", "", None),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_configuration_is_what_was_reviewed(variant: str, snapshot: SnapshotAssertion) -> None:
+    assert caddyfile(VARIANTS[variant], 8000) == snapshot(extension_class=_Caddyfile)
+
+
+@dataclass
+class Clients:
+    """What the outside sees of two nodes, the first of which is the gateway."""
+
+    fleet: LightFleet
+    issued: Issued
+    http: httpx.AsyncClient
+
+    async def serve(self, *, two_keys: bool = True) -> None:
+        """Bring both nodes to what the settings say."""
+        addresses = [boot.address for boot in self.fleet.boots]
+        secrets = Secrets(api_key=SecretStr(KEY), previous_api_key=SecretStr(OLD_KEY) if two_keys else None)
+        environment = {
+            **compose.plain_environment(SERVING),
+            **compose.secret_environment(secrets),
+            **compose.gateway_environment(secrets, self.issued.key),
+        }
+        for index, others in ((0, tuple(addresses[1:])), (1, None)):
+            door = Gateway(
+                expose(tls="internal"), two_keys, self.issued.authority, self.issued.certificate, others
+            )
+            async with connect(self.fleet.target(index)) as node:
+                await node.run(["install", "-d", layout.DIRECTORY])
+                await node.write_file(layout.COMPOSE_PATH, compose.compose_file(SERVING, door).encode())
+                await node.write_file(layout.ENV_PATH, compose.env_file(environment).encode())
+        await self.up(0)
+        await self.up(1)
+
+    async def up(self, index: int) -> None:
+        await self.on(index, "docker", "compose", "--project-directory", layout.DIRECTORY, "up", "-d")
+
+    async def on(self, index: int, *argv: str) -> str:
+        async with connect(self.fleet.target(index)) as node:
+            return (await node.run(argv)).stdout
+
+    async def ask(self, method: str, path: str, key: str | None = KEY, **request: Any) -> int:
+        headers = {"Host": DOMAIN, **({"Authorization": f"Bearer {key}"} if key else {})}
+        url = f"https://{self.fleet.boots[0].address}{path}"
+        named = {"sni_hostname": DOMAIN}
+        return (
+            await self.http.request(method, url, headers=headers, extensions=named, **request)
+        ).status_code
+
+    async def complete(self, key: str = KEY) -> int:
+        """A completion; 0 where the connection was lost."""
+        request = {"model": SERVING.model, "prompt": "1", "max_tokens": 1}
+        try:
+            return await self.ask("POST", "/v1/completions", key, json=request)
+        except httpx.TransportError:
+            return 0
+
+    async def until_ready(self) -> None:
+        async def ready() -> bool:
+            try:
+                async with connect(self.fleet.target(1)) as node:
+                    behind = (await node.http("GET", layout.GATEWAY_CHECK_PORT, "/health")).status
+                return behind == await self.ask("GET", "/health", None) == 200
+            except (NothingListens, httpx.TransportError):
+                return False
+
+        await until(ready)
+
+    async def served(self) -> list[float]:
+        """Completions that each node has finished."""
+        found = []
+        for index in range(2):
+            async with connect(self.fleet.target(index)) as node:
+                metrics = (await node.http("GET", 8000, "/metrics")).body.decode()
+            lines = [line for line in metrics.splitlines() if line.startswith("vllm:request_success_total")]
+            found.append(sum(float(line.split()[-1]) for line in lines))
+        return found
+
+
+@pytest.fixture
+async def clients(tmp_path: Path) -> AsyncIterator[Clients]:
+    issued = issue("vllm-fleet test", NODE_NAME, DOMAIN)
+    trust = ssl.create_default_context(cadata=issued.authority)
+    async with light_fleet(tmp_path, 2) as fleet, httpx.AsyncClient(verify=trust, timeout=20) as http:
+        clients = Clients(fleet, issued, http)
+        await clients.serve()
+        await clients.until_ready()
+        yield clients
+
+
+async def test_the_openai_api_is_there_for_who_holds_a_key_and_nothing_else_is(clients: Clients) -> None:
+    assert await clients.complete(KEY) == 200
+    assert await clients.complete(OLD_KEY) == 200
+    assert await clients.complete("sk-somebody-elses-key") == 401
+    assert await clients.ask("GET", "/v1/models", key=None) == 401
+    for method, path in (
+        ("GET", "/metrics"),
+        ("GET", "/docs"),
+        ("POST", "/tokenize"),
+        ("POST", "/v1/load_lora_adapter"),
+        ("POST", "/v1/../tokenize"),
+        ("GET", "/V1/MODELS/../../metrics"),
+        ("DELETE", "/v1/models"),
+        ("POST", "/health"),
+    ):
+        assert await clients.ask(method, path) == 404, (method, path)
+    assert await clients.ask("POST", "/v1/completions", content=b"x" * 1_100_000) == 413
+    assert await clients.complete() == 200  # nothing of that counts against the nodes
+
+
+async def test_a_retired_key_is_refused_and_the_new_one_goes_on(clients: Clients) -> None:
+    await clients.serve(two_keys=False)
+    await clients.until_ready()
+    assert await clients.complete(KEY) == 200
+    assert await clients.complete(OLD_KEY) == 401
+
+
+async def test_requests_go_to_every_node_that_is_ready(clients: Clients) -> None:
+    async def both() -> bool:
+        assert await clients.complete() == 200
+        return all(await clients.served())
+
+    await until(both)
+
+    # A rollout's journal takes the node out before anything of it is stopped.
+    journal = f"{layout.ROLLOUT_DIRECTORY}/journal"
+    async with connect(clients.fleet.target(1)) as node:
+        await node.run(["install", "-d", layout.ROLLOUT_DIRECTORY])
+        await node.write_file(journal, b"PHASE=switch\n")
+
+    async def drained() -> bool:
+        before = await clients.served()
+        assert [await clients.complete() for _ in range(20)] == [200] * 20
+        return (await clients.served())[1] == before[1]
+
+    await until(drained)
+    await clients.on(1, "docker", "stop", "vllm")
+    assert [await clients.complete() for _ in range(6)] == [200] * 6
+
+    await clients.up(1)
+    await clients.on(1, "rm", journal)
+    await until(both)
+
+
+async def test_the_node_sees_its_gateway_from_within(clients: Clients) -> None:
+    async with connect(clients.fleet.target(1)) as node:
+        headers = {"Authorization": f"Bearer {OLD_KEY}"}
+        for given, status in ((headers, 200), ({}, 401)):
+            reply = await node.http("GET", layout.GATEWAY_CHECK_PORT, "/v1/models", headers=given)
+            assert reply.status == status
+
+
+def test_a_certificate_is_for_the_domain_and_has_its_key() -> None:
+    issued, other = issue("test", DOMAIN), issue("test", "*.example.org")
+    key, other_key = SecretStr(issued.key), SecretStr(other.key)
+    assert certificate_problem(issued.certificate, key, DOMAIN) is None
+    assert certificate_problem(other.certificate, other_key, "llm.example.org") is None
+    assert "and not for expose.domain" in (certificate_problem(issued.certificate, key, "a.org") or "")
+    assert "belongs to another key" in (certificate_problem(issued.certificate, other_key, DOMAIN) or "")
+    assert "cannot be read" in (certificate_problem(issued.certificate, SecretStr("none"), DOMAIN) or "")

@@ -11,7 +11,7 @@ from datetime import date, datetime, timedelta
 from functools import cache
 from math import ceil
 
-from fleet.catalog import STALE_AFTER_DAYS, Catalog, InstanceType, catalog
+from fleet.catalog import STALE_AFTER_DAYS, Catalog, CloudCatalog, InstanceType, catalog
 
 HOURS_PER_MONTH = 730
 """A twelfth of a year, as the clouds themselves count a month."""
@@ -134,11 +134,11 @@ def node_cost_per_hour(
 
     if type_name is not None and (running or offer.root_volume_included):
         found = offer.types.get(type_name)
-        if found is None:
-            return cost(f"{cloud} has no type {type_name!r} in the catalog; see: fleet catalog list {cloud}")
-        price = found.price(zone, spot=spot)
+        price = found.price(zone, spot=spot) if found else offer.control_price(type_name, zone)
         if price is None:
-            return cost(_unknown_server(found, zone, spot))
+            return cost(
+                _unknown_server(found, zone, spot) if found else _unknown_type(offer, type_name, zone)
+            )
         parts.append(Part("server", price.amount, price.as_of, price.source))
     if offer.root_volume_included:
         return cost()
@@ -163,6 +163,11 @@ def _unknown_server(found: InstanceType, zone: str, spot: bool) -> str:
     kind = "spot price" if spot else "price"
     mend = f"; bring it in with: fleet catalog refresh {found.cloud}" if found.deployable else ""
     return f"the {kind} of {found.name} in {found.cloud} {zone} is unknown{mend}"
+
+
+def _unknown_type(offer: CloudCatalog, name: str, zone: str) -> str:
+    here = f"{offer.cloud} has no type {name!r} in the catalog"
+    return f"{here} with a price in {zone}; see: fleet catalog list {offer.cloud}"
 
 
 def check_budget(

@@ -192,6 +192,8 @@ class _Search:
                 option.nodes,
                 preference[option.quantization],
                 -option.concurrency,
+                # Of two that are alike, the one whose price was read last.
+                -self._read_on(option),
                 option.type.cloud,
                 option.zone,
                 option.type.name,
@@ -236,6 +238,10 @@ class _Search:
             prices=self._prices,
         )
         return cost.into(self._wish.currency, self._rate)
+
+    def _read_on(self, option: Option) -> int:
+        price = option.type.price(option.zone, spot=self._wish.spot)
+        return price.as_of.toordinal() if price and price.as_of else 0
 
     def _warning(self, kind: InstanceType, zone: str) -> str | None:
         price = kind.price(zone, spot=self._wish.spot)

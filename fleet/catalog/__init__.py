@@ -144,6 +144,13 @@ class CloudCatalog:
             return Price(row["hourly"], self.currency, _date(row), row["source"])
         return None
 
+    def control_price(self, type_name: str, zone: str) -> Price | None:
+        """What a type without GPUs costs an hour, that a control instance runs on; None when unknown."""
+        for row in self._document.get("control_types", ()):
+            if row["zone"] == zone and (amount := row["hourly"].get(type_name)):
+                return Price(amount, self.currency, _date(row), row["source"])
+        return None
+
     def _type(
         self, name: str, facts: Row, prices: dict[str, tuple[Price | None, Price | None]]
     ) -> InstanceType:

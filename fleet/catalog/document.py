@@ -15,6 +15,9 @@ def render(document: Document) -> str:
     lists = [entry | {"hourly": dict(sorted(entry["hourly"].items()))} for entry in document["price_lists"]]
     lists.sort(key=lambda entry: (entry["zone"], entry.get("spot", False), entry["as_of"] or ""))
     ordered = document | {"types": dict(sorted(document["types"].items())), "price_lists": lists}
+    if "control_types" in document:
+        rows = sorted(document["control_types"], key=lambda entry: str(entry["zone"]))
+        ordered["control_types"] = [row | {"hourly": dict(sorted(row["hourly"].items()))} for row in rows]
     return _text(ordered, "", "") + "\n"
 
 

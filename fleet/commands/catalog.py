@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,7 +86,9 @@ def refresh(
     linode_url: Annotated[
         str, typer.Option(envvar="LINODE_URL", help="Base of the Linode API.")
     ] = "https://api.linode.com",
-    aws_url: Annotated[str | None, typer.Option(help="Endpoint of the AWS Price List API.")] = None,
+    aws_url: Annotated[
+        str | None, typer.Option(help="Endpoint of the AWS Price List API, and of EC2 for spot.")
+    ] = None,
 ) -> None:
     """Read prices and stock from the clouds' APIs and show what changed as a diff.
 
@@ -168,9 +170,22 @@ def _aws(document: Document, url: str | None) -> list[Offer]:
     import boto3  # noqa: PLC0415  slow to import
     from botocore.config import Config  # noqa: PLC0415
 
-    from fleet.catalog.refresh import TIMEOUT_S, aws_offers, listed_types  # noqa: PLC0415
+    from fleet.catalog.refresh import (  # noqa: PLC0415
+        TIMEOUT_S,
+        aws_offers,
+        aws_spot_offers,
+        control_types,
+        listed_types,
+    )
 
-    # The Price List API answers for all regions from this one.
     config = Config(connect_timeout=TIMEOUT_S, read_timeout=TIMEOUT_S, retries={"max_attempts": 3})
-    client = boto3.client("pricing", region_name="us-east-1", endpoint_url=url, config=config)
-    return aws_offers(client, listed_types(document))
+    session = boto3.Session()
+    # The Price List API answers for all regions from this one.
+    prices = session.client("pricing", region_name="us-east-1", endpoint_url=url, config=config)
+    listed = listed_types(document)
+    spot = aws_spot_offers(
+        lambda region: session.client("ec2", region_name=region, endpoint_url=url, config=config),
+        listed,
+        datetime.now(UTC),
+    )
+    return aws_offers(prices, listed, control_types(document)) + spot

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from small_catalog import document, write
 
 from fleet.catalog import CLOUDS, DATA, Catalog, Price, catalog
@@ -52,6 +52,11 @@ class PriceList(Dated):
     spot: Literal[True] | None = None
     hourly: dict[str, Amount | None] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _dated(self) -> Self:
+        assert self.as_of or not any(self.hourly.values()), f"{self.zone}: a price without a date"
+        return self
+
 
 class Volume(Dated):
     kind: str
@@ -74,10 +79,11 @@ class File(Strict):
     price_lists: list[PriceList]
     volumes: list[Volume]
     addresses: list[Address]
+    control_types: list[PriceList] = []
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_every_file_is_well_formed_and_every_price_has_a_source(cloud: str) -> None:
+def test_every_file_is_well_formed_and_every_price_has_a_source_and_a_date(cloud: str) -> None:
     document = Catalog().read(cloud)
     checked = File.model_validate(document)
     assert checked.cloud == cloud

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -21,7 +21,9 @@ from fleet.catalog import Catalog
 from fleet.catalog.refresh import (
     GetJson,
     Offer,
+    Refreshed,
     aws_offers,
+    aws_spot_offers,
     http_get,
     linode_offers,
     listed_types,
@@ -29,11 +31,16 @@ from fleet.catalog.refresh import (
     scaleway_offers,
 )
 from simcloud.app import make_app
+from simcloud.cloud import Cloud, Simulation
+from simcloud.linode import DEV_TOKEN, Linode
+from simcloud.linode import catalog as simulated_linode
 from simcloud.machines import NoNodes
 from simcloud.scaleway import DEV_SECRET_KEY, Scaleway
 from simcloud.scaleway import catalog as simulated
 
 TODAY = date(2026, 11, 22)
+KEYS = {"X-Auth-Token": DEV_SECRET_KEY, "Authorization": f"Bearer {DEV_TOKEN}"}
+"""What the embedded clouds let in."""
 
 
 def lines(diff: str) -> list[str]:
@@ -167,9 +174,90 @@ def test_aws_is_asked_for_shared_linux_gpu_instances_of_one_region() -> None:
         json.dumps({"product": {"attributes": {"instanceType": "p6.48xlarge"}}, "terms": {}}),
     ]
     with Stubber(client) as stub:
-        stub.add_response("get_products", {"PriceList": listed}, {"ServiceCode": "AmazonEC2", "Filters": ANY})
+        for found in (listed, []):
+            reply = {"PriceList": found}
+            stub.add_response("get_products", reply, {"ServiceCode": "AmazonEC2", "Filters": ANY})
         (offer,) = aws_offers(client, ["us-east-1"])
     assert offer.hourly == {"g6.xlarge": 0.8048, "p5e.48xlarge": None, "p6.48xlarge": None}
+
+
+def boto(service: str) -> Any:
+    factory: Any = boto3.client
+    return factory(service, region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x")
+
+
+def test_aws_tells_what_volumes_and_control_instances_cost() -> None:
+    client: Any = boto("pricing")
+    control = product("t3.large", {"unit": "Hrs", "pricePerUnit": {"USD": "0.0928"}})
+    volume = product("", {"unit": "GB-Mo", "pricePerUnit": {"USD": "0.088"}})
+    with Stubber(client) as stub:
+        for listed in ([], [control], [volume]):
+            reply = {"PriceList": listed}
+            stub.add_response("get_products", reply, {"ServiceCode": "AmazonEC2", "Filters": ANY})
+        (offer,) = aws_offers(client, ["eu-west-1"], ["t3.large"])
+    assert (offer.control, offer.volume) == ({"t3.large": 0.0928}, 0.088)
+    old = document(
+        volumes=[{"kind": "gp3", "zone": "b", "per_gb_month": 0.08, "as_of": None, "source": "https://x"}],
+        control_types=[{"zone": "b", "source": "https://x", "as_of": None, "hourly": {"t3.large": 0.08}}],
+        price_lists=[],
+    )
+    now = merge(old, [replace(offer, zone="a"), replace(offer, zone="b", volume=None)], TODAY).document
+    assert [(row["zone"], row["per_gb_month"], row["as_of"]) for row in now["volumes"]] == [
+        ("a", 0.088, "2026-11-22"),
+        ("b", 0.08, None),
+    ]
+    assert sorted((row["zone"], row["hourly"]["t3.large"]) for row in now["control_types"]) == [
+        ("a", 0.0928),
+        ("b", 0.0928),
+    ]
+
+
+def spot_price(zone: str, type_: str, price: str, description: str = "Linux/UNIX") -> dict[str, str]:
+    return {
+        "AvailabilityZone": zone,
+        "InstanceType": type_,
+        "SpotPrice": price,
+        "ProductDescription": description,
+    }
+
+
+def test_spot_prices_are_the_dearest_of_a_regions_zones_and_only_where_the_account_may_look() -> None:
+    client: Any = boto("ec2")
+    history = [
+        spot_price("us-east-1a", "one", "0.31"),
+        spot_price("us-east-1b", "one", "0.29"),
+        spot_price("us-east-1a", "two", "0.0"),
+        spot_price("us-east-1a", "two", "0.00001", "Linux/UNIX (Amazon VPC)"),
+    ]
+    asked: list[str] = []
+
+    def ec2(region: str) -> Any:
+        asked.append(region)
+        return client
+
+    with Stubber(client) as stub:
+        regions = {"Regions": [{"RegionName": "us-east-1"}, {"RegionName": "us-east-2"}]}
+        stub.add_response("describe_regions", regions, {})
+        wanted = [{"Name": "instance-type", "Values": ["one", "two"]}]
+        stub.add_response(
+            "describe_spot_price_history",
+            {"SpotPriceHistory": history},
+            {"Filters": wanted, "ProductDescriptions": ["Linux/UNIX"], "StartTime": ANY},
+        )
+        listed = {"us-east-1": {"one", "two"}, "me-south-1": {"one"}}
+        (offer,) = aws_spot_offers(ec2, listed, datetime(2026, 11, 22, tzinfo=UTC))
+    assert asked == ["us-east-1", "us-east-1"]
+    assert (offer.zone, offer.spot, offer.hourly) == ("us-east-1", True, {"one": 0.31})
+
+
+def test_spot_prices_take_the_place_of_spot_prices_alone() -> None:
+    refreshed = merge(OLD, [Offer("a", "https://x", {"one": 0.2}, spot=True)], TODAY)
+    assert lines(refreshed.diff) == [
+        '-   "as_of": "2026-01-01",',
+        '+   "as_of": "2026-11-22",',
+        '-    "one": 0.1',
+        '+    "one": 0.2',
+    ]
 
 
 def test_a_refused_request_is_an_error_that_names_its_url(tmp_path: Path) -> None:
@@ -177,25 +265,51 @@ def test_a_refused_request_is_an_error_that_names_its_url(tmp_path: Path) -> Non
         http_get("http://127.0.0.1:9")("/v4/linode/types?page=1")
 
 
-# --- the embedded cloud ---------------------------------------------------------------------------------
+# --- the embedded clouds --------------------------------------------------------------------------------
+
+
+def embedded(folder: Path, cloud: Callable[[Simulation], Cloud], prefix: str) -> Iterator[GetJson]:
+    app = make_app(
+        folder, clouds=lambda simulation: [cloud(simulation)], backend=NoNodes(), ssh_port=10022, speed=0
+    )
+    with TestClient(app, headers=KEYS) as http:
+        yield lambda path: http.get(f"{prefix}{path}").raise_for_status().json()
 
 
 @pytest.fixture
-def embedded(tmp_path: Path) -> Iterator[GetJson]:
-    app = make_app(
-        tmp_path, clouds=lambda simulation: [Scaleway(simulation)], backend=NoNodes(), ssh_port=10022, speed=0
-    )
-    with TestClient(app, headers={"X-Auth-Token": DEV_SECRET_KEY}) as http:
-        yield lambda path: http.get(f"/scaleway{path}").raise_for_status().json()
+def embedded_scaleway(tmp_path: Path) -> Iterator[GetJson]:
+    yield from embedded(tmp_path, Scaleway, "/scaleway")
 
 
-def test_what_the_embedded_cloud_changes_is_what_the_catalog_changes(
-    embedded: GetJson, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def embedded_linode(tmp_path: Path) -> Iterator[GetJson]:
+    yield from embedded(tmp_path, Linode, "/linode")
+
+
+def test_what_the_embedded_scaleway_changes_is_what_the_catalog_changes(
+    embedded_scaleway: GetJson, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = merge(Catalog().read("scaleway"), scaleway_offers(embedded, ["fr-par-2"]), TODAY).document
+    before = merge(
+        Catalog().read("scaleway"), scaleway_offers(embedded_scaleway, ["fr-par-2"]), TODAY
+    ).document
     assert "L4-1-24G" in listed_types(before)["fr-par-2"]
-    assert merge(before, scaleway_offers(embedded, ["fr-par-2"]), TODAY).diff == ""
+    assert merge(before, scaleway_offers(embedded_scaleway, ["fr-par-2"]), TODAY).diff == ""
     dearer = replace(simulated.TYPES["L4-1-24G"], hourly_price=0.9)
     monkeypatch.setitem(simulated.TYPES, "L4-1-24G", dearer)
-    refreshed = merge(before, scaleway_offers(embedded, ["fr-par-2"]), TODAY)
+    refreshed = merge(before, scaleway_offers(embedded_scaleway, ["fr-par-2"]), TODAY)
     assert lines(refreshed.diff) == ['-    "L4-1-24G": 0.7875,', '+    "L4-1-24G": 0.9,']
+
+
+def test_what_the_embedded_linode_changes_is_what_the_catalog_changes(
+    embedded_linode: GetJson, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetched(document: dict[str, Any]) -> Refreshed:
+        return merge(document, linode_offers(embedded_linode, listed_types(document)), TODAY)
+
+    before = fetched(Catalog().read("linode")).document
+    assert fetched(before).diff == ""
+    name = "g2-gpu-rtx4000a1-s"
+    monkeypatch.setitem(simulated_linode.PLANS, name, replace(simulated_linode.PLANS[name], hourly=0.6))
+    changed = lines(fetched(before).diff)
+    zones = [zone for zone, types in listed_types(before).items() if name in types]
+    assert sorted(changed) == sorted([f'-    "{name}": 0.52,', f'+    "{name}": 0.6,'] * len(zones))

@@ -67,7 +67,6 @@ def test_a_volume_without_its_server_pays_for_itself_alone() -> None:
             False,
             "is not listed in scaleway nl-ams-1; it is in fr-par-1, fr-par-2, pl-waw-2",
         ),
-        ("fr-par-1", "L4-1-24G", False, "the price of L4-1-24G in scaleway fr-par-1 is unknown"),
         ("fr-par-2", "L4-1-24G", True, "the spot price of L4-1-24G in scaleway fr-par-2 is unknown"),
     ],
 )
@@ -78,6 +77,15 @@ def test_an_unknown_price_is_unknown_with_a_reason_and_never_nothing(
     assert cost.total is None
     assert cost.per_month is None
     assert reason in (cost.reason or "")
+
+
+def test_a_listed_type_without_a_price_is_unknown_until_a_refresh_brings_it() -> None:
+    cost = node_cost_per_hour("linode", "us-ord", "g2-gpu-rtx4000a2-hs", 0)
+    assert (cost.total, cost.reason) == (
+        None,
+        "the price of g2-gpu-rtx4000a2-hs in linode us-ord is unknown; "
+        "bring it in with: fleet catalog refresh linode",
+    )
 
 
 def test_an_unknown_volume_price_makes_the_whole_unknown(tmp_path: Path) -> None:
@@ -208,11 +216,18 @@ def test_a_cost_that_is_unknown_is_named_beside_the_sums() -> None:
     other = resource(
         "aws:ec2/instance:Instance",
         "control",
-        outputs={"availabilityZone": "us-east-1a", "instanceType": "t3.large"},
+        outputs={"availabilityZone": "us-east-1a", "instanceType": "m9.large"},
     )
     bill = report([(datetime(2026, 11, 1, tzinfo=UTC), state(other))], datetime(2026, 11, 2, tzinfo=UTC))
     assert bill.unknown == (
-        "control: aws has no type 't3.large' in the catalog; see: fleet catalog list aws",
+        "control: aws has no type 'm9.large' in the catalog with a price in us-east-1; "
+        "see: fleet catalog list aws",
+    )
+
+
+def test_a_control_instance_has_its_price_though_it_has_no_gpu() -> None:
+    assert node_cost_per_hour("aws", "us-east-1", "t3.large", 30).total == pytest.approx(
+        0.0832 + 30 * 0.08 / 730 + 0.005
     )
 
 

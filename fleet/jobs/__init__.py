@@ -10,12 +10,13 @@ from __future__ import annotations
 from fleet.jobs.ending import Reaped, cancel, reap
 from fleet.jobs.launch import limits, submit
 from fleet.jobs.look import Job, Result, Status, find, jobs
-from fleet.jobs.pipeline import JobError, Pipeline, client
+from fleet.jobs.pipeline import JobError, NoCapacity, Pipeline, client
 from fleet.jobs.watch import follow, logs
 
 __all__ = [
     "Job",
     "JobError",
+    "NoCapacity",
     "Pipeline",
     "Reaped",
     "Result",

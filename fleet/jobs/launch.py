@@ -12,7 +12,7 @@ from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wa
 
 from fleet.jobs import look
 from fleet.jobs.look import Job
-from fleet.jobs.pipeline import JobError, Pipeline, code
+from fleet.jobs.pipeline import JobError, NoCapacity, Pipeline, code
 from fleet.jobs.policies import PIPELINE_TAG
 from fleet.jobs.price import LimitError, Limits, limits_of
 from fleet.jobs.userdata import JobSpec
@@ -53,8 +53,8 @@ def submit(
             minute before.
         max_cost: most that the run may cost, in US dollars; the machine is off at the minute it pays for.
 
-    Raises JobError: neither type nor subnet is to be had, the token stands for another job, or a limit cannot
-    be held.
+    Raises NoCapacity where no type is to be had in any subnet, and JobError where the token stands for
+    another job or a limit cannot be held.
     """
     token = token or uuid.uuid4().hex
     job_id = id_of(pipeline, token)
@@ -141,7 +141,7 @@ def _launch(pipeline: Pipeline, token: str, request: str, specs: Mapping[str, Jo
                 refused.append(f"{type_} in {subnet} {ELSEWHERE[refusal]} ({refusal})")
             else:
                 return
-    raise JobError(
+    raise NoCapacity(
         f"no machine for the job: {'; '.join(refused)}. Add jobs.fallback_types or subnets of other zones, "
         "or try again later with the same token"
     )

@@ -16,6 +16,10 @@ class JobError(Exception):
     """A job cannot be started, found or told of. The message says why, and what to do."""
 
 
+class NoCapacity(JobError):
+    """No type is to be had in any subnet now. The same submission may succeed later."""
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """What `GpuJobPipeline` made, and where jobs run."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -10,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -18,6 +21,7 @@ import pytest
 from fleet.jobs import (
     Job,
     JobError,
+    NoCapacity,
     Pipeline,
     Status,
     cancel,
@@ -36,6 +40,7 @@ from simcloud.testing import SimCloud, running_simcloud
 
 REGION, ACCOUNT = "us-east-1", "123456789012"
 AMI = "ami-0d1a0000000000002"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +247,7 @@ def test_what_is_out_of_stock_is_taken_elsewhere_first_in_subnets_then_in_types(
     cloud.set_stock(second, "g6e.xlarge", "shortage", cloud="aws")
     assert submit(pipeline, token="b").type == "g6.2xlarge"
     with pytest.raises(
-        JobError, match=r"g6e.xlarge in subnet-\w+ is out of stock there .*; .*fallback_types"
+        NoCapacity, match=r"g6e.xlarge in subnet-\w+ is out of stock there .*; .*fallback_types"
     ):
         submit(replace(pipeline, types=("g6e.xlarge",)), token="c")
 
@@ -331,6 +336,48 @@ def test_a_machine_that_outlived_its_deadline_is_reaped_once(
     assert reap(ec2, now=soon, end=True) == []
     running = [each["InstanceId"] for each in machines(cloud) if each["State"]["Name"] == "running"]
     assert running == [long.instance_id]
+
+
+def test_a_celery_task_that_is_delivered_again_finds_its_job(
+    cloud: SimCloud, pipeline: Pipeline, share: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script(share, "exit $1")
+    for name, value in cloud.environment.items():
+        monkeypatch.setenv(name, value)
+    celery = SimpleNamespace(
+        Celery=lambda *_, **__: SimpleNamespace(
+            task=lambda **_: lambda function: function, conf=SimpleNamespace(update=lambda **_: None)
+        )
+    )
+    monkeypatch.setitem(sys.modules, "celery", celery)
+    example = runpy.run_path(str(ROOT / "docs/examples/celery_jobs.py"))
+    output = {
+        "pipeline": pipeline.name,
+        "region": REGION,
+        "types": ["g6e.xlarge"],
+        "subnets": pipeline.subnets,
+        "spot": False,
+        "timeout_minutes": 120,
+        "max_cost": None,
+        "script": "",
+        "mount_path": "/nowhere",
+        "launch_template_id": pipeline.launch_template,
+        "file_system_id": "fs-1",
+        "log_group": pipeline.log_group,
+    }
+    file = tmp_path / "pipeline.json"
+    file.write_text(json.dumps({"jobs": output}))
+    monkeypatch.setitem(example["process"].__globals__, "PIPELINE", file)
+    states: list[Any] = []
+    task = SimpleNamespace(
+        request=SimpleNamespace(id="task-1"),
+        update_state=lambda **state: states.append(state["meta"]["status"]),
+    )
+    first = example["process"](task, "app/work.sh", ["3"])
+    assert (first["status"], first["reason"], first["exit_code"]) == ("failed", "script-failed", 3)
+    assert states[-1] == "failed"
+    assert example["process"](task, "app/work.sh", ["3"]) == first
+    assert len(machines(cloud)) == 1
 
 
 @pytest.mark.parametrize(

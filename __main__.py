@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import pulumi
 
 from components import preview
+from components.clouds import gpu_node
 from components.node import GpuNode, GpuNodeArgs
 from components.references import Resolved
 from fleet import settings
@@ -24,6 +25,13 @@ async def main() -> None:
     config = settings.load(source, pins) if pins else config
     checks = check(config)
     nodes = declare_all(config)
+    if config.ray:
+        from components.ray_cluster import RayCluster, RayClusterArgs  # noqa: PLC0415
+
+        shared = (config.access, config.health, config.secrets, config.rollout)
+        clusters = {each.name: RayCluster(each.name, RayClusterArgs(each, *shared)) for each in config.ray}
+        nodes |= {name: node for cluster in clusters.values() for name, node in cluster.nodes.items()}
+        pulumi.export("ray", {name: cluster.outputs() for name, cluster in clusters.items()})
     pulumi.export("nodes", {name: node.outputs() for name, node in nodes.items()})
     if config.jobs:
         from components.aws.job_pipeline import GpuJobPipeline, GpuJobPipelineArgs  # noqa: PLC0415
@@ -51,7 +59,7 @@ def declare_all(config: settings.StackSettings) -> dict[str, GpuNode]:
 def declare(
     node: settings.BaseNode, config: settings.StackSettings, rollout_after: Sequence[pulumi.Resource]
 ) -> GpuNode:
-    """One node of its cloud's kind. A cloud's module, with its provider's SDK, is loaded where it is used."""
+    """One node of its cloud's kind."""
     assert isinstance(node, settings.Node), "a node's cloud is chosen before it is declared"
     args = GpuNodeArgs(
         node=node,
@@ -61,20 +69,7 @@ def declare(
         rollout=config.rollout,
         rollout_after=rollout_after,
     )
-    match node:
-        case settings.ScalewayNode():
-            from components.scaleway.node import ScalewayGpuNode  # noqa: PLC0415
-
-            return ScalewayGpuNode(node.name, args)
-        case settings.LinodeNode():
-            from components.linode.node import LinodeGpuNode  # noqa: PLC0415
-
-            return LinodeGpuNode(node.name, args)
-        case settings.AwsNode():
-            from components.aws.node import AwsGpuNode  # noqa: PLC0415
-
-            return AwsGpuNode(node.name, args)
-    raise NotImplementedError(node.cloud)
+    return gpu_node(args)
 
 
 async def declared(nodes: Iterable[GpuNode]) -> None:

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import pulumi
 from pulumi import Input, Output
 
 from components.serving import Delivery, ServedModel
-from fleet import layout, settings
+from fleet import layout, ray, settings
 from fleet.cost import Cost
 from fleet.ssh import Target, openssh
+
+if TYPE_CHECKING:
+    from components.ray_cluster import Membership
+
+
+@dataclass(frozen=True)
+class Member:
+    """A node's place in a Ray cluster."""
+
+    cluster: settings.RayCluster
+    index: int
+    """0 is the head."""
+    network: Input[str]
+    """The private network, by what its cloud knows it: id on Scaleway, label on Linode; on AWS the security
+    group within which everything may talk."""
+    token: Output[str]
+    head: Membership | None
+    """What to join; None for the head itself."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +45,8 @@ class GpuNodeArgs:
     rollout: settings.Rollout
     rollout_after: Sequence[pulumi.Resource] = ()
     """Rollouts of other nodes that have to succeed first."""
+    member: Member | None = None
+    """Of a cluster: the node serves nothing by itself."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +65,8 @@ class Machine:
     """Names a diagnosis quotes: zone, server, security group."""
     started: Input[str] | None = None
     """Changes whenever this program starts the machine."""
+    private_ip: Input[str] | None = None
+    """On the private network of the node's cluster."""
 
 
 class GpuNode(pulumi.ComponentResource):
@@ -62,47 +84,34 @@ class GpuNode(pulumi.ComponentResource):
     """Opens a shell on the node, the host verified against the pinned key."""
     tunnel_command: Output[str]
     """Forwards the node's vLLM (and Open WebUI) to the same ports of this machine."""
-    endpoint: str
-    """Base URL of the OpenAI API once the tunnel is open."""
+    endpoint: str | None
+    """Base URL of the OpenAI API once the tunnel is open; None where none is served."""
     model: str
     """Name clients ask for."""
     container: str
     """Name of the vLLM container."""
     ports: dict[str, int]
-    """Ports on the node's loopback: `vllm`, and `webui` where it runs."""
+    """Ports on the node's loopback: `vllm`, `webui` where it runs, and `ray` for a cluster's dashboard."""
     cost: Cost
     """Server, volume and address, in the cloud's currency; unknown where the catalog does not know."""
     type: str
     root_volume_gb: Output[int]
     """Size the cloud reports, in 10⁹ bytes."""
     status: Output[str]
-    """`ready` when the gate passed; `provisioned` when it is switched off; `dry run`."""
+    """`ready` when the gate passed; `provisioned` when it is switched off; `dry run`; `in cluster NAME`."""
     rollout: pulumi.Resource
     """Brings what is served up to date; what depends on it waits for that."""
+    membership: Membership | None
 
     def _serve(self, name: str, args: GpuNodeArgs, machine: Machine) -> None:
         """Bring the model up on the machine and register the outputs."""
         node = args.node
         provisioned = self._provision(name, args, machine)
-        served = ServedModel(
-            f"{name}-serving",
-            Delivery(
-                node=node,
-                access=args.access,
-                health=args.health,
-                secrets=args.secrets,
-                rollout=args.rollout,
-                rollout_after=args.rollout_after,
-                server_id=machine.server_id,
-                host=machine.public_ip,
-                host_keys=machine.host_keys,
-                ssh_user=machine.ssh_user,
-                ready_when=[*machine.ready_when, *provisioned],
-                started=machine.started,
-                hints=machine.hints,
-            ),
-            pulumi.ResourceOptions(parent=self),
-        )
+        machine = replace(machine, ready_when=[*machine.ready_when, *provisioned])
+        if args.member:
+            self._join(name, args, machine)
+        else:
+            self._serve_alone(name, args, machine)
         self.cost = node.cost_per_hour()
         self.type = node.type
         self.server_id = machine.server_id
@@ -114,16 +123,41 @@ class GpuNode(pulumi.ComponentResource):
         )
         self.ssh = contact.apply(described)
         self.ssh_command = contact.apply(ssh_command)
-        self.tunnel_command = contact.apply(lambda target: tunnel_command(target, node.serving))
-        self.endpoint = f"http://127.0.0.1:{node.serving.port}/v1"
+        self.ports = ports_of(args)
+        self.tunnel_command = contact.apply(lambda target: tunnel_command(target, self.ports.values()))
+        self.endpoint = f"http://127.0.0.1:{node.serving.port}/v1" if "vllm" in self.ports else None
         self.model = node.serving.served_name
         self.container = node.serving.container_name
-        webui = {"webui": layout.WEBUI_PORT} if node.serving.webui else {}
-        self.ports = {"vllm": node.serving.port, **webui}
         self.root_volume_gb = machine.root_volume_gb
-        self.status = served.status
-        self.rollout = served.rollout
         self.register_outputs(self.outputs())
+
+    def _serve_alone(self, name: str, args: GpuNodeArgs, machine: Machine) -> None:
+        served = ServedModel(
+            f"{name}-serving",
+            Delivery(
+                node=args.node,
+                access=args.access,
+                health=args.health,
+                secrets=args.secrets,
+                rollout=args.rollout,
+                rollout_after=args.rollout_after,
+                server_id=machine.server_id,
+                host=machine.public_ip,
+                host_keys=machine.host_keys,
+                ssh_user=machine.ssh_user,
+                ready_when=machine.ready_when,
+                started=machine.started,
+                hints=machine.hints,
+            ),
+            pulumi.ResourceOptions(parent=self),
+        )
+        self.status, self.rollout, self.membership = served.status, served.rollout, None
+
+    def _join(self, name: str, args: GpuNodeArgs, machine: Machine) -> None:
+        from components.ray_cluster import Membership  # noqa: PLC0415  few stacks have a cluster
+
+        part = Membership(f"{name}-membership", args, machine, pulumi.ResourceOptions(parent=self))
+        self.status, self.rollout, self.membership = part.status, part.joined, part
 
     def _provision(self, name: str, args: GpuNodeArgs, machine: Machine) -> list[pulumi.Resource]:
         """Run the phases that the node asks for, if any; what is served may need what they bring."""
@@ -190,9 +224,19 @@ def ssh_command(target: Target) -> str:
     return shlex.join(openssh(target))
 
 
-def tunnel_command(target: Target, serving: settings.Serving) -> str:
-    """The command that forwards the node's loopback ports to this machine's."""
-    ports = [serving.port, *([layout.WEBUI_PORT] if serving.webui else [])]
+def ports_of(args: GpuNodeArgs) -> dict[str, int]:
+    """What listens on the node's loopback, by name."""
+    serving, member = args.node.serving, args.member
+    if member is None:
+        webui = {"webui": layout.WEBUI_PORT} if serving.webui else {}
+        return {"vllm": serving.port, **webui}
+    if member.head is not None:
+        return {}
+    return {**({"vllm": serving.port} if member.cluster.serve else {}), "ray": ray.DASHBOARD_PORT}
+
+
+def tunnel_command(target: Target, ports: Iterable[int]) -> str:
+    """The command that forwards these ports of the node's loopback to this machine's."""
     forwards = [part for port in ports for part in ("-L", f"127.0.0.1:{port}:127.0.0.1:{port}")]
     return shlex.join(openssh(target, "-N", "-o", "ExitOnForwardFailure=yes", *forwards))
 

@@ -66,6 +66,13 @@ def check(config: StackSettings) -> dict[str, NodeCheck]:
         else:
             warnings = [*(f"{misfit}; overridden: {node.fit.override}" for _, misfit in misfits), *warnings]
         checks[node.name] = NodeCheck(tuple(facts), tuple(warnings), node.cost_per_hour())
+    for index, cluster in enumerate(config.ray):
+        from fleet.ray import plan as spreading  # noqa: PLC0415  it builds on this module
+
+        found, misfit = spreading.check(cluster, config.secrets)
+        checks |= found
+        if misfit and cluster.fit.override is None:
+            problems.append(Problem(f"ray[{index}].count", misfit))
     problems += _over_budget(config, {name: found.cost for name, found in checks.items()})
     if problems:
         raise SettingsError(problems)

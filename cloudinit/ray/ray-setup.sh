@@ -8,10 +8,17 @@ install -d -o ray -g ray /var/lib/llm/models /var/lib/llm/cache
 install -o ray -g ray -m 0600 /etc/vllm-fleet/ray.token /var/lib/ray/token
 
 if ! cmp --silent "$REQUIREMENTS" "$INSTALLED"; then
-    export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
-    if ! python3 -c 'import ensurepip' 2>/dev/null; then
+    packages=()
+    python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
+    if grep --quiet '^vllm==' "$REQUIREMENTS"; then
+        # vLLM compiles kernels when it starts.
+        command -v gcc >/dev/null || packages+=(gcc)
+        command -v python3-config >/dev/null || packages+=(python3-dev)
+    fi
+    if ((${#packages[@]})); then
+        export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
         apt-get -qq -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 update
-        apt-get -qq --yes -o DPkg::Lock::Timeout=300 install python3-venv
+        apt-get -qq --yes -o DPkg::Lock::Timeout=300 install "${packages[@]}"
     fi
     # What an interrupted installation left is made anew.
     python3 -m venv --clear /opt/ray

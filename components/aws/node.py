@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pulumi
@@ -83,9 +84,9 @@ class AwsGpuNode(GpuNode):
             node=node.name,
             region=node.region,
             type=node.type,
-            digest=_host(node, args.secrets, userdata.HostKey("", "")).digest(),
+            digest=_host(args, node, userdata.HostKey("", "")).digest(),
             user_data=Output.all(host_key.private_key, host_key.public_key).apply(
-                lambda keys: _host(node, args.secrets, userdata.HostKey(*keys)).user_data()
+                lambda keys: _host(args, node, userdata.HostKey(*keys)).user_data()
             ),
             ami=node.ami,
             newest_ami=newest,
@@ -105,7 +106,7 @@ class AwsGpuNode(GpuNode):
             instance_type=node.type,
             subnet_id=boot.made_with["subnet"],
             associate_public_ip_address=True,
-            vpc_security_group_ids=[group.id],
+            vpc_security_group_ids=[group.id, *([args.member.network] if args.member else [])],
             key_name=key.key_name,
             iam_instance_profile=_profile(name, label, tags, child) if node.session_manager else None,
             user_data_base64=boot.made_user_data,
@@ -170,6 +171,7 @@ class AwsGpuNode(GpuNode):
                 root_volume_gb=instance.root_block_device.apply(lambda device: int(device.volume_size)),
                 ssh_user=node.ssh_user,
                 started=power.started,
+                private_ip=instance.private_ip,
                 ready_when=[power, *([address] if address else [])],
                 hints={
                     "zone": node.region,
@@ -185,8 +187,8 @@ class AwsGpuNode(GpuNode):
         )
 
 
-def _host(node: settings.AwsNode, secrets: settings.Secrets, host_key: userdata.HostKey) -> userdata.HostPart:
-    return userdata.HostPart.aws(node, secrets, host_key)
+def _host(args: GpuNodeArgs, node: settings.AwsNode, host_key: userdata.HostKey) -> userdata.HostPart:
+    return replace(userdata.HostPart.aws(node, args.secrets, host_key), serves=args.member is None)
 
 
 def ssh_rule(access: settings.Access) -> ec2.SecurityGroupIngressArgs:

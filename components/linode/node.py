@@ -6,7 +6,9 @@ import hashlib
 import ipaddress
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from secrets import token_urlsafe
+from typing import Any
 
 import pulumi
 import pulumi_linode as linode
@@ -21,7 +23,7 @@ from components.linode.resources import (
     remove_instances,
     stock_check,
 )
-from components.node import GpuNode, GpuNodeArgs, Machine
+from components.node import GpuNode, GpuNodeArgs, Machine, Member
 from components.ssh_host_key import SshHostKey
 from components.tags import NODE_TAG
 from fleet import settings, userdata
@@ -30,6 +32,9 @@ from fleet.ssh_key import public_key
 LONGEST_INSTANCE_LABEL = 50
 """What Linode's provider takes; the API itself takes 64."""
 LONGEST_FIREWALL_LABEL = 32
+LONGEST_VLAN_LABEL = 64
+FIRST_ON_VLAN = 10
+"""The head's address in the network; the lower ones are for people."""
 LONGEST_TAG = 50
 MIB = 2**20
 GB = 10**9
@@ -53,10 +58,10 @@ class LinodeGpuNode(GpuNode):
         tags = [owner.id.apply(owner_tag), node_tag(stack, node.name), *node.tags]
         if pulumi.runtime.is_dry_run():
             # Before there is a key there is no user data: one as long tells whether it will fit.
-            _host(node, args.secrets, userdata.HostKey(token_urlsafe(300), "")).user_data()
+            _host(args, node, userdata.HostKey(token_urlsafe(300), "")).user_data()
         host_key = SshHostKey(f"{name}-host-key", opts=ResourceOptions(parent=self))
         user_data = Output.all(host_key.private_key, host_key.public_key).apply(
-            lambda keys: _host(node, args.secrets, userdata.HostKey(*keys)).user_data()
+            lambda keys: _host(args, node, userdata.HostKey(*keys)).user_data()
         )
         firewall = linode.Firewall(
             f"{name}-firewall",
@@ -83,6 +88,7 @@ class LinodeGpuNode(GpuNode):
             authorized_keys=[public_key(args.access.ssh_private_key_path)],
             # Behind the firewall from its first second.
             firewall_id=firewall.id.apply(int),
+            **_interfaces(args.member),
             metadatas=[linode.InstanceMetadataArgs(user_data=user_data)],
             opts=ResourceOptions(
                 parent=self,
@@ -92,7 +98,7 @@ class LinodeGpuNode(GpuNode):
                 # new machine (see FirewallAttachment): none of them may replace one. What of the user data
                 # shapes the host is in the trigger.
                 ignore_changes=["metadatas", "authorized_keys", "firewall_id"],
-                replacement_trigger=_host(node, args.secrets, userdata.HostKey("", "")).digest(),
+                replacement_trigger=_host(args, node, userdata.HostKey("", "")).digest(),
                 # Linode would move the machine for hours, or resize it and keep the small disk.
                 replace_on_changes=["region", "type"],
                 # A label is unique in an account, a second GPU may not be had while the first is taken, and
@@ -124,6 +130,7 @@ class LinodeGpuNode(GpuNode):
                 server_id=instance.id,
                 public_ip=public_ip,
                 host_keys=host_key.public_key.apply(lambda key: [key]),
+                private_ip=vlan_address(args.member).partition("/")[0] if args.member else None,
                 root_volume_gb=instance.specs.apply(lambda specs: specs[0].disk * MIB // GB),
                 ssh_user="root",
                 ready_when=[instance, attachment],
@@ -137,10 +144,32 @@ class LinodeGpuNode(GpuNode):
         )
 
 
-def _host(
-    node: settings.LinodeNode, secrets: settings.Secrets, host_key: userdata.HostKey
-) -> userdata.HostPart:
-    return userdata.HostPart.linode(node, secrets, host_key, node.driver)
+def _host(args: GpuNodeArgs, node: settings.LinodeNode, host_key: userdata.HostKey) -> userdata.HostPart:
+    host = userdata.HostPart.linode(node, args.secrets, host_key, node.driver)
+    return replace(host, serves=args.member is None)
+
+
+def _interfaces(member: Member | None) -> dict[str, Any]:
+    """A public address, and a place on the cluster's VLAN beside it, which no firewall filters."""
+    if member is None:
+        return {}
+    vlan = {"purpose": "vlan", "label": member.network, "ipam_address": vlan_address(member)}
+    return {
+        # A VLAN as part of the machine, whatever the account's default is.
+        "interface_generation": "legacy_config",
+        "interfaces": [linode.InstanceInterfaceArgs(**each) for each in ({"purpose": "public"}, vlan)],
+    }
+
+
+def vlan_address(member: Member) -> str:
+    """A member's address on its VLAN, with the prefix: nobody hands addresses out there."""
+    network = ipaddress.ip_network(member.cluster.network)
+    return f"{network[FIRST_ON_VLAN + member.index]}/{network.prefixlen}"
+
+
+def vlan_label(stack: str, cluster: str) -> str:
+    """Names a VLAN; who names it first makes it."""
+    return label(stack, cluster, LONGEST_VLAN_LABEL)
 
 
 def ssh_rule(cidrs: Sequence[str], port: int) -> linode.FirewallInboundArgs:

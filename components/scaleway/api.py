@@ -38,6 +38,8 @@ from components.scaleway.models import (
     Image,
     Ip,
     ListedRule,
+    PrivateNetwork,
+    PrivateNic,
     Rule,
     SecurityGroup,
     Server,
@@ -90,7 +92,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-Owned = TypeVar("Owned", Server, SecurityGroup, Ip)
+Owned = TypeVar("Owned", Server, SecurityGroup, Ip, PrivateNetwork, PrivateNic)
 Tagged = TypeVar("Tagged", Server, SecurityGroup, Volume)
 Action = Literal["poweron", "poweroff", "stop_in_place", "reboot", "terminate"]
 
@@ -693,7 +695,107 @@ class ScalewayClient:
         """Release an address. One that is gone already is fine."""
         self._delete("delete_ip", ip_id, self._instance("ips", ip_id))
 
+    # --- private networks ---
+
+    def create_private_network(self, name: str, *, subnet: str, tag: str) -> PrivateNetwork:
+        """Create a network in the zone's region, or return the one that carries `tag` already."""
+        body = {"name": name, "project_id": self._project, "tags": [tag], "subnets": [subnet]}
+        return self._create(
+            "create_private_network",
+            name,
+            self._vpc("private-networks"),
+            body,
+            PrivateNetwork.parse,
+            find=lambda: self.list_private_networks(tag=tag),
+        )
+
+    def list_private_networks(self, *, tag: str) -> tuple[PrivateNetwork, ...]:
+        """Networks of the region that carry the tag."""
+        found = self._list(
+            "list_private_networks",
+            "",
+            self._vpc("private-networks"),
+            "private_networks",
+            PrivateNetwork.parse,
+            filters={"tags": tag},
+            size="page_size",
+        )
+        return tuple(network for network in found if tag in network.tags)
+
+    def find_private_network(self, network_id: str) -> PrivateNetwork | None:
+        """The network, or None where there is none."""
+        path = self._vpc("private-networks", network_id)
+        return _or_none(lambda: self._get("get_private_network", network_id, path, PrivateNetwork.parse))
+
+    def delete_private_network(self, network_id: str) -> None:
+        """Delete a network that nothing is in. One that is gone already is fine."""
+        self._delete("delete_private_network", network_id, self._vpc("private-networks", network_id))
+
+    def create_private_nic(self, server_id: str, network_id: str) -> PrivateNic:
+        """Put a server into a network, where it is not in it already."""
+        path = self._instance("servers", server_id, "private_nics")
+        return self._create(
+            "create_private_nic",
+            server_id,
+            path,
+            {"private_network_id": network_id},
+            lambda reply: PrivateNic.parse(reply["private_nic"]),
+            find=lambda: [
+                nic
+                for nic in self._list("list_private_nics", server_id, path, "private_nics", PrivateNic.parse)
+                if nic.private_network_id == network_id
+            ],
+        )
+
+    def find_private_nic(self, server_id: str, nic_id: str) -> PrivateNic | None:
+        """The interface, or None where it or its server is gone."""
+        path = self._instance("servers", server_id, "private_nics", nic_id)
+        return _or_none(
+            lambda: self._get(
+                "get_private_nic", nic_id, path, lambda reply: PrivateNic.parse(reply["private_nic"])
+            )
+        )
+
+    def delete_private_nic(self, server_id: str, nic_id: str) -> None:
+        """Take a server out of a network. One that is out already is fine."""
+        self._delete(
+            "delete_private_nic", nic_id, self._instance("servers", server_id, "private_nics", nic_id)
+        )
+
+    def wait_private_address(self, nic_id: str, *, deadline_s: float) -> str:
+        """The IPv4 address that IPAM gave an interface. Raises DeadlineExceeded."""
+
+        def look() -> list[str]:
+            return self._list(
+                "list_private_ips",
+                nic_id,
+                _path("ipam", "v1", "regions", self._region, "ips"),
+                "ips",
+                lambda ip: str(ip["address"]).partition("/")[0],
+                filters={"resource_type": "instance_private_nic", "resource_id": nic_id, "is_ipv6": "false"},
+                size="page_size",
+            )
+
+        return self._transport.poll(
+            look,
+            bool,
+            deadline_s=deadline_s,
+            failure=lambda _, waited: (
+                "list_private_ips",
+                nic_id,
+                f"no private address after {waited:.0f} s",
+                "has the private network a subnet with room? run the same command again",
+            ),
+        )[0]
+
     # --- how calls are made ---
+
+    @property
+    def _region(self) -> str:
+        return self.zone.rpartition("-")[0]
+
+    def _vpc(self, *parts: str) -> str:
+        return _path("vpc", "v2", "regions", self._region, *parts)
 
     def _instance(self, *parts: str) -> str:
         return _path("instance", "v1", "zones", self.zone, *parts)

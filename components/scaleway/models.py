@@ -274,6 +274,32 @@ class Ip:
 
 
 @dataclass(frozen=True)
+class PrivateNetwork:
+    """A network of a region's VPC; it costs nothing."""
+
+    id: str
+    name: str
+    tags: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, data: Json) -> Self:
+        return cls(id=data["id"], name=data["name"], tags=tuple(data.get("tags") or ()))
+
+
+@dataclass(frozen=True)
+class PrivateNic:
+    """A server's place in a private network. Its address is IPAM's to tell."""
+
+    id: str
+    server_id: str
+    private_network_id: str
+
+    @classmethod
+    def parse(cls, data: Json) -> Self:
+        return cls(id=data["id"], server_id=data["server_id"], private_network_id=data["private_network_id"])
+
+
+@dataclass(frozen=True)
 class ServerType:
     """A commercial type as the product catalog describes it."""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pulumi
 from pulumi import Output, ResourceHookBinding, ResourceOptions
 
 from components.node import GpuNode, GpuNodeArgs, Machine
+from components.scaleway.private_network import PrivateNic
 from components.scaleway.resources import HostKeys, NodeOwner, Power, RootVolume, SecurityGroup, Server
 from components.scaleway.stock import stock_check
 from components.tags import NODE_TAG
@@ -27,7 +30,7 @@ class ScalewayGpuNode(GpuNode):
         label = f"{pulumi.get_stack()}-{node.name}"
         whose = f"{pulumi.get_stack()}/{node.name}"
         tags = [f"{NODE_TAG}={whose}", *node.tags]
-        host = userdata.HostPart.scaleway(node, args.secrets)
+        host = replace(userdata.HostPart.scaleway(node, args.secrets), serves=args.member is None)
 
         owner = NodeOwner(
             f"{name}-owner", zone=zone, node=node.name, label=whose, opts=ResourceOptions(parent=self)
@@ -71,13 +74,25 @@ class ScalewayGpuNode(GpuNode):
             size_gb=node.root_volume_gb,
             opts=ResourceOptions(parent=self),
         )
+        nic = (
+            PrivateNic(
+                f"{name}-private-nic",
+                zone=zone,
+                node=node.name,
+                server_id=server.id,
+                private_network_id=args.member.network,
+                opts=ResourceOptions(parent=self),
+            )
+            if args.member
+            else None
+        )
         power = Power(
             f"{name}-power",
             zone=zone,
             node=node.name,
             server_id=server.id,
-            # The volume has to have its size before the first start.
-            opts=ResourceOptions(parent=self, depends_on=[volume]),
+            # The volume has to have its size before the first start; that is also when interfaces are found.
+            opts=ResourceOptions(parent=self, depends_on=[volume, *([nic] if nic else [])]),
         )
         keys = HostKeys(
             f"{name}-host-keys",
@@ -98,6 +113,7 @@ class ScalewayGpuNode(GpuNode):
                 ssh_user="root",
                 ready_when=[power, keys],
                 started=power.started,
+                private_ip=nic.address if nic else None,
                 hints={
                     "zone": zone,
                     "server_id": server.id,

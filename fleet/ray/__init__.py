@@ -1,7 +1,7 @@
 """A Ray cluster on nodes: what is put on them, what they must be told, and how their state is asked.
 
-`plan` decides before anything costs; `python -m fleet.ray` brings one machine into the cluster, or vLLM up on
-its head. The units and scripts are files in `cloudinit/ray`. Ray itself comes from PyPI, into `/opt/ray`.
+`plan` decides before anything costs; `join` brings one machine into the cluster, `serve` vLLM up on its head.
+The units and scripts are files in `cloudinit/ray`. Ray itself comes from PyPI, into `/opt/ray`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ SETTINGS_PATH = "/etc/vllm-fleet/ray.env"
 TOKEN_PATH = "/etc/vllm-fleet/ray.token"  # noqa: S105  the file's name
 REQUIREMENTS_PATH = "/etc/vllm-fleet/ray-requirements.txt"
 ARGUMENTS_PATH = "/etc/vllm-fleet/vllm.json"
+MEMBERS_PATH = "/etc/vllm-fleet/ray-members"
+"""Private addresses of the machines that vLLM may use."""
 ENVIRONMENT_PATH = "/etc/vllm-fleet/vllm-ray.env"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from typing import Any
 
 from simcloud.cloud import Call, Json, Received, Reply
@@ -26,6 +27,7 @@ from simcloud.linode.resources import (
 LONGEST_LABEL = 64
 LARGEST_USER_DATA = 16 * 1024
 """Bytes, decoded. The API's own limit is higher; this much is safe."""
+LABEL_OF_VLAN = re.compile(r"(?=.{1,64}$)[A-Za-z0-9]+(-[A-Za-z0-9]+)*")
 QUOTA = "linodes"
 """Name of the account's limit on instances."""
 
@@ -101,6 +103,7 @@ class Instances:
             user_data=user_data,
             booted=bool(image) and body.get("booted") is not False,
             disks=_disks(plan, image, body.get("swap_size")),
+            interfaces=_interfaces(body),
         )
         self._resources.instances.put(instance)
         if firewall:
@@ -367,6 +370,17 @@ def _disk_shape(instance: Instance, disk: Disk) -> Json:
     }
 
 
+def _interfaces(body: Json) -> list[dict[str, str]]:
+    """Interfaces of a machine's configuration: public, and VLANs by label and address."""
+    interfaces = body.get("interfaces") or []
+    for each in interfaces:
+        if each.get("purpose") not in {"public", "vlan"}:
+            raise errors.invalid("interfaces", "purpose must be public or vlan")
+        if each["purpose"] == "vlan" and not LABEL_OF_VLAN.fullmatch(str(each.get("label"))):
+            raise errors.invalid("interfaces", "label must be 1 to 64 letters, digits and single hyphens")
+    return [dict(each) for each in interfaces]
+
+
 def _config(instance: Instance) -> Json:
     slots = dict(zip(("sda", "sdb"), instance.disks, strict=False))
     return {
@@ -390,7 +404,7 @@ def _config(instance: Instance) -> Json:
             "network": True,
             "devtmpfs_automount": True,
         },
-        "interfaces": [],
+        "interfaces": [{"id": number, **each} for number, each in enumerate(instance.interfaces, start=1)],
         "created": linode_time(instance.created),
         "updated": linode_time(instance.created),
     }

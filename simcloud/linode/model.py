@@ -72,6 +72,8 @@ class Instance(_Resource):
     status: Status = Status.PROVISIONING
     watchdog: bool = True
     disks: list[Disk]
+    interfaces: list[dict[str, str]] = Field(default_factory=list)
+    """As the request named them; one public interface where it named none."""
     config: int = Field(default_factory=new_number)
     host_uuid: str = Field(default_factory=lambda: secrets.token_hex(20))
 

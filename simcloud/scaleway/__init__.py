@@ -14,6 +14,7 @@ from simcloud.scaleway.iam import Iam
 from simcloud.scaleway.model import ServerState
 from simcloud.scaleway.network import Network
 from simcloud.scaleway.power import Power
+from simcloud.scaleway.private_networks import PrivateNetworks
 from simcloud.scaleway.resources import CLOUD, Resources
 from simcloud.scaleway.servers import Servers
 
@@ -46,6 +47,7 @@ class Scaleway(Cloud):
         self.calls = [
             *Servers(self._resources, self._block, self._power).calls,
             *Network(self._resources, self._power).calls,
+            *PrivateNetworks(self._resources).calls,
             *self._block.calls,
             *Iam(self._resources).calls,
         ]
@@ -114,6 +116,12 @@ class Scaleway(Cloud):
                     "state": "available",
                     "bills": False,
                 }
+        for network in resources.private_networks:
+            yield {
+                **_thing("private_network", network.id, network.name, None, None),
+                "state": "available",
+                "bills": False,
+            }
         for key in resources.ssh_keys:
             yield {**_thing("ssh_key", key.id, key.name, None, None), "state": "enabled", "bills": False}
 

@@ -133,6 +133,28 @@ class Ip(_Resource):
     reverse: str | None = None
 
 
+class PrivateNetwork(Document):
+    id: str = Field(default_factory=new_id)
+    region: str
+    project: str
+    name: str
+    tags: list[str]
+    subnet: str
+    created: datetime = Field(default_factory=utc_now)
+
+
+class PrivateNic(Document):
+    """A server's interface in a private network, with the address that IPAM gave it."""
+
+    id: str = Field(default_factory=new_id)
+    server: str
+    network: str
+    address: str
+    ip: str = Field(default_factory=new_id)
+    """IPAM's id of the address."""
+    created: datetime = Field(default_factory=utc_now)
+
+
 class SshKey(Document):
     id: str = Field(default_factory=new_id)
     project: str

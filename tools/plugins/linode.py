@@ -214,13 +214,15 @@ class Instance(ResourceType):
     """A Linode made from an image."""
 
     token = "linode:index/instance:Instance"
-    replace_on = frozenset({"image", "authorizedKeys", "firewallId", "metadatas"})
+    replace_on = frozenset(
+        {"image", "authorizedKeys", "firewallId", "metadatas", "interfaces", "interfaceGeneration"}
+    )
     computed = frozenset(
         {"status", "ipAddress", "ipv4s", "ipv6", "specs", "hostUuid", "hasUserData", "capabilities"}
     )
     inputs = frozenset(
         {"region", "type", "label", "image", "rootPass", "tags", "booted", "watchdogEnabled"}
-        | {"authorizedKeys", "firewallId", "metadatas"}
+        | {"authorizedKeys", "firewallId", "metadatas", "interfaces", "interfaceGeneration"}
     )
     defaults: Mapping[str, Any] = {"type": "g6-standard-1", "watchdogEnabled": True}
 
@@ -239,6 +241,13 @@ class Instance(ResourceType):
             "authorized_keys": inputs.get("authorizedKeys"),
             "firewall_id": inputs.get("firewallId"),
         }
+        if generation := inputs.get("interfaceGeneration"):
+            body["interface_generation"] = generation
+        if interfaces := inputs.get("interfaces"):
+            names = {"purpose": "purpose", "label": "label", "ipamAddress": "ipam_address"}
+            body["interfaces"] = [
+                {theirs: each[ours] for ours, theirs in names.items() if ours in each} for each in interfaces
+            ]
         if metadatas := inputs.get("metadatas"):
             body["metadata"] = {"user_data": metadatas[0]["userData"]}
         if inputs.get("image"):

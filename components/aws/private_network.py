@@ -1,0 +1,34 @@
+"""Where the machines of a cluster meet on AWS: private addresses, in a group that lets in itself."""
+
+from __future__ import annotations
+
+from pulumi import Input, ResourceOptions
+from pulumi_aws import ec2
+
+from components.tags import OWNER_TAG
+from fleet import settings
+
+
+def inner_group(
+    name: str, cluster: settings.AwsRayCluster, label: str, owner: Input[str], opts: ResourceOptions
+) -> ec2.SecurityGroup:
+    """A security group whose members may talk to each other about everything, and nobody else to them.
+
+    Every port: beside Ray's fixed ones, NCCL lets the kernel choose.
+    """
+    return ec2.SecurityGroup(
+        name,
+        # A name of the provider's making: one that an interrupted run left is in nobody's way.
+        description=f"Inside {label}",
+        vpc_id=ec2.get_subnet_output(id=cluster.subnet).vpc_id if cluster.subnet else None,
+        ingress=[
+            ec2.SecurityGroupIngressArgs(
+                description="cluster", protocol="-1", from_port=0, to_port=0, self=True
+            )
+        ],
+        egress=[
+            ec2.SecurityGroupEgressArgs(protocol="-1", from_port=0, to_port=0, cidr_blocks=["0.0.0.0/0"])
+        ],
+        tags={"Name": label, OWNER_TAG: owner},
+        opts=opts,
+    )

@@ -1,0 +1,101 @@
+"""Where the machines of a cluster meet on Scaleway: a private network of the region's VPC.
+
+Security groups filter public traffic alone: within the network everything may talk, from outside nothing can.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pulumi
+from pulumi import Input, Output
+from pulumi.dynamic import CreateResult, ReadResult, Resource, UpdateResult
+
+from components.scaleway.resources import ScalewayProvider
+from components.tags import OWNER_TAG
+
+ADDRESS_DEADLINE_S = 120.0
+"""IPAM gives an address as the interface is made; minutes would be odd."""
+
+
+class PrivateNetworkProvider(ScalewayProvider):
+    replace_on = frozenset({"zone", "subnet"})
+
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        network = self.client(props).create_private_network(
+            props["label"], subnet=props["subnet"], tag=f"{OWNER_TAG}={props['owner']}"
+        )
+        return CreateResult(network.id, props)
+
+    def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
+        found = self.client(props).find_private_network(id_)
+        return ReadResult(id_, props) if found else ReadResult("", {})
+
+    def update(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
+        return UpdateResult(news)
+
+    def delete(self, id_: str, props: dict[str, Any]) -> None:
+        self.client(props).delete_private_network(id_)
+
+
+class PrivateNetwork(Resource, module="scaleway", name="PrivateNetwork"):
+    """A network with one IPv4 subnet, in the region of a zone."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        zone: str,
+        label: str,
+        owner: Input[str],
+        subnet: str,
+        opts: pulumi.ResourceOptions,
+    ) -> None:
+        props: dict[str, Any] = {"zone": zone, "label": label, "owner": owner, "subnet": subnet}
+        super().__init__(PrivateNetworkProvider(), name, props, opts)
+
+
+class PrivateNicProvider(ScalewayProvider):
+    replace_on = frozenset({"zone", "server_id", "private_network_id"})
+
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        client = self.client(props)
+        nic = client.create_private_nic(props["server_id"], props["private_network_id"])
+        address = client.wait_private_address(nic.id, deadline_s=ADDRESS_DEADLINE_S)
+        return CreateResult(nic.id, {**props, "address": address})
+
+    def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
+        found = self.client(props).find_private_nic(props["server_id"], id_)
+        return ReadResult(id_, props) if found else ReadResult("", {})
+
+    def update(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
+        return UpdateResult({**news, "address": olds["address"]})
+
+    def delete(self, id_: str, props: dict[str, Any]) -> None:
+        self.client(props).delete_private_nic(props["server_id"], id_)
+
+
+class PrivateNic(Resource, module="scaleway", name="PrivateNic"):
+    """A server's interface in a private network, made before its first start."""
+
+    address: Output[str]
+    """IPv4, IPAM's choice; it stays while the interface does, and the machine gets it by DHCP."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        zone: str,
+        node: str,
+        server_id: Input[str],
+        private_network_id: Input[str],
+        opts: pulumi.ResourceOptions,
+    ) -> None:
+        props: dict[str, Any] = {
+            "zone": zone,
+            "node": node,
+            "server_id": server_id,
+            "private_network_id": private_network_id,
+            "address": None,
+        }
+        super().__init__(PrivateNicProvider(), name, props, opts)

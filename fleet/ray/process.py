@@ -1,0 +1,201 @@
+"""Brings a machine into its cluster, and vLLM up on the head. What is right already is left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
+
+from fleet import layout, ray
+from fleet import spec as specs
+from fleet.progress import SYSTEM_CLOCK, Clock, Progress, Stage, pause_s
+from fleet.ray.spec import JoinSpec, ServeSpec
+from fleet.rollout.session import Session
+from fleet.ssh import HttpReply, NothingListens, SshError, Timeout
+
+ASK_TIMEOUT_S = 30.0
+"""The dashboard asks every machine in turn."""
+
+
+S = TypeVar("S")
+
+
+class ClusterFailed(Exception):
+    """A machine did not join, or vLLM did not start; the message says what was seen and what to do."""
+
+
+def files() -> dict[str, bytes]:
+    """The units and scripts of a member, by name."""
+    return {path.name: path.read_bytes() for path in sorted(ray.FILES.iterdir())}
+
+
+def digest() -> str:
+    """Names what `files` holds."""
+    return hashlib.sha256(json.dumps({k: v.decode() for k, v in files().items()}).encode()).hexdigest()[:16]
+
+
+async def join(spec: JoinSpec, token: str, progress: Progress, clock: Clock = SYSTEM_CLOCK) -> None:
+    """Install Ray on a machine, start its part, and wait until the head lists it. Raises ClusterFailed."""
+    unit = ray.HEAD_UNIT if spec.is_head else ray.WORKER_UNIT
+    timeouts = spec.timeouts
+    try:
+        async with Session(spec.target, timeouts.ssh_s, progress, clock) as session:
+            await _set_up(session, spec, progress, clock)
+            placed = {
+                _place(name): (data, 0o755 if name.endswith(".sh") else 0o644)
+                for name, data in files().items()
+            }
+            placed[ray.SETTINGS_PATH] = (ray.settings_file(spec.address, spec.head_address).encode(), 0o644)
+            placed[ray.TOKEN_PATH] = (token.encode(), 0o600)
+            placed[ray.REQUIREMENTS_PATH] = (spec.requirements.encode(), 0o644)
+            changed = await _place_all(session, placed)
+            progress.note(
+                Stage.WORKER_SSH_INSTALL, "installing Ray" if changed else "Ray's files are unchanged"
+            )
+            await session.run([_place(ray.SETUP_SCRIPT)], timeout_s=timeouts.install_s)
+            await session.run(["systemctl", "enable", unit])
+            await session.run(["systemctl", "restart" if changed else "start", unit], timeout_s=60.0)
+            await _until_listed(session, spec, unit, token, progress, clock)
+    except SshError as error:
+        raise ClusterFailed(f"{spec.node}: {error}; run `pulumi up` again once that is mended") from None
+
+
+async def serve(spec: ServeSpec, secrets: str, progress: Progress, clock: Clock = SYSTEM_CLOCK) -> str:
+    """Start vLLM on the head with these arguments; what runs already as it should is left alone.
+
+    Returns a digest of what is served: it changes whenever vLLM was started anew. Raises ClusterFailed.
+    """
+    placed = {
+        ray.ARGUMENTS_PATH: (json.dumps(spec.arguments).encode(), 0o644),
+        ray.ENVIRONMENT_PATH: ((spec.environment + secrets).encode(), 0o600),
+        ray.MEMBERS_PATH: ("".join(f"{address}\n" for address in spec.members).encode(), 0o644),
+    }
+    try:
+        async with Session(spec.target, spec.timeouts.ssh_s, progress, clock) as session:
+            changed = await _place_all(session, placed)
+            await session.run(["systemctl", "enable", ray.SERVE_UNIT])
+            verb = "restart" if changed else "start"
+            await session.run(["systemctl", verb, ray.SERVE_UNIT], timeout_s=120.0)
+    except SshError as error:
+        raise ClusterFailed(f"{spec.node}: {error}; run `pulumi up` again once that is mended") from None
+    progress.note(
+        Stage.WORKER_SSH_INSTALL,
+        f"vLLM {'started' if changed else 'runs already'} over {len(spec.members)} machines",
+    )
+    return hashlib.sha256(b"".join(data for data, _ in placed.values())).hexdigest()[:16]
+
+
+def _place(name: str) -> str:
+    folder = layout.UNITS_DIRECTORY if name.endswith(".service") else layout.SCRIPTS_DIRECTORY
+    return f"{folder}/{name}"
+
+
+async def _place_all(session: Session, placed: Mapping[str, tuple[bytes, int]]) -> bool:
+    """Write the files that differ from what is there; whether there were any."""
+    changed = False
+    for path, (data, mode) in placed.items():
+        if await session.read_file(path) != data:
+            await session.write_file(path, data, mode=mode)
+            changed = True
+    return changed
+
+
+async def _set_up(session: Session, spec: JoinSpec, progress: Progress, clock: Clock) -> None:
+    """Wait until cloud-init is through and the driver answers, which is after a reboot where there is one."""
+    started, limit_s = clock.now(), spec.timeouts.install_s
+    while True:
+        status = await session.run(["cloud-init", "status"], check=False)
+        said = status.stdout.strip() or status.stderr.strip()
+        if said == "status: error":
+            raise ClusterFailed(
+                f"{spec.node}: cloud-init failed; read /var/log/cloud-init-output.log on it: fleet logs "
+                f"{spec.node} --of cloud-init"
+            )
+        if said in {"status: done", "status: disabled"}:
+            driver = await session.run(["nvidia-smi", "--list-gpus"], check=False)
+            if driver.exit_status == 0 and driver.stdout.strip():
+                progress.reached(Stage.WORKER_SSH_INSTALL, driver.stdout.splitlines()[0])
+                return
+            said = f"nvidia-smi: {(driver.stderr or driver.stdout).strip() or 'lists no GPU'}"
+        waited = clock.now() - started
+        if waited >= limit_s:
+            raise ClusterFailed(
+                f"{spec.node}: not set up within {limit_s:.0f} s ({said}); "
+                "see /var/log/cloud-init-output.log on it"
+            )
+        progress.waiting(Stage.WORKER_SSH_INSTALL, "the installation", said, waited_s=waited, limit_s=limit_s)
+        await clock.sleep(pause_s(waited))
+
+
+async def _until_listed(
+    session: Session, spec: JoinSpec, unit: str, token: str, progress: Progress, clock: Clock
+) -> None:
+    started, limit_s = clock.now(), spec.timeouts.join_s
+    async with Session(spec.head, spec.timeouts.ssh_s, progress, clock) as head:
+        while True:
+            listed, seen = await _members(head, token)
+            if spec.address in listed:
+                progress.reached(
+                    Stage.READY, f"in the cluster of {len(listed)}, {listed[spec.address]:g} GPUs"
+                )
+                return
+            waited = clock.now() - started
+            if waited >= limit_s:
+                words = ["journalctl", "-u", unit, "-n", "3", "-o", "cat", "--no-pager"]
+                journal = (await session.run(words, check=False)).stdout.splitlines()
+                raise ClusterFailed(
+                    f"{spec.node}: {spec.address} is not in the cluster of {spec.head_address} after "
+                    f"{limit_s:.0f} s ({seen}); {unit} said: {' / '.join(journal)}\n"
+                    f"  next: is the private network up on both? journalctl -u {unit} on {spec.node}"
+                )
+            progress.waiting(
+                Stage.HEALTH_CHECK, "the head to list it", seen, waited_s=waited, limit_s=limit_s
+            )
+            await clock.sleep(pause_s(waited))
+
+
+async def _members(head: Session, token: str) -> tuple[dict[str, float], str]:
+    """Who is in the cluster, with their GPUs; and what was seen, for a person."""
+    try:
+        reply: HttpReply = await head.do(
+            lambda node: node.http(
+                "GET",
+                ray.DASHBOARD_PORT,
+                "/api/v0/nodes",
+                headers={"Authorization": f"Bearer {token}"},
+                timeout_s=ASK_TIMEOUT_S,
+            )
+        )
+    except (NothingListens, Timeout) as error:
+        return {}, str(error)
+    if reply.status != 200:
+        return {}, f"the dashboard answers {reply.status}"
+    try:
+        listed = ray.members(json.loads(reply.body))
+    except (ValueError, KeyError, TypeError):
+        return {}, "the dashboard answers something else than a list of nodes"
+    return listed, f"it lists {', '.join(listed) or 'nobody'}"
+
+
+def run_command(
+    kind: type[S], secret_variable: str, command: Callable[[S, str], Awaitable[dict[str, str]]]
+) -> int:
+    """A program of a Command: reads the spec, runs, and prints the report. Returns the exit status."""
+
+    async def run() -> dict[str, str]:
+        return await command(specs.parse(kind, json.load(sys.stdin)), os.environ[secret_variable])
+
+    try:
+        report = asyncio.run(run())
+    except ClusterFailed as failed:
+        sys.stderr.write(f"{failed}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the next `pulumi up` goes on from there\n")
+        return 130
+    sys.stdout.write(json.dumps(report) + "\n")
+    return 0

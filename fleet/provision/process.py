@@ -167,16 +167,23 @@ class _Run:
     async def run(self, phases: Sequence[Phase]) -> Report:
         # The address is known, so the machine is there: the stack has made it.
         self._done = [PhaseReport("machine", Outcome.UNCHANGED, note=self._spec.target.host)]
-        if await self._step("ssh", self._reach()):
-            async with self._session() as node:
-                for phase in phases:
-                    if not await self._step(phase.label, self._phase(node, phase)):
-                        break
+        if await self._step("ssh", self._reach()) and phases:
+            try:
+                await self._all(phases)
+            except SshError as error:
+                self._add(PhaseReport(phases[0].label, Outcome.FAILED, failure=self._lost(error)))
         reached = {report.phase for report in self._done}
         rest = [phase.label for phase in phases if phase.label not in reached]
         return Report(
             self._spec.node, (*self._done, *(PhaseReport(label, Outcome.NOT_REACHED) for label in rest))
         )
+
+    async def _all(self, phases: Sequence[Phase]) -> None:
+        """Run the phases up to the first that fails; look at all of them. Raises SshError before the first."""
+        async with self._session() as node:
+            for phase in phases:
+                if not await self._step(phase.label, self._phase(node, phase)) and not self._plan:
+                    return
 
     async def _step(self, label: str, work: Coroutine[Any, Any, PhaseReport]) -> bool:
         """Add what became of one phase; whether the next may follow."""
@@ -217,6 +224,9 @@ class _Run:
         try:
             async with connect(self._spec.target):
                 return True
+        except ValueError as error:
+            mend = self._words(Fault.HOST_KEY_NOT_PUBLISHED)
+            raise _PhaseFailed(Failure(f"ssh {self._spec.target}", str(error), (), mend)) from None
         except KeyUnusable:
             raise
         except (Unreachable, AuthenticationRefused) as error:
@@ -246,7 +256,8 @@ class _Run:
         context = self._spec.context
         fault = ssh_fault(error).fault
         command = f"ssh {self._spec.target}"
-        return Failure(command, fault.summary.format_map(context.words()), (quote(str(error)),), fault.cause)
+        summary = fault.summary.format_map(context.words())
+        return Failure(command, summary, (quote(str(error)),), self._words(fault))
 
     # --- A phase ---
 
@@ -308,9 +319,13 @@ class _Run:
             await asyncio.wait({running}, timeout=HEARTBEAT_S)
             if running.done():
                 return running.result()
-            log = await node.run(["tail", "-n", "1", _log(phase)], check=False)
+            try:
+                log = await node.run(["tail", "-n", "1", _log(phase)], check=False)
+                seen = quote(log.stdout) or "nothing yet"
+            except Timeout as error:
+                # A machine that is busy with the phase; that has a deadline of its own.
+                seen = str(error)
             waited_s = self._clock.now() - started
-            seen = quote(log.stdout) or "nothing yet"
             self._progress.waiting(STAGE, phase.label, seen, waited_s=waited_s, limit_s=phase.timeout_s)
 
     async def _script(self, node: Session, phase: Phase, mode: str, limit_s: float) -> Completed:

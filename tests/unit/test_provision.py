@@ -250,6 +250,17 @@ async def test_a_plan_only_looks(node: Node) -> None:
     assert node.applied == []
 
 
+async def test_a_plan_looks_at_what_comes_after_a_phase_that_cannot_be(node: Node) -> None:
+    check = node._check
+    refused = Answer(
+        status=REFUSED, stderr="refused: this machine has Docker 26, not 20\nmend: another image\n"
+    )
+    node._check = lambda phase: refused if phase == "docker" else check(phase)  # type: ignore[method-assign]
+    report = await run(node, plan=True)
+    assert outcomes(report) == {"packages": "would run", "docker": "failed", "ray": "would run"}
+    assert reason(report).status == "this machine has Docker 26, not 20"
+
+
 async def test_only_the_named_phase_is_run(node: Node) -> None:
     await run(node, only=["ray"])
     assert node.applied == ["ray"]

@@ -87,7 +87,12 @@ class Machine:
             ["bash", "-s"],
             check=False,
             input=text,
-            env={"PATH": f"{self.root}/bin", "PHASE": script, "HOME": str(self.root), **environment},
+            env={
+                "PATH": f"{self.root}/bin",
+                "PHASE": "ssh" if script == "boot" else script,
+                "HOME": str(self.root),
+                **environment,
+            },
             capture_output=True,
             text=True,
             timeout=60,
@@ -341,9 +346,11 @@ def test_a_script_that_fails_has_not_run(machine: Machine) -> None:
 
 def test_the_boot_is_through_when_cloud_init_is_and_no_restart_is_due(machine: Machine) -> None:
     machine.write("/proc/stat", "cpu 1 2 3\nbtime 1700000000\n")
+    machine.path("/var/lib/vllm-fleet").rmdir()
     machine.tool("cloud-init", "echo status: running")
     assert machine.check("boot") == ["cloud-init is running"]
     machine.tool("cloud-init", "echo status: done")
+    machine.path("/var/lib/vllm-fleet").mkdir()
     assert machine.check("boot") == []
     machine.write("/var/lib/vllm-fleet/reboot-required", "")
     assert machine.check("boot") == ["the machine is about to restart"]

@@ -1,23 +1,28 @@
-"""What a stack's state says is billed: nodes and what is left of them, the month to date, what is overdue.
+"""What a stack is billed for: nodes and what is left of them, jobs, the month to date, what is overdue.
 
-Everything here is a function of the JSON that ``pulumi stack export`` writes; nothing asks a cloud.
+Everything here is a function of the JSON that ``pulumi stack export`` writes, and of jobs that the caller
+looked up; nothing asks a cloud.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fleet.cost import Cost, ExchangeRate, Lifetime, default_rate, node_cost_per_hour
+
+if TYPE_CHECKING:
+    from fleet.jobs import Job
 
 State = Mapping[str, Any]
 """The document of ``pulumi stack export``."""
 Resource = Mapping[str, Any]
 """One entry of its ``deployment.resources``."""
 
+STACK = "pulumi:pulumi:Stack"
 NODE_TYPE = re.compile(r"^vllm-fleet:\w+:GpuNode$")
 
 
@@ -66,35 +71,76 @@ def billed(state: State) -> list[Billed]:
 
 
 @dataclass(frozen=True, slots=True)
+class JobCost:
+    """What a GPU job costs, in the report's currency: its instance, for the time since the month began."""
+
+    id: str
+    type: str
+    status: str
+    per_hour: float | None
+    """0.0 when it is over; None where nobody knows its price."""
+    month_to_date: float | None
+
+
+def job_costs(
+    jobs: Iterable[Job], now: datetime, *, currency: str = "EUR", rate: ExchangeRate | None = None
+) -> list[JobCost]:
+    """What each job that ran this month costs. A job that began before has its part of the month counted."""
+    rate = rate or default_rate()
+    month = _month(now)
+    found: list[JobCost] = []
+    for job in jobs:
+        ended = job.result.ended if job.result else now
+        if job.status.over and ended < month:
+            continue
+        lived = (ended - job.launched).total_seconds()
+        share = (ended - max(job.launched, month)).total_seconds() / lived if lived > 0 else 1.0
+        price = 0.0 if job.status.over else job.price_per_hour
+        cost = job.cost(now)
+        found.append(
+            JobCost(
+                job.id,
+                job.type,
+                str(job.status),
+                None if price is None else rate.convert(price, "USD", currency),
+                None if cost is None else rate.convert(cost * share, "USD", currency),
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """A stack's bill. Amounts are in ``currency``, before tax; unknown costs are named, not guessed."""
 
     currency: str
     rows: tuple[tuple[Billed, Cost], ...]
+    jobs: tuple[JobCost, ...]
     per_hour: float
     """What is known of the stack's cost an hour."""
     month_to_date: float
     """What is known since the first of the month, by the states the stack went through."""
     unknown: tuple[str, ...]
-    """Node and reason, for each cost that is not in the sums."""
+    """Node or job and reason, for each cost that is not in the sums."""
 
 
 def report(
     history: Sequence[tuple[datetime, State]],
     now: datetime,
     *,
+    jobs: Iterable[Job] = (),
     currency: str = "EUR",
     rate: ExchangeRate | None = None,
 ) -> Report:
     """The bill of a stack whose states, each with the moment it was reached, are ``history``, oldest first.
 
-    A state's cost runs until the next state. A change that a cloud made by itself counts from the refresh
-    that saw it. Raises ValueError for an empty history.
+    ``jobs`` are those its pipeline ran. A state's cost runs until the next state. A change that a cloud made
+    by itself counts from the refresh that saw it. Raises ValueError for an empty history.
     """
     if not history:
         raise ValueError("history: the stack has no state yet; bring it up first")
     rate = rate or default_rate()
-    month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    month = _month(now)
     to_date = 0.0
     rows: list[tuple[Billed, Cost]] = []
     unknown: dict[str, None] = {}
@@ -106,7 +152,24 @@ def report(
             to_date += max(0.0, (end - begins).total_seconds() / 3600) * (cost.total or 0.0)
             if cost.reason and end > month:
                 unknown[f"{entry.node}: {cost.reason}"] = None
-    return Report(currency, tuple(rows), sum(cost.total or 0.0 for _, cost in rows), to_date, tuple(unknown))
+    billed_jobs = job_costs(jobs, now, currency=currency, rate=rate)
+    for job in billed_jobs:
+        if job.month_to_date is None:
+            unknown[f"{job.id}: nobody knows what this job ({job.status}) cost"] = None
+    return Report(
+        currency,
+        tuple(rows),
+        tuple(billed_jobs),
+        sum(cost.total or 0.0 for _, cost in rows) + sum(job.per_hour or 0.0 for job in billed_jobs),
+        to_date + sum(job.month_to_date or 0.0 for job in billed_jobs),
+        tuple(unknown),
+    )
+
+
+def has_jobs(state: State) -> bool:
+    """Whether the stack has a pipeline of GPU jobs, by its outputs."""
+    entries = _resources(state).values()
+    return any(entry["type"] == STACK and (entry.get("outputs") or {}).get("jobs") for entry in entries)
 
 
 def lifetimes(state: State, ttl_hours: Mapping[str, float | None]) -> list[Lifetime]:
@@ -128,6 +191,10 @@ def protected(state: State, node: str) -> bool:
     """Whether anything of the node is protected against deletion."""
     resources = _resources(state)
     return any(resources[urn].get("protect", False) for urn in node_urns(state, node))
+
+
+def _month(now: datetime) -> datetime:
+    return now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
 
 
 def _resources(state: State) -> dict[str, Resource]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from fleet.billing import Report, State, report
+from fleet.billing import Report, State, has_jobs, report
 from fleet.commands import pulumi
 from fleet.cost import HOURS_PER_MONTH, ExchangeRate, default_rate
+
+if TYPE_CHECKING:
+    from fleet.jobs import Job
 
 BEGINNING = datetime(2000, 1, 1, tzinfo=UTC)
 """Before every stack: servers then count from when they were made."""
@@ -25,7 +29,7 @@ def cost_report(
     usd_per_eur: Annotated[float | None, typer.Option(min=0.1, help="Exchange rate of today.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what each node costs, running or stopped, and the month to date by the stack's history.
+    """Show what nodes and jobs cost, running or stopped, and the month to date by the stack's history.
 
     Example: fleet cost-report --stack prod
     """
@@ -36,7 +40,10 @@ def cost_report(
     except pulumi.PulumiError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from error
-    bill = report(past, now, currency=currency, rate=rate)
+    jobs, why_not = _jobs(stack, past[-1][1], now)
+    bill = report(past, now, jobs=jobs, currency=currency, rate=rate)
+    if why_not:
+        bill = replace(bill, unknown=(*bill.unknown, f"jobs: {why_not}"))
     if as_json:
         typer.echo(json.dumps(document(bill, complete=complete), indent=1))
     else:
@@ -76,6 +83,22 @@ def history(stack: str | None, now: datetime) -> tuple[list[tuple[datetime, Stat
         if files:
             return [(end, _checkpoint(path)) for end, path in _since(month, files)], True
     return [(BEGINNING, current)], False
+
+
+def _jobs(stack: str | None, state: State, now: datetime) -> tuple[list[Job], str]:
+    """The jobs of this month, of a stack that runs some; or why they cannot be told."""
+    if not has_jobs(state):
+        return [], ""
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415  only a stack with jobs has it
+
+    from fleet.commands.job import find  # noqa: PLC0415
+    from fleet.jobs import JobError, jobs  # noqa: PLC0415
+
+    try:
+        # One that began at the end of last month may have run into this one: two days is the longest.
+        return jobs(find(None, stack), days=now.day + 2, now=now), ""
+    except (JobError, pulumi.PulumiError, BotoCoreError, ClientError) as error:
+        return [], f"AWS does not tell what they cost: {error}"
 
 
 T = TypeVar("T")
@@ -122,6 +145,16 @@ def document(bill: Report, *, complete: bool) -> dict[str, Any]:
             }
             for entry, cost in bill.rows
         ],
+        "jobs": [
+            {
+                "job": job.id,
+                "type": job.type,
+                "status": job.status,
+                "per_hour": job.per_hour and round(job.per_hour, 6),
+                "month_to_date": job.month_to_date and round(job.month_to_date, 4),
+            }
+            for job in bill.jobs
+        ],
     }
 
 
@@ -139,10 +172,16 @@ def _show(bill: Report, rate: ExchangeRate) -> None:
         table.add_row(entry.node, where, entry.type or "-", entry.status, *shown, total)
     console = Console()
     console.print(table)
+    if bill.jobs:
+        listed = Table("job", "type", "status", f"{bill.currency} / h", "since the first")
+        for job in bill.jobs:
+            amounts = ("unknown" if it is None else f"{it:.4f}" for it in (job.per_hour, job.month_to_date))
+            listed.add_row(job.id, job.type, job.status, *amounts)
+        console.print(listed)
     console.print(
         f"{bill.per_hour:.4f} {bill.currency} an hour, {bill.per_hour * HOURS_PER_MONTH:.2f} a month; "
         f"{bill.month_to_date:.2f} since the first of this month"
     )
     for line in bill.unknown:
         console.print(f"not in the sums: {line}", highlight=False)
-    console.print(f"1 EUR = {rate.usd_per_eur} USD ({rate.as_of}); before tax; jobs have their own report")
+    console.print(f"1 EUR = {rate.usd_per_eur} USD ({rate.as_of}); before tax")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_catalog import document, write
@@ -20,6 +22,7 @@ from fleet.cost import (
     node_cost_per_hour,
     outlived,
 )
+from fleet.jobs import Job, Result, Status
 
 RATE = ExchangeRate(1.10, date(2026, 1, 1), "a test")
 
@@ -159,6 +162,7 @@ def test_only_what_has_outlived_its_time_is_due_and_the_longest_overdue_first() 
 
 # --- a state --------------------------------------------------------------------------------------------
 
+OLD = datetime(2026, 10, 1, tzinfo=UTC)
 AWS = resource(
     "aws:ec2/instance:Instance",
     "gpu",
@@ -229,6 +233,34 @@ def test_a_control_instance_has_its_price_though_it_has_no_gpu() -> None:
     assert node_cost_per_hour("aws", "us-east-1", "t3.large", 30).total == pytest.approx(
         0.0832 + 30 * 0.08 / 730 + 0.005
     )
+
+
+def job(name: str, launched: datetime, status: Status = Status.RUNNING, **more: Any) -> Job:
+    return Job(name, status, "train.sh", launched, "g6.xlarge", price_per_hour=0.8, **more)
+
+
+def test_jobs_are_billed_for_their_part_of_the_month() -> None:
+    now = datetime(2026, 11, 2, tzinfo=UTC)
+    ended = datetime(2026, 11, 1, 1, tzinfo=UTC)
+    result = Result("succeeded", "", 0, 7200, 1.6, ended)
+    found = [
+        job("runs", now - timedelta(hours=2)),
+        job("over", ended - timedelta(hours=2), Status.SUCCEEDED, result=result),
+        job("lost", now - timedelta(hours=3), Status.LOST),
+        job("before", ended - timedelta(days=9), Status.FAILED, result=replace(result, ended=OLD)),
+    ]
+    bill = report([(OLD, state())], now, jobs=found, currency="USD", rate=RATE)
+    assert [(each.id, each.per_hour, each.month_to_date) for each in bill.jobs] == [
+        ("runs", 0.8, 1.6),
+        # It ran for one hour of October and one of November.
+        ("over", 0.0, 0.8),
+        ("lost", 0.0, None),
+    ]
+    assert bill.per_hour == pytest.approx(0.8)
+    assert bill.month_to_date == pytest.approx(2.4)
+    assert bill.unknown == ("lost: nobody knows what this job (lost) cost",)
+    euros = report([(OLD, state())], now, jobs=found, rate=RATE)
+    assert euros.per_hour == pytest.approx(0.8 / RATE.usd_per_eur)
 
 
 def test_a_node_is_destroyed_with_all_its_parts_and_nothing_else() -> None:

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from fleet import billing, settings
 from fleet.commands import catalog, cost_report, pulumi, reap
 from fleet.commands.plan import plan
+from fleet.jobs import Job, JobError, Status
 
 app = typer.Typer()
 app.add_typer(catalog.app, name="catalog")
@@ -240,6 +241,40 @@ def test_a_cost_report_without_versions_bills_what_is_there_now(stack: Stack) ->
     assert [entry["status"] for entry in printed["nodes"]] == ["running"] * 3
     assert printed["per_hour"] == pytest.approx(3 * printed["nodes"][0]["per_hour"], abs=1e-6)
     assert printed["month_to_date"] > 0
+
+
+def with_jobs(stack: Stack) -> None:
+    """The stack gets a pipeline of GPU jobs."""
+    stack.current["deployment"]["resources"][0]["outputs"] = {"jobs": {"pipeline": "dev-jobs"}}
+
+
+def test_a_cost_report_tells_of_the_pipelines_jobs(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_jobs(stack)
+    launched = datetime.now(UTC) - timedelta(minutes=30)
+    running = Job("job-1", Status.RUNNING, "train.sh", launched, "g6.xlarge", price_per_hour=0.8)
+    monkeypatch.setattr("fleet.commands.job.find", lambda file, stack: "the pipeline")
+    monkeypatch.setattr("fleet.jobs.jobs", lambda pipeline, **_: [running] if pipeline else [])
+    printed = json.loads(run("cost-report", "--json", "--currency", "USD"))
+    assert [(job["job"], job["status"], job["per_hour"]) for job in printed["jobs"]] == [
+        ("job-1", "running", 0.8)
+    ]
+    nodes = sum(entry["per_hour"] for entry in printed["nodes"])
+    assert printed["per_hour"] == pytest.approx(nodes + 0.8, abs=1e-5)
+    assert "job-1" in run("cost-report")
+
+
+def test_a_cost_report_says_when_aws_does_not_tell_of_jobs(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_jobs(stack)
+
+    def refuse(*_: Any) -> None:
+        raise JobError("no credentials")
+
+    monkeypatch.setattr("fleet.commands.job.find", refuse)
+    printed = json.loads(run("cost-report", "--json"))
+    assert printed["unknown"] == ["jobs: AWS does not tell what they cost: no credentials"]
+    assert (printed["jobs"], len(printed["nodes"])) == ([], 3)
 
 
 def test_a_missing_pulumi_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import boto3
 from fleets import Fleet
 from harness import wait_for
-from test_aws_node import fleet  # noqa: F401 - a fixture
+from test_aws_node import PLAIN_AMI, fleet  # noqa: F401 - a fixture
 from test_fleet_commands import ended, fleet_command
 
 from simcloud import aws
@@ -33,7 +33,11 @@ def run(fleet: Fleet, *words: str) -> str:  # noqa: F811
 
 def test_a_pipeline_is_made_runs_jobs_and_is_gone_after_destroy(fleet: Fleet) -> None:  # noqa: F811
     fleet.config["health"]["enabled"] = False
-    fleet.config["jobs"] = {"name": "jobs", "control": {"protect": False}}
+    fleet.config["jobs"] = {"name": "jobs", "control": {"protect": False}, "ami": PLAIN_AMI}
+    refused = " ".join(fleet.run("preview", expect_failure=True).stdout.split())
+    assert f"jobs: ami: {PLAIN_AMI}" in refused
+    assert "carries no NVIDIA driver; use a Deep Learning Base GPU AMI" in refused
+    del fleet.config["jobs"]["ami"]
     fleet.run("up")
     jobs = fleet.outputs()["jobs"]
     ec2, iam = console(fleet, "ec2"), console(fleet, "iam")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import gzip
 import json
@@ -16,7 +17,7 @@ import pytest
 import yaml
 
 from fleet.jobs.userdata import JobSpec
-from fleet.userdata import UserDataTooLarge
+from fleet.userdata import FILES, UserDataTooLarge
 from simcloud.aws.jobs import JobBoot, JobMachines
 
 SPEC = JobSpec(
@@ -222,6 +223,10 @@ async def test_a_restarted_machine_does_not_run_its_job_again(trial: Trial) -> N
     trial.start()
     assert (await trial.end())["reason"] == "restarted"
     assert (trial.share / "count").read_text() == "once\n"
+
+
+def test_the_runner_is_written_for_the_python_of_amazon_linux() -> None:
+    ast.parse((FILES / "job/job.py").read_text(), feature_version=(3, 9))
 
 
 def test_the_first_thing_a_machine_does_is_to_set_its_last_second() -> None:

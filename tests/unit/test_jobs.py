@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import sys
 import time
@@ -17,7 +18,9 @@ from typing import Any
 
 import boto3
 import pytest
+from typer.testing import CliRunner
 
+from fleet.cli import app
 from fleet.jobs import (
     Job,
     JobError,
@@ -170,6 +173,27 @@ def machines(cloud: SimCloud) -> list[dict[str, Any]]:
     """Every instance that was ever launched."""
     found = owner(cloud, "ec2").describe_instances()["Reservations"]
     return [each for one in found for each in one["Instances"]]
+
+
+def written(pipeline: Pipeline, directory: Path) -> Path:
+    """The file by which a control instance knows its pipeline: the stack's outputs."""
+    output = {
+        "pipeline": pipeline.name,
+        "region": REGION,
+        "types": ["g6e.xlarge"],
+        "subnets": pipeline.subnets,
+        "spot": False,
+        "timeout_minutes": 120,
+        "max_cost": None,
+        "script": pipeline.script,
+        "mount_path": "/nowhere",
+        "launch_template_id": pipeline.launch_template,
+        "file_system_id": "fs-1",
+        "log_group": pipeline.log_group,
+    }
+    file = directory / "pipeline.json"
+    file.write_text(json.dumps({"jobs": output}))
+    return file
 
 
 def test_a_job_is_followed_from_launch_to_result_and_leaves_nothing(
@@ -351,23 +375,7 @@ def test_a_celery_task_that_is_delivered_again_finds_its_job(
     )
     monkeypatch.setitem(sys.modules, "celery", celery)
     example = runpy.run_path(str(ROOT / "docs/examples/celery_jobs.py"))
-    output = {
-        "pipeline": pipeline.name,
-        "region": REGION,
-        "types": ["g6e.xlarge"],
-        "subnets": pipeline.subnets,
-        "spot": False,
-        "timeout_minutes": 120,
-        "max_cost": None,
-        "script": "",
-        "mount_path": "/nowhere",
-        "launch_template_id": pipeline.launch_template,
-        "file_system_id": "fs-1",
-        "log_group": pipeline.log_group,
-    }
-    file = tmp_path / "pipeline.json"
-    file.write_text(json.dumps({"jobs": output}))
-    monkeypatch.setitem(example["process"].__globals__, "PIPELINE", file)
+    monkeypatch.setitem(example["process"].__globals__, "PIPELINE", written(pipeline, tmp_path))
     states: list[Any] = []
     task = SimpleNamespace(
         request=SimpleNamespace(id="task-1"),
@@ -378,6 +386,41 @@ def test_a_celery_task_that_is_delivered_again_finds_its_job(
     assert states[-1] == "failed"
     assert example["process"](task, "app/work.sh", ["3"]) == first
     assert len(machines(cloud)) == 1
+
+
+def test_the_commands_need_no_stack(
+    cloud: SimCloud, pipeline: Pipeline, share: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in cloud.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("VLLM_FLEET_PIPELINE", str(written(pipeline, tmp_path)))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def fleet(*words: str) -> tuple[int, str]:
+        done = CliRunner().invoke(app, ["job", *words])
+        return done.exit_code, done.output
+
+    assert fleet("run", "--estimate", "--max-cost", "0.5") == (
+        0,
+        "g6e.xlarge: off after 16 min, $0.4963 at most\n",
+    )
+    assert machines(cloud) == []
+    assert fleet("list") == (0, "no jobs in 7 days\n")
+    script(share, "echo begun; exit 7")
+    code, said = fleet("run", "--token", "a", "--timeout", "5")
+    assert code == 7
+    assert "begun\n" in said
+    assert re.search(r"job-\w+: script-failed; 1\.0 of 5 min, \$0\.0310", said)
+    assert re.search(
+        r"job-\w+ +failed +script-failed +app/work.sh +g6e.xlarge .* of 5 +\$0\.0310", fleet("list")[1]
+    )
+    job_id = find_id(said)
+    assert "begun\n" in fleet("logs", job_id)[1]
+    assert fleet("cancel", job_id) == (2, f"fleet: {job_id} is over already: failed\n")
+    assert fleet("reap", "--region", REGION, "--yes") == (0, "No job instance has outlived its deadline\n")
+    code, said = fleet("run", "--max-cost", "0.01")
+    assert code == 2
+    assert "max_cost: 0.01 pays for less than a minute of g6e.xlarge" in said
 
 
 @pytest.mark.parametrize(

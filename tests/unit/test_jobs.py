@@ -411,10 +411,9 @@ def test_the_commands_need_no_stack(
     assert code == 7
     assert "begun\n" in said
     assert re.search(r"job-\w+: script-failed; 1\.0 of 5 min, \$0\.0310", said)
-    assert re.search(
-        r"job-\w+ +failed +script-failed +app/work.sh +g6e.xlarge .* of 5 +\$0\.0310", fleet("list")[1]
-    )
-    job_id = find_id(said)
+    job_id = re.findall(r"job-\w{12}", said)[0]
+    row = rf"{job_id} +failed +script-failed +app/work.sh +g6e.xlarge .* of 5 +\$0\.0310"
+    assert re.search(row, fleet("list")[1])
     assert "begun\n" in fleet("logs", job_id)[1]
     assert fleet("cancel", job_id) == (2, f"fleet: {job_id} is over already: failed\n")
     assert fleet("reap", "--region", REGION, "--yes") == (0, "No job instance has outlived its deadline\n")

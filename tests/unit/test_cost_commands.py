@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
 import pytest
 import typer
 import yaml
+from small_catalog import document as small
 from small_state import node, state
 from typer.testing import CliRunner
 
@@ -130,6 +133,71 @@ def test_catalog_refresh_writes_what_it_shows(tmp_path: Path, monkeypatch: pytes
     run("catalog", "refresh", "linode", "--directory", str(tmp_path), "--write")
     assert "9.87" in path.read_text(encoding="utf-8")
     assert "linode: nothing changed" in run("catalog", "refresh", "linode", "--directory", str(tmp_path))
+
+
+EC2 = '<{0} xmlns="http://ec2.amazonaws.com/doc/2016-11-15/">{1}</{0}>'
+
+
+class Aws(BaseHTTPRequestHandler):
+    """The Price List API and EC2's spot prices, as far as a refresh asks; each price once for all regions."""
+
+    hourly = "0.7"
+    spot = "0.3"
+
+    def do_POST(self) -> None:
+        asked = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        if "GetProducts" in self.headers.get("X-Amz-Target", ""):
+            reply = json.dumps({"PriceList": [self._product()] if "GPU instance" in asked else []})
+        elif "DescribeRegions" in asked:
+            reply = EC2.format(
+                "DescribeRegionsResponse",
+                "<regionInfo><item><regionName>us-west-1</regionName></item></regionInfo>",
+            )
+        else:
+            reply = EC2.format(
+                "DescribeSpotPriceHistoryResponse",
+                "<spotPriceHistorySet><item><instanceType>g4dn.xlarge</instanceType>"
+                "<productDescription>Linux/UNIX</productDescription>"
+                f"<spotPrice>{self.spot}</spotPrice><availabilityZone>us-west-1a</availabilityZone>"
+                "</item></spotPriceHistorySet>",
+            )
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(reply.encode())
+
+    def _product(self) -> str:
+        dimension = {"unit": "Hrs", "pricePerUnit": {"USD": self.hourly}}
+        terms = {"OnDemand": {"T": {"priceDimensions": {"D": dimension}}}}
+        return json.dumps({"product": {"attributes": {"instanceType": "g4dn.xlarge"}}, "terms": terms})
+
+    def log_message(self, *_: object) -> None:
+        """Tests are quiet."""
+
+
+def test_catalog_refresh_follows_what_changes_at_aws_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    facts = {"gpu": "T4", "gpu_count": 1, "vcpus": 4, "ram_gib": 16}
+    before = [{"zone": "us-west-1", "source": "https://x", "as_of": None, "hourly": {"g4dn.xlarge": None}}]
+    path = tmp_path / "aws.json"
+    path.write_text(json.dumps(small("aws", types={"g4dn.xlarge": facts}, price_lists=before)))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Aws) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        asked = ("catalog", "refresh", "aws", "--directory", str(tmp_path), "--aws-url", url, "--write")
+        run(*asked)
+        lists = json.loads(path.read_text(encoding="utf-8"))["price_lists"]
+        assert [(entry.get("spot", False), entry["hourly"]) for entry in lists] == [
+            (False, {"g4dn.xlarge": 0.7}),
+            (True, {"g4dn.xlarge": 0.3}),
+        ]
+        assert run(*asked) == "aws: nothing changed\n"
+        monkeypatch.setattr(Aws, "spot", "0.25")
+        changed = [line for line in run(*asked).splitlines() if line[:1] in "+-" and line[1:2] == " "]
+        assert changed == ['-    "g4dn.xlarge": 0.3', '+    "g4dn.xlarge": 0.25']
+        server.shutdown()
 
 
 # --- the state of a stack -------------------------------------------------------------------------------

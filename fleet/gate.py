@@ -41,7 +41,7 @@ from fleet.ssh import (
     Timeout,
     wait_for_ssh,
 )
-from fleet.watch import ContainerWatch, UnitWatch, Watch
+from fleet.watch import UNIT, ContainerWatch, UnitWatch, Watch
 
 API_KEY_VARIABLE = "FLEET_API_KEY"
 STAGES_PATH = "/var/lib/vllm-fleet/stages.jsonl"
@@ -246,6 +246,8 @@ class _Gate:
         await self._until("the installation", timeouts.install_s, self._installed, Fault.INSTALL_TIMEOUT)
         self._boot = await self._boot_times()
         self._reached(", ".join(f"{stage['stage']} {stage['seconds']:.0f} s" for stage in self._boot))
+        # One that Docker's failure kept from starting does not start by itself; for others this is nothing.
+        await self._until("vllm.service", timeouts.install_s, self._begin_serving, Fault.INSTALL_TIMEOUT)
 
         self._stage = Stage.WORKER_VLLM_HTTP_OK
         loading = _Wait(self._clock, timeouts.ready_s)
@@ -415,6 +417,9 @@ class _Gate:
         return tuple(stage for line in lines if (stage := _boot_stage(line)))
 
     # --- Stages 70 to 95: the model answers ---
+
+    async def _begin_serving(self, node: Connection) -> None:
+        await node.run(["systemctl", "start", "--no-block", self._spec.unit or UNIT], check=False)
 
     async def _healthy(self, node: Connection) -> str | None:
         reply = await self._get(node, "/health")

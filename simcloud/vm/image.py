@@ -249,15 +249,25 @@ def _certificates(target: Path) -> bytes:
             .not_valid_after(now + timedelta(days=3650))
         )
 
+    # All that a strict client (Python's from 3.13 on) wants to see.
+    signs = x509.KeyUsage(
+        key_cert_sign=True, crl_sign=False, digital_signature=False, content_commitment=False,
+        key_encipherment=False, data_encipherment=False, key_agreement=False, encipher_only=False,
+        decipher_only=False,
+    )  # fmt: skip
+    authority_public = authority_key.public_key()
     authority = (
-        certificate("Embedded cloud mirrors", authority_key.public_key())
+        certificate("Embedded cloud mirrors", authority_public)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(signs, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(authority_public), critical=False)
         .sign(authority_key, hashes.SHA256())
     )
     names = x509.SubjectAlternativeName([x509.DNSName(host) for host in MIRRORED_HOSTS])
     leaf = (
         certificate("mirrors", key.public_key())
         .add_extension(names, critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_public), critical=False)
         .sign(authority_key, hashes.SHA256())
     )
     pem = serialization.Encoding.PEM

@@ -94,6 +94,7 @@ class GpuJobPipeline(pulumi.ComponentResource):
                         security_groups=[known["group"]],
                         job_role=known["role"],
                         log_group=known["log"],
+                        spot=jobs.spot,
                     )
                 )
             ),

@@ -39,6 +39,8 @@ class Scope:
     """ARN of the role that job instances get."""
     log_group: str
     """Name of the log group of the jobs."""
+    spot: bool = False
+    """Whether jobs run on spare capacity."""
 
     def arn(self, resource: str) -> str:
         """Of something of EC2 in the account."""
@@ -54,6 +56,7 @@ def control_policy(scope: Scope) -> str:
         *(scope.arn(f"subnet/{each}") for each in scope.subnets),
         scope.arn("network-interface/*"),
         scope.arn(f"launch-template/{scope.launch_template}"),
+        *([scope.arn("spot-instances-request/*")] if scope.spot else []),
     ]
     fixed = [
         *(scope.arn(f"security-group/{each}") for each in scope.security_groups),

@@ -101,6 +101,8 @@ def _launch(request: AwsRequest, ec2: Any, place: str, profile_role: Any) -> Ite
         yield launched("security-group", group, not own_groups)
     if made_from:
         yield launched("launch-template", made_from.id, False)
+    if (data.get("InstanceMarketOptions") or {}).get("MarketType") == "spot":
+        yield launched("spot-instances-request", "*", False)
     if any(key.startswith("aws:RequestTag/") for key in context):
         for kind in ("instance", "volume"):
             yield Asked("ec2:CreateTags", f"{place}:{kind}/*", context | {"ec2:CreateAction": "RunInstances"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import boto3
@@ -34,7 +35,8 @@ class Pipeline:
     """The objects of a pipeline, and clients with the control role's keys."""
 
     def __init__(self, cloud: SimCloud) -> None:
-        self.ec2, iam = client(cloud, "ec2"), client(cloud, "iam")
+        self.ec2, self.iam = client(cloud, "ec2"), client(cloud, "iam")
+        iam = self.iam
         subnets = self.ec2.describe_subnets()["Subnets"]
         self.subnet, self.other_subnet = subnets[0]["SubnetId"], subnets[1]["SubnetId"]
         vpc = subnets[0]["VpcId"]
@@ -47,7 +49,7 @@ class Pipeline:
         for name in ("job", "other"):
             iam.create_instance_profile(InstanceProfileName=name)
             iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
-        data = {
+        data = self.data = {
             "ImageId": AMI,
             "InstanceType": "g6e.xlarge",
             "SecurityGroupIds": [self.group],
@@ -61,7 +63,7 @@ class Pipeline:
             ]["LaunchTemplateId"]
             for name, content in (("jobs", data), ("other", untagged))
         )
-        scope = policies.Scope(
+        self.scope = policies.Scope(
             partition="aws",
             region=REGION,
             account=ACCOUNT,
@@ -72,9 +74,7 @@ class Pipeline:
             job_role=f"arn:aws:iam::{ACCOUNT}:role/job",
             log_group="/jobs",
         )
-        iam.put_role_policy(
-            RoleName="control", PolicyName="control", PolicyDocument=policies.control_policy(scope)
-        )
+        self.rights()
         given = client(cloud, "sts").assume_role(
             RoleArn=f"arn:aws:iam::{ACCOUNT}:role/control", RoleSessionName="test"
         )["Credentials"]
@@ -84,6 +84,17 @@ class Pipeline:
             "aws_session_token": given["SessionToken"],
         }
         self.control, self.control_iam = client(cloud, "ec2", **keys), client(cloud, "iam", **keys)
+
+    def template_says(self, **changes: Any) -> None:
+        """Give the template a new version."""
+        self.ec2.create_launch_template_version(
+            LaunchTemplateId=self.template, LaunchTemplateData=self.data | changes
+        )
+
+    def rights(self, **changes: Any) -> None:
+        """Give the control role the rights of a pipeline like this one."""
+        document = policies.control_policy(replace(self.scope, **changes))
+        self.iam.put_role_policy(RoleName="control", PolicyName="control", PolicyDocument=document)
 
     def launch(self, **changes: Any) -> str:
         wanted: dict[str, Any] = {
@@ -107,6 +118,17 @@ def test_the_control_role_starts_watches_tags_and_ends_its_own_jobs(pipeline: Pi
     pipeline.control.describe_instances(InstanceIds=[id_])
     pipeline.control.describe_instance_status(InstanceIds=[id_])
     pipeline.control.terminate_instances(InstanceIds=[id_])
+
+
+def test_spare_capacity_needs_a_right_of_its_own(pipeline: Pipeline) -> None:
+    pipeline.template_says(InstanceMarketOptions={"MarketType": "spot"})
+    with refused():
+        pipeline.launch()
+    pipeline.rights(spot=True)
+    id_ = pipeline.launch()
+    pipeline.control.terminate_instances(InstanceIds=[id_])
+    pipeline.rights()
+    pipeline.template_says()
 
 
 @pytest.mark.parametrize(

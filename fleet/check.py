@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
+from fleet import ray
 from fleet.diagnosis import Context, Fault, Hints, diagnose, ssh_fault
 from fleet.gate import GateSpec, Timeouts
 from fleet.gate import check as pass_gate
@@ -93,13 +94,15 @@ async def check_node(node: FleetNode, api_key: str | None, limits: Timeouts = RE
             pinned = " or ".join(map(fingerprint, target.host_keys))
             ssh = Finding(node.name, "SSH", Status.OK, f"{target}, host key {pinned} as pinned")
             looks = _Looks(node, session)
-            inside = await asyncio.gather(looks.disk(), looks.driver(), looks.containers(), looks.restarts())
+            serving = [looks.containers(), looks.restarts()] if node.container else [looks.membership()]
+            inside = await asyncio.gather(looks.disk(), looks.driver(), *serving)
     except InventoryError as error:
         return [Finding(node.name, "SSH", Status.FAILED, str(error), "pulumi up")]
     except SshError as error:
         failed = ssh_fault(error)
         return [_failed(node, "SSH", failed.fault, failed.seen)]
-    return [ssh, *inside, await _readiness(node, api_key, limits)]
+    readiness = [await _readiness(node, api_key, limits)] if "vllm" in node.ports else []
+    return [ssh, *inside, *readiness]
 
 
 class _Looks:
@@ -144,6 +147,15 @@ class _Looks:
             self._node, "containers", Fault.EXIT_LOOP if status == 0 else Fault.SERVICE_FAILED, [seen]
         )
 
+    async def membership(self) -> Finding:
+        """Of a Ray cluster's machine: one of the two units runs."""
+        _, said = await self._ask("systemctl", "is-active", ray.HEAD_UNIT, ray.WORKER_UNIT)
+        if "active" in said.split():
+            return self._ok("cluster", "its part of the Ray cluster runs")
+        mend = f"journalctl -u {ray.HEAD_UNIT} -u {ray.WORKER_UNIT} -n 20, then pulumi up"
+        seen = f"neither {ray.HEAD_UNIT} nor {ray.WORKER_UNIT} runs"
+        return Finding(self._node.name, "cluster", Status.FAILED, seen, mend)
+
     async def restarts(self) -> Finding:
         status, said = await self._ask("docker", "inspect", "-f", "{{.RestartCount}}", self._node.container)
         if status != 0:
@@ -166,6 +178,7 @@ async def _readiness(node: FleetNode, api_key: str | None, limits: Timeouts) -> 
         api_key=api_key,
         vllm_port=node.ports["vllm"],
         container_name=node.container,
+        unit="" if node.container else ray.SERVE_UNIT,
         hints=_hints(node),
         timeouts=limits,
     )

@@ -30,9 +30,9 @@ class FleetNode:
     target: Target | None
     """None until the node has an address and its host key is known."""
     container: str
-    """Name of its vLLM container."""
+    """Name of its vLLM container; empty for a machine of a Ray cluster, where units run all there is."""
     ports: Mapping[str, int]
-    """On its loopback: `vllm`, and `webui` where it runs."""
+    """On its loopback: `vllm`, `webui` where it runs, `ray` for a cluster's dashboard."""
     model: str
     server_id: str
 

@@ -146,20 +146,25 @@ class _Meter:
         try:
             if self._session is None:
                 self._session = await self._stack.enter_async_context(connect(self._node.reachable()))
+            # A worker of a Ray cluster serves through its head.
+            serving = self._node.ports.get("vllm")
             vllm, agent = await asyncio.gather(
-                _metrics(self._session, self._node.ports["vllm"]), _metrics(self._session, layout.AGENT_PORT)
+                _metrics(self._session, serving), _metrics(self._session, layout.AGENT_PORT)
             )
         except (SshError, InventoryError) as error:
             await self._stack.aclose()
             self._session = None
             return Sample(self._node.name, time.monotonic(), error=str(error))
-        silent = [name for name, metrics in (("vLLM", vllm), ("the node agent", agent)) if not metrics]
+        answers = [*([("vLLM", vllm)] if serving else []), ("the node agent", agent)]
+        silent = [name for name, metrics in answers if not metrics]
         missing = f"{' and '.join(silent)} did not answer" if silent else ""
         return sample(self._node.name, time.monotonic(), vllm, agent, missing)
 
 
-async def _metrics(session: Connection, port: int) -> Metrics:
-    """What is measured behind this port; nothing if nobody answers there."""
+async def _metrics(session: Connection, port: int | None) -> Metrics:
+    """What is measured behind this port; nothing if there is none, or nobody answers there."""
+    if port is None:
+        return {}
     try:
         reply = await session.http("GET", port, "/metrics", timeout_s=HTTP_TIMEOUT_S)
     except (NothingListens, Timeout):

@@ -15,10 +15,10 @@ from fleet.ssh import Connection, ConnectionLost, NothingListens, Timeout, Unrea
 ATTEMPT_S = 60.0
 """Seconds of trying to connect after which the reason is told again; the trying goes on."""
 
-PATHS = {"vllm": "/health", "webui": "/"}
+PATHS = {"vllm": "/health", "webui": "/", "ray": "/", "grafana": "/api/health", "prometheus": "/-/ready"}
 """What shows that a service answers."""
 
-URLS = {"vllm": "http://127.0.0.1:{port}/v1", "webui": "http://127.0.0.1:{port}"}
+URLS = {**dict.fromkeys(PATHS, "http://127.0.0.1:{port}"), "vllm": "http://127.0.0.1:{port}/v1"}
 
 
 class PortTaken(Exception):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fleet import ray
 from fleet.commands import nodes
 from fleet.commands.nodes import Nodes, StackName
 
@@ -68,7 +69,9 @@ def log_command(node: FleetNode, source: Source, lines: int, *, follow: bool) ->
             str(lines),
             *(["--follow"] if follow else []),
             node.container,
-        ],
+        ]
+        if node.container
+        else [*journal, ray.SERVE_UNIT, "-u", ray.HEAD_UNIT, "-u", ray.WORKER_UNIT],
         Source.SERVICE: [*journal, "vllm.service"],
         Source.AGENT: [*journal, "vllm-agent.service"],
         Source.CLOUD_INIT: [

@@ -222,6 +222,11 @@ class Fault(Enum):
         "VLLM_API_KEY did not reach the container: anyone who reaches the port can use it",
         "{sudo} grep -c ^VLLM_API_KEY=. /opt/llm/.env && {sudo} systemctl restart vllm.service",
     )
+    GATEWAY_FAILED = (
+        "the gateway does not let clients through",
+        "Caddy does not run, or cannot use its configuration or its certificate; its log says which",
+        "{sudo} docker logs --tail 50 caddy",
+    )
     HUNG = (
         "vLLM is healthy but generates nothing",
         "the engine hangs behind a live /health (vllm-project/vllm issue 36960); a restart mostly helps",

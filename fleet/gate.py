@@ -55,6 +55,8 @@ SETTLE_S = 90.0
 the driver is under way by then (cloud-init waits 30 s at most before it)."""
 
 HTTP_TIMEOUT_S = 10.0
+GATEWAY_S = 60.0
+"""Seconds for the gateway to answer, once the model does."""
 STABLE_S = 30.0
 """Seconds within which a node that has generated a token must answer `/health` once more."""
 
@@ -109,6 +111,8 @@ class GateSpec:
     container_name: str = "vllm"
     unit: str = ""
     """The systemd unit that runs vLLM itself; empty: Docker does, in the container."""
+    gateway_port: int | None = None
+    """Where the node's gateway answers on its loopback; none is expected if left out."""
     hints: Hints = field(default_factory=Hints)
     timeouts: Timeouts = field(default_factory=Timeouts)
 
@@ -256,6 +260,8 @@ class _Gate:
 
         self._stage = Stage.WORKER_MODEL_LOADED
         await self._until("/v1/models", loading, self._listed, Fault.LOADING_TIMEOUT)
+        if self._spec.gateway_port is not None:
+            await self._until("the gateway", GATEWAY_S, self._admitted, Fault.GATEWAY_FAILED)
         self._reached(f"lists {self._spec.served_model}, refuses calls without the key")
 
         self._stage = Stage.WORKER_VLLM_WARMUP
@@ -445,6 +451,16 @@ class _Gate:
             raise Failed(Fault.OPEN_WITHOUT_KEY, [f"GET /v1/models without a key: {keyless.status}"])
         return None
 
+    async def _admitted(self, node: Connection) -> str | None:
+        """The gateway does what vLLM does: it answers who holds the key, and nobody else."""
+        port = self._spec.gateway_port
+        with_key = await self._get(node, "/v1/models", with_key=True, port=port)
+        keyless = await self._get(node, "/v1/models", port=port)
+        replies = [reply.status if isinstance(reply, HttpReply) else 0 for reply in (with_key, keyless)]
+        if replies == [200, 401]:
+            return None
+        return f"{_said('with the key', with_key)}, {_said('without', keyless)}"
+
     async def _generates(self, node: Connection) -> str | None:
         started, limit_s = self._clock.now(), self._spec.timeouts.token_s
         # Completions, not chat: every generative model has them, with or without a chat template.
@@ -488,12 +504,14 @@ class _Gate:
             self._next_look_at = now + pause_s(now - self._stage_started, least=1.0, most=10.0)
         return f"{seen}; {self._inside}"
 
-    async def _get(self, node: Connection, path: str, *, with_key: bool = False) -> HttpReply | str:
-        """The reply, or why there was none."""
+    async def _get(
+        self, node: Connection, path: str, *, with_key: bool = False, port: int | None = None
+    ) -> HttpReply | str:
+        """The reply of vLLM, or of who listens on another port; or why there was none."""
         headers = self._key() if with_key else {}
         try:
             return await node.http(
-                "GET", self._spec.vllm_port, path, headers=headers, timeout_s=HTTP_TIMEOUT_S
+                "GET", port or self._spec.vllm_port, path, headers=headers, timeout_s=HTTP_TIMEOUT_S
             )
         except NothingListens:
             return "nothing listens"

@@ -12,10 +12,13 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fleet import layout
-from fleet.settings import Expose
+
+if TYPE_CHECKING:
+    # A rollout reads this module, and starts once per node: it needs no pydantic.
+    from fleet.settings import Expose
 
 SERVICE = "gateway"
 """Caddy's service in the compose file."""

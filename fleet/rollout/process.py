@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from fleet.diagnosis import (
     quote,
     ssh_fault,
 )
-from fleet.layout import DIRECTORY
-from fleet.progress import SYSTEM_CLOCK, Clock, Progress, Stage
+from fleet.gateway import UNNOTICED_S
+from fleet.layout import DIRECTORY, GATEWAY_CHECK_PORT
+from fleet.progress import SYSTEM_CLOCK, Clock, Progress, Stage, pause_s
 from fleet.rollout import preflight
 from fleet.rollout.release import SERVICE, Release, Unreadable, differences
 from fleet.rollout.session import Session
@@ -35,7 +37,10 @@ PULL_S = 1800.0
 SWITCH_S = 300.0
 """Seconds for Compose to stop one container and start the next."""
 
-SWITCHING = {"switch", "gate", "commit", "restore"}
+RUNNING = re.compile(r"^vllm:num_requests_(?:running|waiting)\{.*\} (\S+)$", re.MULTILINE)
+"""In vLLM's metrics."""
+
+SWITCHING = {"switch", "drain", "gate", "commit", "restore"}
 """Phases in which the node may be between two releases."""
 
 SUCCESS_MARKS = ("Uvicorn running", "Application startup complete")
@@ -94,7 +99,9 @@ class _Rollout:
         self._store = Store(self._node, spec.owner, clock)
         self._secrets = release.secrets
         self._phase = "connect"
-        self._turnstile: Turnstile | None = None
+        # From the first moment, so that the order is that of the names, not that of who is prepared first.
+        # Kept until the process ends, so that its failure is known to all who overlap with it.
+        self._turnstile = None if spec.dry_run else Turnstile(spec.queue, spec.node, clock)
 
     async def run(self) -> Outcome:
         try:
@@ -128,8 +135,12 @@ class _Rollout:
                 f"nothing was heard of this one for more than {LEASE_S} s; run `pulumi up` again"
             ) from None
         finally:
-            if self._turnstile:
-                self._turnstile.leave()
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._turnstile:
+            self._turnstile.leave()
+        self._turnstile = None
 
     async def _locked(self) -> Outcome:
         resumed = await self._recover()
@@ -142,14 +153,13 @@ class _Rollout:
         ):
             return Outcome(served.digest, "files are up to date")
         if served is None or not (resumed or await self._serves(served)):
+            self._leave()  # there is nothing to interrupt, so nobody has to wait for it
             return await self._deliver(served)
         self._secrets += served.secrets
         for line in differences(served, self._release):
             self._progress.note(Stage.WORKER_SSH_ACCESSIBLE, f"  {line}")
-        if self._spec.dry_run:
+        if self._turnstile is None:
             return await self._rehearse(served)
-        # Kept until the process ends, so that its failure is known to all who overlap with it.
-        self._turnstile = Turnstile(self._spec.queue, self._spec.node, self._clock)
         try:
             if resumed is None:
                 await self._prepare(served)
@@ -314,6 +324,9 @@ class _Rollout:
             await self._store.still_mine()
             await self._store.write_journal(Journal("switch", release.digest, served.digest))
             await self._store.arm_watchdog()
+            if self._spec.drain_s and served.has_gateway:
+                self._begin("drain")
+                await self._drain(served)
             await self._store.put_in_place(release)
             await self._start(self._spec.replace)
             self._begin("gate")
@@ -329,6 +342,27 @@ class _Rollout:
                 f"{self._headline(self._explained(error))}\n  node:  {await self._undo(served)}"
             ) from None
         return Outcome(release.digest, f"release {release.digest} serves: {await self._success_mark()}")
+
+    async def _drain(self, served: Release) -> None:
+        """Wait until the gateway has seen the journal, which tells it to look elsewhere, and until what it
+        sent before that has ended."""
+        started = self._clock.now()
+        await self._clock.sleep(UNNOTICED_S)
+        while running := await self._running(served):
+            waited_s = self._clock.now() - started
+            if waited_s >= self._spec.drain_s:
+                self._say(f"{running:.0f} requests are still running and will be cut off")
+                return
+            self._waiting("requests to end")(f"{running:.0f}", waited_s, self._spec.drain_s)
+            await self._clock.sleep(pause_s(waited_s))
+
+    async def _running(self, served: Release) -> float:
+        """Requests that vLLM is working on."""
+        try:
+            metrics = (await self._node.get(served.port, "/metrics")).body.decode(errors="replace")
+        except (NothingListens, Timeout):
+            return 0.0
+        return sum(map(float, RUNNING.findall(metrics)))
 
     async def _undo(self, served: Release) -> str:
         """Put the release before back, and say how it does."""
@@ -367,12 +401,13 @@ class _Rollout:
             self._spec.node,
             self._spec.cloud,
             self._spec.target,
-            release.served_model,
-            release.api_key,
-            release.port,
-            release.container,
-            self._spec.hints,
-            self._spec.timeouts,
+            served_model=release.served_model,
+            api_key=release.api_key,
+            vllm_port=release.port,
+            container_name=release.container,
+            gateway_port=GATEWAY_CHECK_PORT if release.has_gateway else None,
+            hints=self._spec.hints,
+            timeouts=self._spec.timeouts,
         )
         return await gate.check(
             spec, _Within(self._progress, self._spec.node, self._clock), clock=self._clock

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from fleet import gateway
 from fleet.layout import COMPOSE_PATH, ENV_PATH
 
 SERVICE = "vllm"
@@ -113,6 +114,11 @@ class Release:
     def visible_devices(self) -> str:
         """The GPUs the container sees: `all`, or indices with commas."""
         return self.variables.get("NVIDIA_VISIBLE_DEVICES", "all")
+
+    @property
+    def has_gateway(self) -> bool:
+        """Whether a gateway stands before vLLM."""
+        return gateway.SERVICE in self.services
 
     @property
     def api_key(self) -> str:

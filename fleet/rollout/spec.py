@@ -22,6 +22,8 @@ class Queue:
     """Of this machine, shared by the rollouts of one stack."""
     max_unavailable: int = 1
     """Nodes that may be between two releases at once."""
+    settle_s: float = 0.0
+    """Seconds after the last start of a rollout in which nobody switches yet."""
     limit_s: float = 86400.0
     """Seconds to wait for this node's turn."""
 
@@ -47,6 +49,8 @@ class RolloutSpec:
     """`changed` recreates the containers that changed, `force-recreate` all, `down` removes all first."""
     confirm: tuple[str, ...] = ()
     """Confirmations given for single deployments."""
+    drain_s: float = 0.0
+    """Seconds to wait for requests to end before what is served is stopped; 0 where nobody takes over."""
     dry_run: bool = False
     """Look and compare, change nothing."""
     timeouts: Timeouts = field(default_factory=Timeouts)

@@ -3,14 +3,16 @@ their names.
 
 All rollouts of one update run on one machine at the same time, as children of the engine. They agree through
 files in one folder, each held by `flock` for as long as its process lives, so that a killed rollout never
-blocks another. Rollouts that overlap form a round; the first failure in a round keeps those that have
-not switched yet from switching.
+blocks another. Rollouts that overlap form a round, which each joins as it starts, and nobody switches before
+the round has stood still for a moment: those of one update start together, whatever each finds to prepare.
+The first failure in a round keeps those that have not switched yet from switching.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -46,6 +48,7 @@ class Turnstile:
         fcntl.flock(self._round, fcntl.LOCK_SH)
         self._member = self._folder / f"member-{node}"
         self._membership = os.open(self._member, os.O_CREAT | os.O_RDWR, 0o600)
+        os.utime(self._membership)
         fcntl.flock(self._membership, fcntl.LOCK_EX)
 
     def leave(self) -> None:
@@ -78,7 +81,8 @@ class Turnstile:
         while True:
             before = self._before()
             # The order comes from the list, the limit from the slots: a member may join late.
-            slot = self._free_slot() if len(before) < self._queue.max_unavailable else None
+            first = self._settled() and len(before) < self._queue.max_unavailable
+            slot = self._free_slot() if first else None
             if self._failed.exists():  # asked last: who fails says so before it gives its slot back
                 if slot is not None:
                     os.close(slot)
@@ -86,7 +90,7 @@ class Turnstile:
             if slot is not None:
                 return slot
             waited_s = self._clock.now() - started
-            whom = ", ".join(before) or "a node that is being switched"
+            whom = ", ".join(before) or "nodes that are being switched or have just started"
             if waited_s >= self._queue.limit_s:
                 raise TurnTimeout(whom)
             waiting(whom, waited_s, self._queue.limit_s)
@@ -96,6 +100,11 @@ class Turnstile:
         """Members of the round that come first."""
         earlier = [path for path in sorted(self._folder.glob("member-*")) if path.name < self._member.name]
         return [path.name.removeprefix("member-") for path in earlier if _held(path)]
+
+    def _settled(self) -> bool:
+        """Whether nobody has joined for a while."""
+        last = max(map(_joined_at, self._folder.glob("member-*")), default=0.0)
+        return time.time() - last >= self._queue.settle_s
 
     def _free_slot(self) -> int | None:
         for number in range(self._queue.max_unavailable):
@@ -115,6 +124,14 @@ def _held(path: Path) -> bool:
         return not _try_lock(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _joined_at(path: Path) -> float:
+    """When a member joined; 0 for one that has left."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -56,6 +56,21 @@ async def test_no_more_than_the_limit_are_switched_at_once_and_in_order(
         assert order == list("abcde")
 
 
+async def test_who_is_ready_first_waits_for_those_that_started_with_it(tmp_path: Path) -> None:
+    order: list[str] = []
+    queue = Queue(tmp_path, settle_s=1.0)
+
+    async def switch(name: str, prepared_after_s: float) -> None:
+        turnstile = Turnstile(queue, name)
+        await asyncio.sleep(prepared_after_s)
+        async with turnstile.turn(ignore):
+            order.append(name)
+        turnstile.leave()
+
+    await asyncio.gather(switch("c", 0), switch("b", 0.2), switch("a", 0.4))
+    assert order == ["a", "b", "c"]
+
+
 async def test_a_member_that_joins_late_waits_for_the_one_being_switched(tmp_path: Path) -> None:
     with members(tmp_path, "b") as first:
         async with first["b"].turn(ignore):

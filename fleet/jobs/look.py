@@ -130,10 +130,10 @@ def find(pipeline: Pipeline, job_id: str, *, now: datetime | None = None) -> Job
     found = of_instances(instances(pipeline.ec2, pipeline.name, job_id), now)
     job = found[0] if found else None
     if job is None:
-        streams = list(_streams(pipeline, f"log/{job_id}"))
-        if not streams:
+        stream = _stream(pipeline, f"log/{job_id}")
+        if stream is None:
             return None
-        job = _forgotten(job_id, streams[0])
+        job = _forgotten(job_id, stream)
     for result in _result_events(pipeline, job_id):
         return _with_result(job, result)
     shared = _shared_result(pipeline, job_id)
@@ -228,8 +228,11 @@ def _streams(pipeline: Pipeline, prefix: str) -> Iterator[dict[str, Any]]:
     pages = pipeline.logs.get_paginator("describe_log_streams").paginate(
         logGroupName=pipeline.log_group, logStreamNamePrefix=prefix
     )
-    with_group = _told(pipeline, pages)
-    yield from (stream for page in with_group for stream in page["logStreams"])
+    yield from (stream for page in _told(pipeline, pages) for stream in page["logStreams"])
+
+
+def _stream(pipeline: Pipeline, name: str) -> dict[str, Any] | None:
+    return next((each for each in _streams(pipeline, name) if each["logStreamName"] == name), None)
 
 
 def _results(pipeline: Pipeline, since: datetime, known: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -252,7 +255,7 @@ def _results(pipeline: Pipeline, since: datetime, known: Iterable[str]) -> Itera
 
 
 def _result_events(pipeline: Pipeline, job_id: str) -> Iterator[dict[str, Any]]:
-    if any(_streams(pipeline, f"result/{job_id}")):
+    if _stream(pipeline, f"result/{job_id}"):
         events = pipeline.logs.get_log_events(
             logGroupName=pipeline.log_group, logStreamName=f"result/{job_id}", startFromHead=True
         )

@@ -321,8 +321,8 @@ def test_a_cancelled_job_ends_and_says_so(cloud: SimCloud, pipeline: Pipeline, s
     assert result and result.reason == "cancelled"
     with pytest.raises(JobError, match=f"{job.id} is over already: failed"):
         cancel(pipeline, job.id)
-    with pytest.raises(JobError, match="there is no job job-0 in test-jobs"):
-        cancel(pipeline, "job-0")
+    with pytest.raises(JobError, match="there is no job job- in test-jobs"):
+        cancel(pipeline, "job-")
 
 
 def test_a_machine_that_was_taken_back_without_a_result_is_lost_and_its_cost_unknown() -> None:

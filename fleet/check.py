@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,6 +19,7 @@ from fleet import ray
 from fleet.diagnosis import Context, Fault, Hints, diagnose, ssh_fault
 from fleet.gate import GateSpec, Timeouts
 from fleet.gate import check as pass_gate
+from fleet.gateway import HTTPS_PORT
 from fleet.inventory import FleetNode, InventoryError
 from fleet.progress import Progress, Stage
 from fleet.ssh import Connection, SshError, connect, fingerprint
@@ -27,6 +30,10 @@ if TYPE_CHECKING:
 GB = 10**9
 LEAST_FREE_GB = 20.0
 """A vLLM image is some 20 GB unpacked: with less, the next rollout's pull fills the disk."""
+
+LEAST_DAYS = 20
+"""Caddy renews a certificate when a third of its time is left, of Let's Encrypt's 90 days 30."""
+TLS_S = 10.0
 
 READY = Timeouts(ssh_s=10.0, install_s=1.0, ready_s=5.0, token_s=30.0, reboot_s=5.0)
 """The gate's limits for a node that should have been ready all along."""
@@ -84,7 +91,7 @@ def exit_status(findings: Sequence[Finding]) -> int:
 
 
 async def check_node(node: FleetNode, api_key: str | None, limits: Timeouts = READY) -> list[Finding]:
-    """SSH and host key, disk, driver, containers, restarts, readiness: what the node says of itself.
+    """SSH and host key, disk, driver, containers, restarts, certificate, readiness, as the node itself says.
 
     `limits` are those of the gate, which judges the readiness.
     """
@@ -95,7 +102,8 @@ async def check_node(node: FleetNode, api_key: str | None, limits: Timeouts = RE
             ssh = Finding(node.name, "SSH", Status.OK, f"{target}, host key {pinned} as pinned")
             looks = _Looks(node, session)
             serving = [looks.containers(), looks.restarts()] if node.container else [looks.membership()]
-            inside = await asyncio.gather(looks.disk(), looks.driver(), *serving)
+            gateway = [looks.certificate(node.certificate_name)] if node.certificate_name else []
+            inside = await asyncio.gather(looks.disk(), looks.driver(), *serving, *gateway)
     except InventoryError as error:
         return [Finding(node.name, "SSH", Status.FAILED, str(error), "pulumi up")]
     except SshError as error:
@@ -155,6 +163,39 @@ class _Looks:
         mend = f"journalctl -u {ray.HEAD_UNIT} -u {ray.WORKER_UNIT} -n 20, then pulumi up"
         seen = f"neither {ray.HEAD_UNIT} nor {ray.WORKER_UNIT} runs"
         return Finding(self._node.name, "cluster", Status.FAILED, seen, mend)
+
+    async def certificate(self, name: str) -> Finding:
+        """Whom the gateway's certificate is for, and how long it holds."""
+        try:
+            names, ends = await self._shown_certificate(name)
+        except (OSError, TimeoutError) as error:
+            seen = f"port {HTTPS_PORT} shows none: {error or type(error).__name__}"
+            return _failed(self._node, "certificate", Fault.GATEWAY_FAILED, [seen])
+        days = (ends - datetime.now(UTC)).days
+        if not {name, f"*.{name.partition('.')[2]}"} & set(names):
+            seen = f"it is for {', '.join(names)}, not for {name}"
+            return _failed(self._node, "certificate", Fault.GATEWAY_FAILED, [seen])
+        seen = f"for {name}, {days} days left"
+        if days >= LEAST_DAYS:
+            return self._ok("certificate", seen)
+        mend = "it was to be renewed by now: docs/runbooks/certificate.md"
+        status = Status.FAILED if days < 0 else Status.WARNING
+        return Finding(self._node.name, "certificate", status, seen, mend)
+
+    async def _shown_certificate(self, name: str) -> tuple[list[str], datetime]:
+        """The names and the end of what is shown to clients of `name`. Raises OSError, TimeoutError."""
+        from cryptography import x509  # noqa: PLC0415  only where there is a gateway
+
+        # Read, not trusted: nothing is sent, and one that has run out is to be read as well.
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        async with self._session.forward(HTTPS_PORT) as port, asyncio.timeout(TLS_S):
+            _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=name)
+            shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            writer.close()
+        certificate = x509.load_der_x509_certificate(shown)
+        known = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return known.get_values_for_type(x509.DNSName), certificate.not_valid_after_utc
 
     async def restarts(self) -> Finding:
         status, said = await self._ask("docker", "inspect", "-f", "{{.RestartCount}}", self._node.container)

@@ -35,6 +35,8 @@ class FleetNode:
     """On its loopback: `vllm`, `webui` where it runs, `ray` for a cluster's dashboard."""
     model: str
     server_id: str
+    certificate_name: str | None = None
+    """Whom the certificate on its port 443 is for; None where nothing listens there."""
 
     def reachable(self) -> Target:
         """Where SSH answers. Raises InventoryError if that is not known yet."""
@@ -72,6 +74,7 @@ def _node(name: str, entry: Mapping[str, Any]) -> FleetNode:
         ports=entry["ports"],
         model=entry["model"],
         server_id=entry["id"],
+        certificate_name=entry.get("certificate_name"),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 
 from fleet import compose, layout
 from fleet.authority import Issued, issue
+from fleet.check import Finding, Status, check_node
 from fleet.gateway import NODE_NAME, Gateway, caddyfile
 from fleet.settings import Expose, Secrets, Serving
 from fleet.settings.expose import certificate_problem
@@ -199,6 +200,21 @@ async def test_the_node_sees_its_gateway_from_within(clients: Clients) -> None:
         for given, status in ((headers, 200), ({}, 401)):
             reply = await node.http("GET", layout.GATEWAY_CHECK_PORT, "/v1/models", headers=given)
             assert reply.status == status
+
+
+async def test_a_check_says_how_long_the_certificate_holds(clients: Clients) -> None:
+    async def found(index: int, name: str) -> Finding:
+        node = replace(clients.fleet.nodes[index], certificate_name=name, ports={})
+        return next(each for each in await check_node(node, None) if each.name == "certificate")
+
+    for index, name in enumerate((DOMAIN, NODE_NAME)):
+        finding = await found(index, name)
+        assert (finding.status, finding.seen) == (Status.OK, f"for {name}, 3649 days left")
+    wrong = await found(0, "other.example.org")
+    assert wrong.status is Status.FAILED and "port 443 shows none" in wrong.seen
+    await clients.on(1, "docker", "stop", "caddy")
+    gone = await found(1, NODE_NAME)
+    assert gone.status is Status.FAILED and "docker logs --tail 50 caddy" in gone.mend
 
 
 def test_a_certificate_is_for_the_domain_and_has_its_key() -> None:

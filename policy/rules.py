@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from fleet import cloudconfig, layout
+from fleet import cloudconfig, gateway, layout
 from fleet.cost import HOURS_PER_MONTH
 from fleet.settings.values import PinnedImage
 from policy.openings import openings
@@ -106,7 +106,8 @@ def vllm_behind_gateway(subject: Subject) -> Iterator[str]:
     for name, service in subject.services():
         for port in service.get("ports") or ():
             address, published = _published(port)
-            if address not in LOOPBACK and published not in GATEWAY_PORTS:
+            outside = published in GATEWAY_PORTS and name == gateway.SERVICE
+            if address not in LOOPBACK and not outside:
                 yield f"{name}: {port} is published on every address; publish it on 127.0.0.1"
 
 

@@ -29,9 +29,9 @@ TEMPLATE = rules.AWS_LAUNCH_TEMPLATE
 COMMAND = "command:local:Command"
 
 
-def container(**definition: Any) -> dict[str, Any]:
+def container(name: str = "vllm", **definition: Any) -> dict[str, Any]:
     """A rollout that brings one container."""
-    return {"stdin": json.dumps({"compose": yaml.safe_dump({"services": {"vllm": definition}})})}
+    return {"stdin": json.dumps({"compose": yaml.safe_dump({"services": {name: definition}})})}
 
 
 def boot(*files: tuple[str, str]) -> str:
@@ -82,6 +82,8 @@ FIRES = [
     (rules.vllm_behind_gateway, FIREWALL, linode_rule("203.0.113.7/32", "3000")),
     (rules.vllm_behind_gateway, rules.AWS_SECURITY_GROUP, aws_rule("10.0.0.0/8", 7000, 9000)),
     (rules.vllm_behind_gateway, COMMAND, container(ports=["8000:8000"])),
+    (rules.vllm_behind_gateway, COMMAND, container(ports=["443:8000"])),
+    (rules.vllm_behind_gateway, COMMAND, container("gateway", ports=["8081:8081"])),
     (rules.vllm_behind_gateway, COMMAND, container(ports=[{"published": 8000, "target": 8000}])),
     (rules.volumes_encrypted, EC2, {"rootBlockDevice": {"volumeSize": 200.0}}),
     (rules.volumes_encrypted, EC2, {}),
@@ -129,7 +131,7 @@ SILENT = [
     (rules.ssh_from_known_addresses, rules.AWS_SECURITY_GROUP, {"ingress": [UNKNOWN]}),
     (rules.vllm_behind_gateway, GROUP, scaleway_rule("0.0.0.0/0", [80, 443])),
     (rules.vllm_behind_gateway, COMMAND, container(ports=["127.0.0.1:${PORT}:${PORT}"])),
-    (rules.vllm_behind_gateway, COMMAND, container(image="caddy:2.10", ports=["443:443", "80:80/tcp"])),
+    (rules.vllm_behind_gateway, COMMAND, container("gateway", ports=["443:443", "80:80/tcp"])),
     (rules.volumes_encrypted, EC2, {"rootBlockDevice": {"encrypted": True}}),
     (rules.volumes_encrypted, EC2, {"rootBlockDevice": UNKNOWN}),
     (rules.volumes_encrypted, TEMPLATE, {"blockDeviceMappings": [{"ebs": {"encrypted": "true"}}]}),

@@ -170,10 +170,18 @@ class Machine:
 
     async def _answers(self, *, deadline_s: float) -> None:
         async with asyncio.timeout(deadline_s):
-            # The socket is QEMU's to make; nothing tells when.
-            while not self._control.exists() and self.running:  # noqa: ASYNC110
+            # The socket is QEMU's to make and, a moment later, to listen at; nothing tells when.
+            while self.running and not await self._listens():
                 await asyncio.sleep(0.05)
             await self.command("query-status")
+
+    async def _listens(self) -> bool:
+        try:
+            _, writer = await asyncio.open_unix_connection(self._control)
+        except OSError:
+            return False
+        writer.close()
+        return True
 
     @property
     def running(self) -> bool:

@@ -171,7 +171,7 @@ class Machine:
     async def _answers(self, *, deadline_s: float) -> None:
         async with asyncio.timeout(deadline_s):
             # The socket is QEMU's to make and, a moment later, to listen at; nothing tells when.
-            while self.running and not await self._listens():
+            while self.running and not await self._listens():  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
             await self.command("query-status")
 

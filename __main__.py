@@ -28,7 +28,7 @@ async def main() -> None:
     if config.ray:
         from components.ray_cluster import RayCluster, RayClusterArgs  # noqa: PLC0415
 
-        shared = (config.access, config.health, config.secrets, config.rollout)
+        shared = (config.access, config.health, config.secrets, config.rollout, config.observability)
         clusters = {each.name: RayCluster(each.name, RayClusterArgs(each, *shared)) for each in config.ray}
         nodes |= {name: node for cluster in clusters.values() for name, node in cluster.nodes.items()}
         pulumi.export("ray", {name: cluster.outputs() for name, cluster in clusters.items()})
@@ -68,6 +68,7 @@ def declare(
         secrets=config.secrets,
         rollout=config.rollout,
         rollout_after=rollout_after,
+        observability=config.observability,
     )
     return gpu_node(args)
 

@@ -48,12 +48,18 @@ def run_module(
     secret_environment: dict[str, Output[str]],
     triggers: list[Input[object]],
     opts: pulumi.ResourceOptions,
+    *,
+    undo: str | None = None,
 ) -> local.Command:
-    """`python -m MODULE` with a spec on stdin: nothing is interpolated into a shell, no secret is in it."""
+    """`python -m MODULE` with a spec on stdin: nothing is interpolated into a shell, no secret is in it.
+
+    `undo` is run so with the same spec when the resource is deleted.
+    """
     return local.Command(
         name,
         local.CommandArgs(
             create=f"{_python()} -m {module}",
+            delete=f"{_python()} -m {undo}" if undo else None,
             stdin=machine.apply(lambda known: json.dumps({**spec, **known}, sort_keys=True)),
             environment=secret_environment,
             triggers=triggers,

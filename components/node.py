@@ -11,7 +11,7 @@ import pulumi
 from pulumi import Input, Output
 
 from components.serving import Delivery, ServedModel
-from fleet import layout, ray, settings
+from fleet import layout, observability, ray, settings
 from fleet.cost import Cost
 from fleet.ssh import Target, openssh
 
@@ -45,6 +45,8 @@ class GpuNodeArgs:
     rollout: settings.Rollout
     rollout_after: Sequence[pulumi.Resource] = ()
     """Rollouts of other nodes that have to succeed first."""
+    observability: settings.Observability | None = None
+    """What watches the node, if anything."""
     member: Member | None = None
     """Of a cluster: the node serves nothing by itself."""
 
@@ -91,7 +93,8 @@ class GpuNode(pulumi.ComponentResource):
     container: str
     """Name of the vLLM container."""
     ports: dict[str, int]
-    """Ports on the node's loopback: `vllm`, `webui` where it runs, and `ray` for a cluster's dashboard."""
+    """Ports on the node's loopback, by what listens: `vllm`, `webui`, `ray` for a cluster's dashboard,
+    `grafana`, `prometheus`."""
     cost: Cost
     """Server, volume and address, in the cloud's currency; unknown where the catalog does not know."""
     type: str
@@ -129,7 +132,24 @@ class GpuNode(pulumi.ComponentResource):
         self.model = node.serving.served_name
         self.container = node.serving.container_name
         self.root_volume_gb = machine.root_volume_gb
+        if args.observability and args.observability.enabled:
+            self._watch(name, args, args.observability, machine)
         self.register_outputs(self.outputs())
+
+    def _watch(self, name: str, args: GpuNodeArgs, wanted: settings.Observability, machine: Machine) -> None:
+        from components.observability import Watching  # noqa: PLC0415  few stacks ask for it
+
+        Watching(
+            f"{name}-observability",
+            node=args.node,
+            vllm_port=self.ports.get("vllm"),
+            wanted=wanted,
+            health=args.health,
+            target=self.ssh,
+            server_id=machine.server_id,
+            after=[self.rollout],
+            opts=pulumi.ResourceOptions(parent=self),
+        )
 
     def _serve_alone(self, name: str, args: GpuNodeArgs, machine: Machine) -> None:
         served = ServedModel(
@@ -227,12 +247,14 @@ def ssh_command(target: Target) -> str:
 def ports_of(args: GpuNodeArgs) -> dict[str, int]:
     """What listens on the node's loopback, by name."""
     serving, member = args.node.serving, args.member
+    watching = observability.PORTS if args.observability and args.observability.enabled else {}
     if member is None:
         webui = {"webui": layout.WEBUI_PORT} if serving.webui else {}
-        return {"vllm": serving.port, **webui}
+        return {"vllm": serving.port, **webui, **watching}
     if member.head is not None:
-        return {}
-    return {**({"vllm": serving.port} if member.cluster.serve else {}), "ray": ray.DASHBOARD_PORT}
+        return {**watching}
+    served = {"vllm": serving.port} if member.cluster.serve else {}
+    return {**served, "ray": ray.DASHBOARD_PORT, **watching}
 
 
 def tunnel_command(target: Target, ports: Iterable[int]) -> str:

@@ -100,6 +100,7 @@ class RayClusterArgs:
     health: settings.Health
     secrets: settings.Secrets
     rollout: settings.Rollout
+    observability: settings.Observability
 
 
 class RayCluster(pulumi.ComponentResource):
@@ -123,7 +124,16 @@ class RayCluster(pulumi.ComponentResource):
         def member(index: int, node: settings.Node, head: GpuNode | None) -> GpuNode:
             own = Member(cluster, index, network, token.token, head.membership if head else None)
             return gpu_node(
-                GpuNodeArgs(node, args.access, args.health, args.secrets, args.rollout, member=own), child
+                GpuNodeArgs(
+                    node,
+                    args.access,
+                    args.health,
+                    args.secrets,
+                    args.rollout,
+                    member=own,
+                    observability=args.observability,
+                ),
+                child,
             )
 
         head = member(0, cluster.head, None)

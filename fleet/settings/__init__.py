@@ -42,6 +42,7 @@ from fleet.settings.models import (
     Spot,
     StackSettings,
 )
+from fleet.settings.observability import Observability
 from fleet.settings.problems import Problem, SettingsError, problems_of
 from fleet.settings.provision import Provision
 from fleet.ssh_key import NoPublicKey, public_key
@@ -64,6 +65,7 @@ __all__ = [
     "LinodeNode",
     "LinodeRayCluster",
     "Node",
+    "Observability",
     "Pin",
     "Problem",
     "Provision",

@@ -22,6 +22,7 @@ from fleet.fit.flags import unsupported_flag
 from fleet.fit.versions import VllmVersion
 from fleet.layout import GATEWAY_CHECK_PORT
 from fleet.settings.expose import Expose, TlsKey, certificate_problem
+from fleet.settings.observability import Observability
 from fleet.settings.provision import DRIVER_BRANCHES as PACKAGED_BRANCHES
 from fleet.settings.provision import Provision, too_old
 from fleet.settings.section import Section
@@ -777,6 +778,8 @@ class StackSettings(Section):
     fit: Fit = Fit()
     provision: Provision = Provision()
     """What every node is given beside what serves the model."""
+    observability: Observability = Observability()
+    """What watches the nodes, on their own loopback."""
     budget: Budget = Budget()
     secrets: Secrets
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fleet.settings import PROJECT, expose, models, provision
+from fleet.settings import PROJECT, expose, models, observability, provision
 from fleet.settings.models import StackSettings
 
 
@@ -53,7 +53,7 @@ def _describe(definitions: dict[str, Any]) -> None:
 
     Pydantic can do it itself, but reads the sources to do so whenever the classes are made: at every preview.
     """
-    for module in (models, expose, provision):
+    for module in (models, expose, observability, provision):
         for section in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(section, ast.ClassDef):
                 for field, text in pairwise(section.body):
@@ -67,7 +67,7 @@ def _describe(definitions: dict[str, Any]) -> None:
 
 def _describe_field(definitions: dict[str, Any], section: str, field: str, description: str) -> None:
     """Describe a field where it is declared and where it is inherited."""
-    everything = {**vars(models), **vars(expose), **vars(provision)}
+    everything = {**vars(models), **vars(expose), **vars(observability), **vars(provision)}
     kinds = [kind for kind in everything.values() if isinstance(kind, type) and issubclass(kind, BaseModel)]
     for kind in kinds:
         declared_in = next(

@@ -30,7 +30,7 @@ runcmd:
 - [useradd, dev]
 """
 
-WATCHED = "/etc /opt /usr /srv /var/lib/dpkg /var/lib/docker/engine-id"
+WATCHED = "/etc /opt /usr /srv /var/lib/dpkg"
 
 
 @dataclass

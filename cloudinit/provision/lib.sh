@@ -48,13 +48,31 @@ installed() {
     [[ $1 != *=* || ${found#???} == "${1#*=}" ]]
 }
 
-to_be_had() { apt-cache show "$1" >/dev/null 2>&1; }
+# to_be_had NAME[=VERSION]: an archive has it; that another package speaks of it is not enough.
+to_be_had() {
+    local versions
+    versions=$(apt-cache madison "${1%%=*}" 2>/dev/null) || return 1
+    if [[ $1 == *=* ]]; then
+        [[ $versions == *" ${1#*=} |"* ]]
+    else
+        [[ -n $versions ]]
+    fi
+}
+
+# gave_up_on STATUS WORDS…: names what failed in the words that it was called with.
+gave_up=''
+gave_up_on() {
+    local status=$1
+    shift
+    gave_up=$*
+    return "$status"
+}
 
 apt() {
     # The lock: unattended-upgrades of a fresh machine may hold it for minutes.
     DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 apt-get --quiet --yes --no-install-recommends \
         -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 -o Acquire::http::Timeout=30 \
-        -o Acquire::https::Timeout=30 -o Dpkg::Use-Pty=0 "$@"
+        -o Acquire::https::Timeout=30 -o Dpkg::Use-Pty=0 "$@" || gave_up_on $? apt-get "$@"
 }
 
 # attempt TIMES COMMAND…: until it succeeds, with growing pauses.
@@ -63,13 +81,11 @@ attempt() {
     shift
     until "$@"; do
         status=$?
-        if ((--left == 0)); then
-            gave_up=$*
-            return "$status"
-        fi
+        ((--left)) || gave_up_on "$status" "$@" || return
         sleep "$pause"
         pause=$((pause * 2))
     done
+    gave_up=''
 }
 
 update_lists() { attempt 4 apt --error-on=any update; }
@@ -127,7 +143,8 @@ PYTHON
 pip_install() {
     local prefix=$1
     shift
-    "$prefix/bin/python" -m pip install --disable-pip-version-check --no-input --quiet --retries 5 --timeout 30 "$@"
+    "$prefix/bin/python" -m pip install --disable-pip-version-check --no-input --quiet --retries 5 --timeout 30 \
+        "$@" || gave_up_on $? pip install "$@"
 }
 
 # make_venv PREFIX VERSION: with the distribution's Python, the one of that version if it is named.

@@ -129,7 +129,7 @@ def machine(tmp_path: Path) -> Machine:
         f'case "$*" in *" install "*) printf "%s\\n" "${{@:2}}" >>{have} ;; esac',
     )
     made.tool("dpkg-query", f'grep -qx "${{@: -1}}" {have} && printf "ii 1.0\\n"')
-    made.tool("apt-cache", '[[ "$*" != *no-such* ]]')
+    made.tool("apt-cache", '[[ "$*" == *no-such* ]] || echo "$2 | 1.0 | http://archive noble/main"')
     for name in ("apt-mark", "dpkg", "id", "install", "modprobe", "sleep", "usermod"):
         made.tool(name)
     return made
@@ -179,6 +179,12 @@ def test_a_command_that_fails_is_named_and_its_output_kept(machine: Machine) -> 
     assert "command: apt --error-on=any update" in machine.log("packages")
 
 
+def test_a_version_that_no_archive_has_is_refused(machine: Machine) -> None:
+    assert machine.run("packages", "apply", PACKAGES="git=1.0").returncode == 0
+    assert machine.run("packages", "apply", PACKAGES="curl=1.0.1").returncode == REFUSED
+    assert "have no curl=1.0.1" in machine.log("packages")
+
+
 def docker(machine: Machine, version: str = "26.1.5") -> None:
     machine.tool("docker", f'[[ "$*" != version* ]] || echo {version}')
     machine.tool("systemctl")
@@ -226,7 +232,8 @@ def nvidia_repository(machine: Machine, fingerprint: str = KEY) -> None:
     machine.tool("curl", 'while [[ $1 != --output ]]; do shift; done; echo key >"$2"')
     machine.tool("gpg", f'printf "pub:\\nfpr:::::::::{fingerprint}:\\n"')
     sources = machine.path("/etc/apt/sources.list.d/nvidia-cuda.sources")
-    machine.tool("apt-cache", f'[[ "$2" != cuda-* ]] || grep -q ubuntu2204 {sources}')
+    in_reach = f"[[ $2 != cuda-* ]] || grep -q ubuntu2204 {sources}"
+    machine.tool("apt-cache", f'if {in_reach}; then echo "$2 | 1.0 | http://archive noble/main"; fi')
 
 
 def test_without_a_card_nothing_is_installed_unless_forced(machine: Machine) -> None:

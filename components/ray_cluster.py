@@ -201,7 +201,7 @@ class RayCluster(pulumi.ComponentResource):
 def _private_network(
     name: str,
     cluster: settings.RayCluster,
-    owner: Input[str],
+    owner: Output[str],
     opts: ResourceOptions,
 ) -> Input[str]:
     """What `Member.network` names. A cloud's module is loaded where it is used."""

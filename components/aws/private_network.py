@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from pulumi import Input, ResourceOptions
+from pulumi import Output, ResourceOptions
 from pulumi_aws import ec2
 
+from components.aws.ec2 import remove_groups
+from components.aws.resources import before_create
 from components.tags import OWNER_TAG
 from fleet import settings
 
 
 def inner_group(
-    name: str, cluster: settings.AwsRayCluster, label: str, owner: Input[str], opts: ResourceOptions
+    name: str, cluster: settings.AwsRayCluster, label: str, owner: Output[str], opts: ResourceOptions
 ) -> ec2.SecurityGroup:
     """A security group whose members may talk to each other about everything, and nobody else to them.
 
@@ -18,7 +20,8 @@ def inner_group(
     """
     return ec2.SecurityGroup(
         name,
-        # A name of the provider's making: one that an interrupted run left is in nobody's way.
+        # Unique in the account, and the same again after an interrupted run.
+        name=owner.apply(lambda id_: f"{label}-{id_[:8]}"),
         description=f"Inside {label}",
         vpc_id=ec2.get_subnet_output(id=cluster.subnet).vpc_id if cluster.subnet else None,
         ingress=[
@@ -30,5 +33,8 @@ def inner_group(
             ec2.SecurityGroupEgressArgs(protocol="-1", from_port=0, to_port=0, cidr_blocks=["0.0.0.0/0"])
         ],
         tags={"Name": label, OWNER_TAG: owner},
-        opts=opts,
+        opts=ResourceOptions.merge(
+            opts,
+            ResourceOptions(hooks=before_create(f"{name}-vacancy", cluster.region, remove_groups)),
+        ),
     )

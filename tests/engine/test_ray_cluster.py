@@ -62,7 +62,10 @@ def test_a_cluster_serves_over_all_its_machines_and_only_what_must_changes_with_
 
     cluster["count"] = 3
     grown = fleet.run("up").operations
-    assert {name for name in grown if "w2" not in name} == {"pool-serve", "pool-gate"}
+    assert {name for name in grown if name.startswith("pool") and "w2" not in name} == {
+        "pool-serve",
+        "pool-gate",
+    }
     assert value_of("--pipeline-parallel-size", launch_line(fleet)) == "4"
 
     # Someone deletes a worker behind the program's back.
@@ -109,8 +112,11 @@ def test_a_cluster_meets_on_its_clouds_own_private_network(
         "aws:endpoints": [dict.fromkeys(("ec2", "iam", "ssm", "sts"), fleet.cloud.aws_url)],
     }
     fleet.config["ray"] = [{"name": "pool", "cloud": cloud, "count": 1, **place}]
+    fleet.config["observability"] = {"enabled": True}
     fleet.run("up")
     assert fleet.outputs()["ray"]["pool"]["status"] == "ready"
+    ports = fleet.outputs()["nodes"]["pool-head"]["ports"]
+    assert ports == {"vllm": 8000, "ray": 8265, "grafana": 3001, "prometheus": 9090}
     assert fleet.drift() is None
     fleet.run("destroy")
     assert fleet.left() == []

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pulumi
 
-from components import preview
+from components import gateway, preview
 from components.clouds import gpu_node
 from components.node import GpuNode, GpuNodeArgs
 from components.references import Resolved
@@ -24,7 +24,9 @@ async def main() -> None:
     pins = preview.choose_pins(config)
     config = settings.load(source, pins) if pins else config
     checks = check(config)
-    nodes = declare_all(config)
+    nodes: dict[str, GpuNode] = {}
+    doors = gateway.exposures(config, lambda name: nodes[name].public_ip)
+    declare_all(config, doors, nodes)
     if config.ray:
         from components.ray_cluster import RayCluster, RayClusterArgs  # noqa: PLC0415
 
@@ -32,6 +34,8 @@ async def main() -> None:
         clusters = {each.name: RayCluster(each.name, RayClusterArgs(each, *shared)) for each in config.ray}
         nodes |= {name: node for cluster in clusters.values() for name, node in cluster.nodes.items()}
         pulumi.export("ray", {name: cluster.outputs() for name, cluster in clusters.items()})
+    if doors:
+        pulumi.export("gateway", gateway.described(config, doors))
     pulumi.export("nodes", {name: node.outputs() for name, node in nodes.items()})
     if config.jobs:
         from components.aws.job_pipeline import GpuJobPipeline, GpuJobPipelineArgs  # noqa: PLC0415
@@ -46,18 +50,22 @@ async def main() -> None:
     await declared(nodes.values())
 
 
-def declare_all(config: settings.StackSettings) -> dict[str, GpuNode]:
-    """Every node by its name. A canary comes first, and the others' rollouts wait for its own."""
+def declare_all(
+    config: settings.StackSettings, doors: Mapping[str, gateway.Exposure], nodes: dict[str, GpuNode]
+) -> None:
+    """Every node, into `nodes` by its name. A canary comes first, and the others' rollouts wait for its
+    own."""
     canary = config.rollout.canary
-    nodes: dict[str, GpuNode] = {}
     for node in sorted(config.nodes, key=lambda node: node.name != canary):
         after = [nodes[canary].rollout] if canary in nodes else []
-        nodes[node.name] = declare(node, config, after)
-    return nodes
+        nodes[node.name] = declare(node, config, after, doors.get(node.name))
 
 
 def declare(
-    node: settings.BaseNode, config: settings.StackSettings, rollout_after: Sequence[pulumi.Resource]
+    node: settings.BaseNode,
+    config: settings.StackSettings,
+    rollout_after: Sequence[pulumi.Resource],
+    exposure: gateway.Exposure | None,
 ) -> GpuNode:
     """One node of its cloud's kind."""
     assert isinstance(node, settings.Node), "a node's cloud is chosen before it is declared"
@@ -69,6 +77,7 @@ def declare(
         rollout=config.rollout,
         rollout_after=rollout_after,
         observability=config.observability,
+        exposure=exposure,
     )
     return gpu_node(args)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 from pulumi import Input, Output
 
+from components.gateway import Exposure, Opening
 from components.serving import Delivery, ServedModel
 from fleet import layout, observability, ray, settings
 from fleet.cost import Cost
@@ -49,6 +50,14 @@ class GpuNodeArgs:
     """What watches the node, if anything."""
     member: Member | None = None
     """Of a cluster: the node serves nothing by itself."""
+    exposure: Exposure | None = None
+    """The node's part in the stack's gateway, if it has one."""
+
+    @property
+    def openings(self) -> list[Opening]:
+        """What the node's firewall lets in."""
+        ssh = Opening("ssh", self.access.ssh_port, self.access.ssh_cidrs)
+        return [ssh, *(self.exposure.openings() if self.exposure else [])]
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ class GpuNode(pulumi.ComponentResource):
     model: str
     """Name clients ask for."""
     container: str
-    """Name of the vLLM container."""
+    """Name of the vLLM container; empty for a machine of a Ray cluster."""
     ports: dict[str, int]
     """Ports on the node's loopback, by what listens: `vllm`, `webui`, `ray` for a cluster's dashboard,
     `grafana`, `prometheus`."""
@@ -100,6 +109,8 @@ class GpuNode(pulumi.ComponentResource):
     type: str
     root_volume_gb: Output[int]
     """Size the cloud reports, in 10⁹ bytes."""
+    certificate_name: str | None
+    """Whom the certificate on the node's port 443 is for; None where nothing listens there."""
     status: Output[str]
     """`ready` when the gate passed; `provisioned` when it is switched off; `dry run`; `in cluster NAME`."""
     rollout: pulumi.Resource
@@ -130,8 +141,9 @@ class GpuNode(pulumi.ComponentResource):
         self.tunnel_command = contact.apply(lambda target: tunnel_command(target, self.ports.values()))
         self.endpoint = f"http://127.0.0.1:{node.serving.port}/v1" if "vllm" in self.ports else None
         self.model = node.serving.served_name
-        self.container = node.serving.container_name
+        self.container = "" if args.member else node.serving.container_name
         self.root_volume_gb = machine.root_volume_gb
+        self.certificate_name = args.exposure.name if args.exposure else None
         if args.observability and args.observability.enabled:
             self._watch(name, args, args.observability, machine)
         self.register_outputs(self.outputs())
@@ -168,6 +180,7 @@ class GpuNode(pulumi.ComponentResource):
                 ready_when=machine.ready_when,
                 started=machine.started,
                 hints=machine.hints,
+                exposure=args.exposure,
             ),
             pulumi.ResourceOptions(parent=self),
         )
@@ -224,6 +237,7 @@ class GpuNode(pulumi.ComponentResource):
             "cost_per_hour": self.cost.total,
             "currency": self.cost.currency,
             "root_volume_gb": self.root_volume_gb,
+            "certificate_name": self.certificate_name,
             "status": self.status,
         }
 

@@ -10,7 +10,8 @@ import pulumi
 from pulumi import Input, Output, ResourceOptions
 
 from components.command import reached_at, run_module
-from fleet import compose, settings
+from components.gateway import Exposure
+from fleet import compose, layout, settings
 from fleet.userdata import WEIGHT_FLAGS
 
 
@@ -34,6 +35,8 @@ class Delivery:
     started: Input[str] | None
     """Changes whenever this program starts the machine: what ran before has to prove itself again."""
     hints: dict[str, Input[str]]
+    exposure: Exposure | None
+    """The node's part in the stack's gateway, if it has one."""
 
 
 class ServedModel(pulumi.ComponentResource):
@@ -58,7 +61,7 @@ class ServedModel(pulumi.ComponentResource):
         rollout = self.rollout = run_module(
             f"{name}-rollout",
             "fleet.rollout",
-            machine,
+            _with_gateway(machine, args),
             {
                 "node": args.node.name,
                 "cloud": args.node.cloud,
@@ -70,17 +73,16 @@ class ServedModel(pulumi.ComponentResource):
                 "replace": args.rollout.replace,
                 "confirm": [word for word in args.rollout.confirm if word.startswith(f"{args.node.name}:")],
                 "dry_run": serving.dry_run,
+                "drain_s": args.exposure.drain_s if args.exposure else 0.0,
                 "timeouts": timeouts,
                 "queue": {
                     "directory": f".fleet/rollouts/{pulumi.get_stack()}",
                     "max_unavailable": args.rollout.max_unavailable,
+                    # All rollouts of an update start within this time, on a busy machine too.
+                    "settle_s": 3.0,
                 },
             },
-            {
-                "FLEET_SECRET_ENVIRONMENT": Output.secret(
-                    compose.env_file(compose.secret_environment(secrets))
-                )
-            },
+            {"FLEET_SECRET_ENVIRONMENT": Output.secret(_secret_environment(args))},
             [args.server_id],
             # Not on this component: a component whose dependencies failed cannot register its outputs, which
             # would end the update for every other node too.
@@ -102,6 +104,7 @@ class ServedModel(pulumi.ComponentResource):
                 "vllm_port": serving.port,
                 "served_model": serving.served_name,
                 "container_name": serving.container_name,
+                "gateway_port": layout.GATEWAY_CHECK_PORT if args.exposure else None,
                 "timeouts": timeouts,
             },
             {"FLEET_API_KEY": Output.secret(secrets.api_key.get_secret_value())},
@@ -111,6 +114,26 @@ class ServedModel(pulumi.ComponentResource):
         )
         self.status = Output.unsecret(gate.stdout.apply(lambda _: "ready"))
         self.register_outputs({"status": self.status})
+
+
+def _with_gateway(machine: Output[dict[str, object]], args: Delivery) -> Output[dict[str, object]]:
+    """The part of the spec that is known later; of an exposed node also the compose file."""
+    if args.exposure is None:
+        return machine
+    return Output.all(machine, args.exposure.gateway()).apply(
+        lambda known: {**known[0], "compose": compose.compose_file(args.node.serving, known[1])}
+    )
+
+
+def _secret_environment(args: Delivery) -> Input[str]:
+    """The secret lines of `.env`."""
+    secrets = args.secrets
+    needed = compose.secret_environment(secrets)
+    if args.exposure is None:
+        return compose.env_file(needed)
+    return args.exposure.certificate.key.apply(
+        lambda key: compose.env_file({**needed, **compose.gateway_environment(secrets, key)})
+    )
 
 
 def _fetched_ahead(serving: settings.Serving) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -22,6 +21,7 @@ from components.aws.resources import (
     before_first_boot,
     before_launch,
 )
+from components.gateway import Opening, by_version
 from components.node import GpuNode, GpuNodeArgs, Machine
 from components.ssh_host_key import SshHostKey
 from components.tags import NODE_TAG, OWNER_TAG
@@ -64,7 +64,7 @@ class AwsGpuNode(GpuNode):
             description=f"SSH to {label}",
             # The VPC of the subnet that is named, else the default one.
             vpc_id=_vpc_of(node.subnet),
-            ingress=[ssh_rule(args.access)] if args.access.ssh_cidrs else [],
+            ingress=[inbound(opening) for opening in args.openings],
             egress=[
                 ec2.SecurityGroupEgressArgs(protocol="-1", from_port=0, to_port=0, cidr_blocks=["0.0.0.0/0"])
             ],
@@ -193,14 +193,19 @@ def _host(args: GpuNodeArgs, node: settings.AwsNode, host_key: userdata.HostKey)
 
 def ssh_rule(access: settings.Access) -> ec2.SecurityGroupIngressArgs:
     """Lets SSH in from the ranges of the settings."""
-    versions = {cidr: ipaddress.ip_network(cidr).version for cidr in access.ssh_cidrs}
+    return inbound(Opening("ssh", access.ssh_port, access.ssh_cidrs))
+
+
+def inbound(opening: Opening) -> ec2.SecurityGroupIngressArgs:
+    """The rule that lets its ranges reach its port."""
+    versions = by_version(opening.cidrs)
     return ec2.SecurityGroupIngressArgs(
-        description="ssh",
+        description=opening.name,
         protocol="tcp",
-        from_port=access.ssh_port,
-        to_port=access.ssh_port,
-        cidr_blocks=[cidr for cidr in access.ssh_cidrs if versions[cidr] == 4] or None,
-        ipv6_cidr_blocks=[cidr for cidr in access.ssh_cidrs if versions[cidr] == 6] or None,
+        from_port=opening.port,
+        to_port=opening.port,
+        cidr_blocks=versions[4] or None,
+        ipv6_cidr_blocks=versions[6] or None,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from secrets import token_urlsafe
 from typing import Any
@@ -14,6 +13,7 @@ import pulumi
 import pulumi_linode as linode
 from pulumi import Output, ResourceHookBinding, ResourceOptions
 
+from components.gateway import Opening, by_version
 from components.linode.resources import (
     FirewallAttachment,
     NodeOwner,
@@ -68,7 +68,7 @@ class LinodeGpuNode(GpuNode):
             label=label(stack, node.name, LONGEST_FIREWALL_LABEL),
             tags=tags,
             inbound_policy="DROP",
-            inbounds=[ssh_rule(args.access.ssh_cidrs, args.access.ssh_port)],
+            inbounds=[inbound(opening) for opening in args.openings],
             outbound_policy="ACCEPT",
             opts=ResourceOptions(
                 parent=self,
@@ -172,17 +172,17 @@ def vlan_label(stack: str, cluster: str) -> str:
     return label(stack, cluster, LONGEST_VLAN_LABEL)
 
 
-def ssh_rule(cidrs: Sequence[str], port: int) -> linode.FirewallInboundArgs:
-    """Lets SSH in from these ranges."""
-    versions = {cidr: ipaddress.ip_network(cidr).version for cidr in cidrs}
+def inbound(opening: Opening) -> linode.FirewallInboundArgs:
+    """The rule that lets its ranges reach its port."""
+    versions = by_version(opening.cidrs)
     return linode.FirewallInboundArgs(
-        label="ssh",
+        label=opening.name,
         action="ACCEPT",
         protocol="TCP",
-        ports=str(port),
+        ports=str(opening.port),
         # An empty list is refused.
-        ipv4s=[cidr for cidr in cidrs if versions[cidr] == 4] or None,
-        ipv6s=[cidr for cidr in cidrs if versions[cidr] == 6] or None,
+        ipv4s=versions[4] or None,
+        ipv6s=versions[6] or None,
     )
 
 

@@ -42,8 +42,7 @@ class ScalewayGpuNode(GpuNode):
             owner=owner.id,
             label=label,
             tags=tags,
-            ssh_cidrs=args.access.ssh_cidrs,
-            ssh_port=args.access.ssh_port,
+            openings=args.openings,
             opts=ResourceOptions(parent=self),
         )
         server = Server(

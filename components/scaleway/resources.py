@@ -17,7 +17,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pulumi
 from pulumi import Input, Output
@@ -28,6 +28,9 @@ from components.scaleway.api import Rule, ScalewayClient, Timeouts, same_rules, 
 from components.scaleway.credentials import Credentials
 from components.tags import OWNER_TAG, PENDING_TAG
 from fleet.progress import Progress, Stage
+
+if TYPE_CHECKING:
+    from components.gateway import Opening
 
 GB = 10**9
 """Scaleway sizes volumes in decimal gigabytes."""
@@ -231,11 +234,14 @@ class SecurityGroup(Resource, module="scaleway", name="SecurityGroup"):
         owner: Input[str],
         label: str,
         tags: Sequence[str],
-        ssh_cidrs: Sequence[str],
-        ssh_port: int,
+        openings: Sequence[Opening],
         opts: pulumi.ResourceOptions,
     ) -> None:
-        rules = [{"protocol": "TCP", "port": ssh_port, "cidr": cidr} for cidr in ssh_cidrs]
+        rules = [
+            {"protocol": "TCP", "port": opening.port, "cidr": cidr}
+            for opening in openings
+            for cidr in opening.cidrs
+        ]
         props: dict[str, Any] = {
             "zone": zone,
             "node": node,

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.linode.node import label, node_tag, ssh_rule
+from components.gateway import Opening
+from components.linode.node import inbound, label, node_tag
 from fleet import settings
 from fleet.ssh_key import NoPublicKey, public_key
 
@@ -43,9 +44,10 @@ def test_the_node_tag_fits_and_ends_in_the_whole_name(stack: str, node: str) -> 
 
 
 def test_the_rule_lets_ssh_in_from_each_family_and_leaves_out_what_is_empty() -> None:
-    rule: Any = ssh_rule(["203.0.113.7/32", "2001:db8::/64"], 22)
+    rule: Any = inbound(Opening("ssh", 22, ("203.0.113.7/32", "2001:db8::/64")))
     assert (rule.ports, rule.ipv4s, rule.ipv6s) == ("22", ["203.0.113.7/32"], ["2001:db8::/64"])
-    assert ssh_rule(["203.0.113.7/32"], 22).ipv6s is None
+    without: Any = inbound(Opening("ssh", 22, ("203.0.113.7/32",)))
+    assert without.ipv6s is None
 
 
 class TestPublicKey:

@@ -65,7 +65,8 @@ apply() {
         how=create
         [[ ! -d $PREFIX/envs/$name/conda-meta ]] || how=install
         # shellcheck disable=SC2086  # the specs are words on purpose
-        "$PREFIX/bin/conda" "$how" --yes --quiet --override-channels "${from[@]}" --name "$name" $specs
+        "$PREFIX/bin/conda" "$how" --yes --quiet --override-channels "${from[@]}" --name "$name" $specs ||
+            gave_up_on $? conda "$how" --name "$name" $specs
     done <<<"$ENVIRONMENTS"
     write_profile vllm-fleet-conda "$(profile)"
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import shlex
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
@@ -52,6 +53,16 @@ and of the phases' own scripts."""
 
 REFUSED_MARK, MEND_MARK, COMMAND_MARK = "refused: ", "mend: ", "command: "
 """How the scripts begin the lines that are meant for here."""
+
+MENDS = (
+    (r"No matching distribution found", "correct the name or version: PyPI has no such one for this Python"),
+    (
+        r"PackagesNotFoundError",
+        "correct the name or version, or add the channel that has it to conda.channels",
+    ),
+    (r"Could not resolve host|Failed to connect|timed out", "let the node reach the host that is named"),
+)
+"""What helps against what pip, conda and curl say; what apt says is in `fleet.diagnosis`."""
 
 STAGE = Stage.WORKER_SSH_ACCESSIBLE
 
@@ -179,7 +190,7 @@ class _Run:
         )
 
     async def _all(self, phases: Sequence[Phase]) -> None:
-        """Run the phases up to the first that fails; look at all of them. Raises SshError before the first."""
+        """Run the phases up to the first that fails, look at all of them. Raises SshError before any."""
         async with self._session() as node:
             for phase in phases:
                 if not await self._step(phase.label, self._phase(node, phase)) and not self._plan:
@@ -355,14 +366,19 @@ class _Run:
         output = [quote(line) for line in lines if line.strip() and not line.startswith(tuple(told))][
             -TAIL_LINES:
         ]
-        known = marked(output, INSTALL_MARKS)
         whole = f"fleet exec {self._spec.node} -- {shlex.join(['cat', _log(phase)])}"
         return Failure(
             command=quote(told[COMMAND_MARK]) or f"{phase.label}",
             status=ended.get(done.exit_status) or f"exit status {done.exit_status}",
             output=tuple(output),
-            mend=told[MEND_MARK] or (self._words(known.fault) if known else f"read all it said: {whole}"),
+            mend=told[MEND_MARK] or self._mend(output) or f"read all it said: {whole}",
         )
+
+    def _mend(self, output: Sequence[str]) -> str:
+        """What helps against what was said; empty where that is not known."""
+        if known := marked(output, INSTALL_MARKS):
+            return self._words(known.fault)
+        return next((mend for pattern, mend in MENDS if re.search(pattern, "\n".join(output))), "")
 
     def _words(self, fault: Fault) -> str:
         words = self._spec.context.words()

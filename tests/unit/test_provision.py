@@ -293,6 +293,21 @@ async def test_what_a_script_refuses_comes_with_its_own_mend(node: Node) -> None
     )
 
 
+@pytest.mark.parametrize(
+    ("said", "mend"),
+    [
+        ("ERROR: No matching distribution found for ray==9.9.9", "PyPI has no such one for this Python"),
+        ("PackagesNotFoundError: The following packages are not available", "add the channel that has it"),
+        ("no space left on device", "raise root_volume_gb"),
+        ("something new", "read all it said: fleet exec l4-a -- cat /var/log/vllm-fleet/provision-ray.log"),
+    ],
+)
+async def test_what_tools_say_comes_with_a_mend(node: Node, said: str, mend: str) -> None:
+    node.on_apply["ray"] = lambda: Answer(status=1)
+    node.log = f"{said}\n"
+    assert mend in reason(await run(node, THREE[2:])).mend
+
+
 async def test_a_phase_that_does_not_end_is_ended_on_the_node_and_told(node: Node) -> None:
     node.on_apply["ray"] = lambda: Answer(status=TIMED_OUT)
     report = await run(node, (Phase("ray", "ray", timeout_s=7),))

@@ -58,7 +58,7 @@ MENDS = (
     (r"No matching distribution found", "correct the name or version: PyPI has no such one for this Python"),
     (
         r"PackagesNotFoundError",
-        "correct the name or version, or add the channel that has it to conda.channels",
+        "correct the name or version, or add the channel that has it: conda.channels",
     ),
     (r"Could not resolve host|Failed to connect|timed out", "let the node reach the host that is named"),
 )

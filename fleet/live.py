@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from fleet.progress import Stage, parse_line
 
-NODE_URN = re.compile(r"::vllm-fleet:\w+:GpuNode::([^:]+)$")
+NODE_URN = re.compile(r"[:$]vllm-fleet:\w+:GpuNode::([^:]+)$")
 
 EXPECTED_S: Mapping[str, Mapping[Stage, float]] = {
     "scaleway": {

@@ -76,7 +76,6 @@ def _requests(
     declared: StackSettings, config: Mapping[str, Any], deployed: Sequence[FleetNode]
 ) -> list[tuple[str, CloudRequest]]:
     from fleet.check import CloudRequest  # noqa: PLC0415  loaded by now
-    from fleet.settings import Node  # noqa: PLC0415
     from fleet.ssh_key import NoPublicKey, public_key  # noqa: PLC0415
 
     try:
@@ -85,7 +84,7 @@ def _requests(
         key = None
     existing = frozenset(node.name for node in deployed if node.target)
     # A node whose cloud is still to be chosen is nobody's to look at.
-    placed = [node for node in declared.nodes if isinstance(node, Node)]
+    placed = declared.machines
     by_cloud = {node.cloud: tuple(n for n in placed if n.cloud == node.cloud) for node in placed}
     return [
         (

@@ -65,10 +65,9 @@ def declared(config: Mapping[str, object]) -> dict[str, tuple[str, float | None]
     from fleet.cost import default_rate, node_cost_per_hour  # noqa: PLC0415
 
     try:
-        found = settings.load(nodes.Config(config)).nodes
+        placed = settings.load(nodes.Config(config)).machines
     except settings.SettingsError:
         return {}
-    placed = [node for node in found if isinstance(node, settings.Node)]
     costs = {
         node.name: node_cost_per_hour(node.cloud, node.location, node.type, node.root_volume_gb)
         for node in placed

@@ -783,6 +783,12 @@ class StackSettings(Section):
     budget: Budget = Budget()
     secrets: Secrets
 
+    @property
+    def machines(self) -> tuple[Node, ...]:
+        """Every machine whose cloud is chosen: the nodes, and the members of Ray clusters."""
+        placed = tuple(node for node in self.nodes if isinstance(node, Node))
+        return (*placed, *(member for cluster in self.ray for member in cluster.members))
+
     @model_validator(mode="after")
     def _names_agree(self) -> StackSettings:
         if not (self.nodes or self.ray):

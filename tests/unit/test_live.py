@@ -45,6 +45,13 @@ def test_a_line_of_progress_is_read_as_it_was_meant(stage: Stage) -> None:
     assert (told.node, told.stage, told.note) == ("l4-a", stage, "in 3 s: 50 % X")
 
 
+def test_a_machine_of_a_cluster_is_a_node_like_any_other() -> None:
+    seen = board("pool-head")
+    urn = "urn:pulumi:dev::vllm-fleet::vllm-fleet:ray:RayCluster$vllm-fleet:aws:GpuNode::pool-head"
+    seen.began(urn, "create")
+    assert seen.nodes["pool-head"].phase is Phase.RUNNING
+
+
 def test_other_lines_are_not_progress() -> None:
     for other in ("", "b stopped at 70 % WORKER_VLLM_HTTP_OK: exits", "disk 20 % FULL", "  seen:  50 %"):
         assert parse_line(other) is None

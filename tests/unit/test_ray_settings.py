@@ -24,7 +24,9 @@ def stack(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_a_cluster_is_a_head_and_workers_of_its_own_kind(stack: dict[str, Any]) -> None:
-    (cluster,) = settings.parse(stack).ray
+    parsed = settings.parse({**stack, "nodes": [{"name": "a", "cloud": "scaleway"}]})
+    assert [machine.name for machine in parsed.machines] == ["a", "pool-head", "pool-w0", "pool-w1"]
+    (cluster,) = parsed.ray
     assert [member.name for member in cluster.members] == ["pool-head", "pool-w0", "pool-w1"]
     assert {(type(member), member.type) for member in cluster.members} == {
         (settings.ScalewayNode, "L4-2-24G")

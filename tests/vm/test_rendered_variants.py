@@ -9,6 +9,8 @@ import base64
 import gzip
 import itertools
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import asyncssh
@@ -18,8 +20,16 @@ from hypothesis import settings as trials
 from hypothesis import strategies as st
 
 from fleet import cloudconfig, layout
-from fleet.compose import env_file, plain_environment, secret_environment
-from fleet.settings import AwsNode, LinodeNode, Node, ScalewayNode, Secrets
+from fleet.authority import issue
+from fleet.compose import (
+    compose_file,
+    env_file,
+    gateway_environment,
+    plain_environment,
+    secret_environment,
+)
+from fleet.gateway import CADDYFILE, NODE_NAME, Gateway, caddyfile
+from fleet.settings import AwsNode, Expose, LinodeNode, Node, ScalewayNode, Secrets
 from fleet.userdata import FILES, LIMIT_BYTES, STATIC_FILES, AptSource, HostKey, HostPart
 from simcloud.vm import build
 from simcloud.vm.host import HostError
@@ -116,12 +126,36 @@ def test_compose_reads_every_variant_as_it_was_meant(machine: Unpacked) -> None:
         assert {port["host_ip"] for service in services for port in service["ports"]} == {"127.0.0.1"}
 
 
-def composed(machine: Unpacked, compose: str) -> dict[str, Any]:
+def test_compose_gives_the_gateway_its_files_and_vllm_none_of_its_keys(machine: Unpacked) -> None:
+    issued = issue("test", NODE_NAME)
+    expose = Expose.model_validate({"domain": "llm.example.com", "cidrs": ["0.0.0.0/0"]})
+    door = Gateway(expose, True, issued.authority, issued.certificate, ("203.0.113.8",))
+    secrets = Secrets.model_validate({"api_key": "x" * 16, "previous_api_key": "planted-before-0123"})
+    serving = host("scaleway").serving
+    environment = gateway_environment(secrets, issued.key)
+    read = composed(machine, compose_file(serving, door), environment)
+    vllm, caddy = read["services"]["vllm"], read["services"]["gateway"]
+    given = {"VLLM_API_KEY", "HF_TOKEN", "NVIDIA_VISIBLE_DEVICES", "HF_HOME", "VLLM_CACHE_ROOT"}
+    assert set(vllm["environment"]) == given
+    assert vllm["environment"]["VLLM_API_KEY"] == "planted-0123456789"
+    assert caddy["environment"]["VLLM_PREVIOUS_API_KEY"] == "planted-before-0123"
+    configs = {use["target"]: read["configs"][use["source"]]["content"] for use in caddy["configs"]}
+    assert configs[CADDYFILE].replace("$$", "$") == caddyfile(door, serving.port)
+    assert [read["secrets"][use["source"]]["environment"] for use in caddy["secrets"]] == ["GATEWAY_NODE_KEY"]
+    # What a secret holds, Compose shows nobody but a container: PEM keeps its lines in .env.
+    shown = composed(machine, "services: {a: {image: b, environment: [GATEWAY_NODE_KEY]}}", environment)
+    assert shown["services"]["a"]["environment"]["GATEWAY_NODE_KEY"] == issued.key
+
+
+def composed(
+    machine: Unpacked, compose: str, more: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """What `docker compose` makes of a compose file beside the `.env` of these tests."""
     node = host("scaleway").serving
     secrets = Secrets.model_validate({"api_key": "planted-0123456789", "hf_token": "hf_planted0123456789"})
     machine.write(layout.COMPOSE_PATH, compose)
-    machine.write(layout.ENV_PATH, env_file({**plain_environment(node), **secret_environment(secrets)}))
+    environment = {**plain_environment(node), **secret_environment(secrets), **more}
+    machine.write(layout.ENV_PATH, env_file(environment))
     config = ("docker", "compose", "--project-directory", layout.DIRECTORY, "config", "--format", "json")
     read: dict[str, Any] = json.loads(machine.run(*config))
     return read

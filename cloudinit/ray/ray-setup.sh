@@ -5,6 +5,8 @@ readonly REQUIREMENTS=/etc/vllm-fleet/ray-requirements.txt INSTALLED=/opt/ray/re
 
 id ray >/dev/null 2>&1 || useradd --system --user-group --create-home --home-dir /var/lib/ray ray
 install -d -o ray -g ray /var/lib/llm/models /var/lib/llm/cache
+# Who is set up is wanted again.
+rm -f /var/lib/ray/retired
 install -o ray -g ray -m 0600 /etc/vllm-fleet/ray.token /var/lib/ray/token
 
 if ! cmp --silent "$REQUIREMENTS" "$INSTALLED"; then

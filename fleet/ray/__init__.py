@@ -18,7 +18,8 @@ DASHBOARD_PORT = 8265
 """Of the head, on its loopback."""
 
 HEAD_UNIT, WORKER_UNIT, SERVE_UNIT = "ray-head.service", "ray-worker.service", "vllm-ray.service"
-NODE_SCRIPT, SETUP_SCRIPT = "ray-node.sh", "ray-setup.sh"
+RETIRE_UNIT, RETIRE_SCRIPT = "ray-retire.service", "ray-retire.py"
+SETUP_SCRIPT = "ray-setup.sh"
 
 SETTINGS_PATH = "/etc/vllm-fleet/ray.env"
 TOKEN_PATH = "/etc/vllm-fleet/ray.token"  # noqa: S105  the file's name

@@ -77,6 +77,9 @@ async def serve(spec: ServeSpec, secrets: str, progress: Progress, clock: Clock 
     try:
         async with Session(spec.target, spec.timeouts.ssh_s, progress, clock) as session:
             changed = await _place_all(session, placed)
+            if changed:
+                # Machines that are about to go must not be given a rank.
+                await session.run(["systemctl", "start", ray.RETIRE_UNIT], timeout_s=150.0)
             await session.run(["systemctl", "enable", ray.SERVE_UNIT])
             verb = "restart" if changed else "start"
             await session.run(["systemctl", verb, ray.SERVE_UNIT], timeout_s=120.0)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fleet import layout, ray
-from simcloud.light.commands import Call, handles
+from simcloud.light.commands import Call, Failed, handles
 from simcloud.light.containers import Connection
 from simcloud.light.systemd import NoSuchUnit, Unit
 from simcloud.vllm_sim import (
@@ -36,6 +36,19 @@ UNITS = (ray.HEAD_UNIT, ray.WORKER_UNIT)
 @handles(f"{layout.SCRIPTS_DIRECTORY}/{ray.SETUP_SCRIPT}")
 async def _set_up(call: Call) -> int:
     call.machine.disk.write("/opt/ray/requirements.txt", call.machine.disk.read(ray.REQUIREMENTS_PATH))
+    return 0
+
+
+@handles("python")
+async def _python(call: Call) -> int:
+    """Ray's own interpreter, for the one script that it runs: workers that are no members stop."""
+    machine = call.machine
+    if not call.args or not call.args[0].endswith(ray.RETIRE_SCRIPT):
+        raise Failed(f"python: {' '.join(call.args)}: only {ray.RETIRE_SCRIPT} is simulated", 2)
+    staying = machine.disk.text(ray.MEMBERS_PATH).split()
+    for each in machine.ray.members():
+        if each.ray.address not in staying:
+            await each.systemd.stop(ray.WORKER_UNIT)
     return 0
 
 
@@ -78,7 +91,7 @@ class Part:
                     "is_head_node": each is self._machine,
                     "resources_total": {"GPU": float(each.gpus.count)},
                 }
-                for each in self._members()
+                for each in self.members()
             ]
             return Response(json.dumps({"result": True, "data": {"result": {"result": nodes}}}).encode())
 
@@ -89,7 +102,8 @@ class Part:
         """On the private network."""
         return self._settings().get("RAY_NODE_IP", "")
 
-    def _members(self) -> list[Machine]:
+    def members(self) -> list[Machine]:
+        """The machines in this head's cluster."""
         token, head = self._text(ray.TOKEN_PATH), f"{self.address}:{ray.PORT}"
         return [
             each
@@ -112,7 +126,7 @@ class Part:
         if self._vllm is None:
             self._started_at = unit.since
             environment = _variables(self._text(ray.ENVIRONMENT_PATH))
-            members = self._members()
+            members = self.members()
             self._vllm = Simulator(
                 parse_options(json.loads(self._text(ray.ARGUMENTS_PATH)), environment),
                 hf_token=environment.get("HF_TOKEN", ""),

@@ -131,3 +131,14 @@ async def test_vllm_is_started_anew_when_its_machines_change_and_only_then(tmp_p
         grown = replace(told, members=("10.77.0.10", "10.77.0.11"))
         assert await serve(grown, "VLLM_API_KEY='k'\n", Progress("n-0")) != first
         assert started(fleet, 0, ray.SERVE_UNIT) > since
+
+
+async def test_a_machine_that_is_to_go_leaves_before_vllm_is_started_anew(tmp_path: Path) -> None:
+    async with light_fleet(tmp_path, 2) as fleet:
+        for index in (0, 1):
+            await join(spec(fleet, index), TOKEN, Progress(f"n-{index}"))
+        told = ServeSpec("n-0", fleet.target(0), ("10.77.0.10",), ("--model", "Qwen/Qwen3-8B-AWQ"), "")
+        await serve(told, "VLLM_API_KEY='k'\n", Progress("n-0"))
+        worker = fleet.backend._machines[fleet.boots[1].server_id]
+        assert worker.systemd.unit(ray.WORKER_UNIT).active == "inactive"
+        assert worker.systemd.unit(ray.WORKER_UNIT).since <= started(fleet, 0, ray.SERVE_UNIT)

@@ -27,6 +27,7 @@ SCRIPTS = FILES / "ray"
 _MOUNTS = """
 for each in /opt /usr/local/lib /var/lib /dev/shm /mnt; do mount -t tmpfs tmpfs "$each"; done
 mkdir -p /opt/bin /opt/ray /usr/local/lib/vllm-fleet /var/lib/ray
+mount --bind "$STATE" /var/lib/ray
 ln -s "$(type -P true)" /opt/bin/systemctl  # there is no systemd to tell
 mount --bind "$SCRIPTS" /usr/local/lib/vllm-fleet
 mount --bind "$AT_OPT_RAY" /opt/ray
@@ -49,7 +50,9 @@ def _start(
     *,
     network: str,
 ) -> subprocess.Popen[bytes]:
-    paths = {"SCRIPTS": SCRIPTS, "AT_OPT_RAY": at_opt_ray, "FILES": files}
+    state = files.with_name("state")
+    state.mkdir(exist_ok=True)
+    paths = {"SCRIPTS": SCRIPTS, "AT_OPT_RAY": at_opt_ray, "FILES": files, "STATE": state}
     # The interpreter itself, where PATH leads to something that only chooses one.
     path = f"/opt/bin:{Path(sys.base_prefix) / 'bin'}:{os.environ['PATH']}"
     within = ["ip", "netns", "exec", network] if network else []
@@ -107,6 +110,8 @@ class Service:
         self._settings = _service_section(unit)
         assert self._settings["Restart"] == ["always"]
         self._ending = threading.Event()
+        self.held = threading.Event()
+        """Set when the unit's own conditions keep it from starting again."""
         self.starts = 0
         self._process = self._start()
         self._thread = threading.Thread(target=self._keep_running)
@@ -150,11 +155,19 @@ class Service:
         command = self._settings["ExecStart"][0].split()
         return self.machine.start(command, self.variables, self.unit)
 
+    def _held_back(self) -> bool:
+        lines = (SCRIPTS / self.unit).read_text().splitlines()
+        unwanted = [line.partition("=!")[2] for line in lines if line.startswith("ConditionPathExists=!")]
+        return any((self.machine.files.with_name("state") / Path(path).name).exists() for path in unwanted)
+
     def _keep_running(self) -> None:
         pause_s = float(self._settings["RestartSec"][0].removesuffix("s"))
         while True:
             self._process.wait()
             if self._ending.wait(pause_s):
+                return
+            if self._held_back():
+                self.held.set()
                 return
             self._process = self._start()
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from namespaces import DEADLINE_S, Machine, Service, installed, network
+from namespaces import DEADLINE_S, SCRIPTS, Machine, Service, installed, network
 
 from fleet import ray
 from fleet.settings.models import RAY_VERSION
@@ -144,8 +144,12 @@ def test_a_head_and_its_workers_form_a_cluster_that_heals_and_changes_its_size(c
     cluster.wait_for("ray-head", "ray-w0", "ray-w1", "ray-w2")
     assert len(head.python(RUN_ON_EACH).split()) == 4
 
-    # Two less, for good.
-    cluster.stop("ray-w1")
-    cluster.stop("ray-w2")
+    # Two are to go: they leave at once and do not come back, before anybody takes the machines away.
+    staying = f"{HEAD}\n10.77.0.20\n"
+    script = (SCRIPTS / ray.RETIRE_SCRIPT).read_text()
+    head.python(f"open({ray.MEMBERS_PATH!r}, 'w').write({staying!r})\n{script}")
+    for name in ("ray-w1", "ray-w2"):
+        assert cluster.services[name].held.wait(DEADLINE_S)
+        cluster.stop(name)
     cluster.wait_for("ray-head", "ray-w0")
     assert head.python(RUN_ON_EACH).split() == [HEAD, "10.77.0.20"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from fleet.cost import Cost, ExchangeRate, Lifetime, default_rate, node_cost_per_hour
+from fleet.cost import HOURS_PER_MONTH, Cost, ExchangeRate, Lifetime, default_rate, node_cost_per_hour
 
 if TYPE_CHECKING:
     from fleet.jobs import Job
@@ -118,6 +118,8 @@ class Report:
     jobs: tuple[JobCost, ...]
     per_hour: float
     """What is known of the stack's cost an hour."""
+    per_month: float
+    """What is known of 730 hours of it; jobs end by themselves and do not count."""
     month_to_date: float
     """What is known since the first of the month, by the states the stack went through."""
     unknown: tuple[str, ...]
@@ -156,11 +158,13 @@ def report(
     for job in billed_jobs:
         if job.month_to_date is None:
             unknown[f"{job.id}: nobody knows what this job ({job.status}) cost"] = None
+    nodes = sum(cost.total or 0.0 for _, cost in rows)
     return Report(
         currency,
         tuple(rows),
         tuple(billed_jobs),
-        sum(cost.total or 0.0 for _, cost in rows) + sum(job.per_hour or 0.0 for job in billed_jobs),
+        nodes + sum(job.per_hour or 0.0 for job in billed_jobs),
+        nodes * HOURS_PER_MONTH,
         to_date + sum(job.month_to_date or 0.0 for job in billed_jobs),
         tuple(unknown),
     )

@@ -12,7 +12,7 @@ import typer
 
 from fleet.billing import Report, State, has_jobs, report
 from fleet.commands import pulumi
-from fleet.cost import HOURS_PER_MONTH, ExchangeRate, default_rate
+from fleet.cost import ExchangeRate, default_rate
 
 if TYPE_CHECKING:
     from fleet.jobs import Job
@@ -126,7 +126,7 @@ def document(bill: Report, *, complete: bool) -> dict[str, Any]:
     return {
         "currency": bill.currency,
         "per_hour": round(bill.per_hour, 6),
-        "per_month": round(bill.per_hour * HOURS_PER_MONTH, 2),
+        "per_month": round(bill.per_month, 2),
         "month_to_date": round(bill.month_to_date, 2),
         "history_complete": complete,
         "unknown": list(bill.unknown),
@@ -179,7 +179,7 @@ def _show(bill: Report, rate: ExchangeRate) -> None:
             listed.add_row(job.id, job.type, job.status, *amounts)
         console.print(listed)
     console.print(
-        f"{bill.per_hour:.4f} {bill.currency} an hour, {bill.per_hour * HOURS_PER_MONTH:.2f} a month; "
+        f"{bill.per_hour:.4f} {bill.currency} an hour, {bill.per_month:.2f} a month; "
         f"{bill.month_to_date:.2f} since the first of this month"
     )
     for line in bill.unknown:

@@ -28,7 +28,7 @@ MINICONDA = "py312_25.1.1-2"
 MINICONDA_SHA256 = "4766d85b5f7d235ce250e998ebb5a8a8210cbd4f2b0fea4d2177b3ed9ea87884"
 """Of its installer for x86_64, as repo.anaconda.com/miniconda publishes it."""
 
-RAY = "2.49.2"
+RAY_VERSION = "2.53.0"
 
 ROOT_VENV, ROOT_CONDA, ROOT_RAY = "/opt/python", "/opt/conda", "/opt/ray"
 
@@ -241,7 +241,7 @@ def too_old(gpu: GpuDriver, branch: int) -> PydanticCustomError | None:
 class RayInstallation(Section):
     """Ray, in an environment of its own."""
 
-    version: Version = RAY
+    version: Version = RAY_VERSION
     """Of `ray[default]` on PyPI."""
     python: PythonVersion | None = None
     """The distribution's Python of that version; its default if left out."""

@@ -88,7 +88,7 @@ async def bench(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> AsyncIter
         },
         "docker": {"users": ["dev"]},
         "gpu": {"detect": "force", "key_fingerprint": fingerprint},
-        "ray": True,
+        "ray": {"version": "2.49.2"},
         "environment": {"DATASET": "/srv/my data"},
         "working_directory": "/srv/work",
         "files": [{"source": f"{here}/prompts/", "destination": "/srv/shared/prompts"}],

@@ -78,6 +78,7 @@ LINODE_REGIONS = (
 DRIVER_BRANCHES = (*PACKAGED_BRANCHES, "none")
 """What may be installed at the first boot; nothing on an image that brings its own driver."""
 
+WATCHING_PORTS = {3001: "Grafana", 9090: "Prometheus", 9400: "DCGM exporter"}
 PORTS_IN_USE = {22: "SSH", 3000: "Open WebUI", 8080: "the node agent", GATEWAY_CHECK_PORT: "the gateway"}
 
 
@@ -800,6 +801,15 @@ class StackSettings(Section):
                 canary=self.rollout.canary,
                 names=", ".join(names),
             )
+        if self.observability.enabled:
+            for machine in self.machines:
+                if machine.serving.port in WATCHING_PORTS:
+                    raise wrong(
+                        "serving.port: {port} of {name} is {owner}'s while observability is on; use 8000",
+                        port=machine.serving.port,
+                        name=machine.name,
+                        owner=WATCHING_PORTS[machine.serving.port],
+                    )
         names += [member.name for cluster in self.ray for member in cluster.members]
         for name in sorted({name for name in names if names.count(name) > 1}):
             raise wrong(

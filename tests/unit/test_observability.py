@@ -15,6 +15,7 @@ from light_fleet import light_fleet
 from fleet import layout, observability
 from fleet.observability import PORTS, File, WatchSpec, deploy, described, remove
 from fleet.progress import Progress
+from fleet.settings.models import WATCHING_PORTS
 from fleet.settings.observability import Observability
 from simcloud.vm.host import cached, digest
 
@@ -73,6 +74,10 @@ def test_everything_listens_on_loopback_and_is_pinned() -> None:
     assert (grafana["GF_SERVER_HTTP_ADDR"], grafana["GF_SERVER_HTTP_PORT"]) == ("127.0.0.1", "3001")
     assert grafana["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
     assert not {layout.WEBUI_PORT, layout.AGENT_PORT, 8000} & set(PORTS.values())
+
+
+def test_the_settings_know_the_ports_it_takes() -> None:
+    assert WATCHING_PORTS.keys() == {*PORTS.values(), observability.DCGM_PORT}
 
 
 def test_the_nodes_own_ports_are_watched_and_a_worker_has_no_vllm() -> None:

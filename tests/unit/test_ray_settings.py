@@ -69,3 +69,10 @@ def test_a_stack_has_a_node_or_a_cluster(stack: dict[str, Any]) -> None:
     stack |= {"nodes": [], "ray": []}
     with pytest.raises(settings.SettingsError, match="nodes: is empty; give at least one"):
         settings.parse(stack)
+
+
+def test_what_watches_a_machine_keeps_its_ports(stack: dict[str, Any]) -> None:
+    stack["observability"] = {"enabled": True}
+    stack["serving"]["port"] = 9090
+    with pytest.raises(settings.SettingsError, match="9090 of pool-head is Prometheus's while observability"):
+        settings.parse(stack)

@@ -388,6 +388,13 @@ async def test_a_model_that_answers_wrongly_is_not_ready(
     assert fault_of(report) == fault
 
 
+async def test_a_gateway_counts_by_whom_it_lets_through(node: FakeNode) -> None:
+    assert (await check(node, gateway_port=node.http_port)).ready  # it answers as vLLM does
+    report = await check(node, gateway_port=node.ssh_port)
+    assert fault_of(report) == "gateway_failed"
+    assert "docker logs --tail 50 caddy" in str(report.diagnosis)
+
+
 async def test_a_container_that_restarts_after_its_first_token_is_not_ready(node: FakeNode) -> None:
     states = iter([container(restarts=0)])
     node.commands["docker inspect vllm"] = lambda: next(states, container(restarts=1))

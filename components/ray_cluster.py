@@ -50,7 +50,8 @@ class Membership(pulumi.ComponentResource):
     joined: pulumi.Resource
     """The Command that does; it is done when the head lists the machine."""
     contact: Output[dict[str, Any]]
-    """How the machine is reached: `target` over SSH, `address` on the private network."""
+    """How the machine is reached: `target` over SSH, with `hints` for a diagnosis; `address` on the private
+    network."""
     status: Output[str]
 
     def __init__(
@@ -64,7 +65,7 @@ class Membership(pulumi.ComponentResource):
             machine.public_ip, machine.host_keys, machine.hints, args.access, machine.ssh_user
         )
         own = self.contact = Output.all(reached, machine.private_ip).apply(
-            lambda known: {"target": known[0]["target"], "address": known[1]}
+            lambda known: {**known[0], "address": known[1]}
         )
         # The head asks itself.
         head = own if member.head is None else member.head.contact
@@ -72,7 +73,12 @@ class Membership(pulumi.ComponentResource):
             f"{name}-join",
             "fleet.ray.join",
             Output.all(own, head).apply(
-                lambda known: {**known[0], "head": known[1]["target"], "head_address": known[1]["address"]}
+                lambda known: {
+                    "target": known[0]["target"],
+                    "address": known[0]["address"],
+                    "head": known[1]["target"],
+                    "head_address": known[1]["address"],
+                }
             ),
             {
                 "node": args.node.name,
@@ -173,7 +179,7 @@ class RayCluster(pulumi.ComponentResource):
         gate = run_module(
             f"{name}-gate",
             "fleet.gate",
-            contacts[0].apply(lambda known: {"target": known["target"]}),
+            contacts[0].apply(lambda known: {"target": known["target"], "hints": known["hints"]}),
             {
                 "node": cluster.head.name,
                 "cloud": cluster.cloud,

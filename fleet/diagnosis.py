@@ -355,6 +355,8 @@ class Context:
     hints: Hints = field(default_factory=Hints)
     target: Target | None = None
     container: str = "vllm"
+    unit: str = ""
+    """The systemd unit that runs vLLM itself; empty: Docker does, in the container."""
     secrets: tuple[str, ...] = ()
     """Values that must not be quoted."""
 
@@ -376,7 +378,9 @@ class Context:
             "ssh": login,
             "sudo": sudo,
             "container": container,
-            "logs": f"{sudo} docker logs --tail 100 {container}",
+            "logs": f"{sudo} journalctl -u {shlex.quote(self.unit)} -n 100 --no-pager"
+            if self.unit
+            else f"{sudo} docker logs --tail 100 {container}",
             **self._console(),
         }
 

@@ -135,7 +135,13 @@ class GateSpec:
     def context(self) -> Context:
         """What a diagnosis of this node speaks of."""
         return Context(
-            self.node, self.cloud, self.hints, self.target, self.container_name, secrets=(self.api_key,)
+            self.node,
+            self.cloud,
+            self.hints,
+            self.target,
+            self.container_name,
+            unit=self.unit,
+            secrets=(self.api_key,),
         )
 
 

@@ -7,19 +7,21 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from simcloud.vm.host import HostError, cached
-
 
 def caddy() -> Path:
     """The executable: the one on PATH, else that of the distribution's package, unpacked into the cache.
 
     The package is not installed: it would start a web server. Raises HostError, one line.
     """
+    from simcloud.vm.host import cached  # noqa: PLC0415  the machines' package wants Caddy as well
+
     found = shutil.which("caddy")
     return Path(found) if found else cached("caddy", "1", _unpack) / "usr/bin/caddy"
 
 
 def _unpack(folder: Path) -> None:
+    from simcloud.vm.host import HostError  # noqa: PLC0415
+
     download = ["apt-get", "-q", "download", "caddy"]
     sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
     # Package lists are missing in a fresh container, and may be old anywhere.

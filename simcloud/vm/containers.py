@@ -21,6 +21,7 @@ from pathlib import Path
 import httpx
 import yaml
 
+from simcloud.caddy import caddy
 from simcloud.vm.host import HostError, cached, digest, ensure_tools, run, step
 from simcloud.vm.serving import free_port
 
@@ -66,16 +67,24 @@ def _vllm(version: str) -> ContainerImage:
     )
 
 
-IMAGES = (
-    _vllm("0.9.2"),
-    _vllm("0.10.0"),
-    ContainerImage(
-        "open-webui/open-webui",
-        "v0.6.18",
-        files={"opt/open_webui.py": CONTAINER / "open_webui.py"},
-        entrypoint=["python3", "/opt/open_webui.py"],
-    ),
-)
+def _images() -> tuple[ContainerImage, ...]:
+    return (
+        _vllm("0.9.2"),
+        _vllm("0.10.0"),
+        ContainerImage(
+            "open-webui/open-webui",
+            "v0.6.18",
+            files={"opt/open_webui.py": CONTAINER / "open_webui.py"},
+            entrypoint=["python3", "/opt/open_webui.py"],
+        ),
+        # The program itself, under the name and with the command line of the official image.
+        ContainerImage(
+            "library/caddy",
+            "2.10.2",
+            files={"usr/bin/caddy": caddy()},
+            entrypoint=["caddy", "run", "--config", "/etc/caddy/Caddyfile", "--adapter", "caddyfile"],
+        ),
+    )
 
 
 def registry_storage() -> Path:
@@ -108,7 +117,7 @@ def _fill(directory: Path, base: Path) -> None:
         _running(directory) as url,
         httpx.Client(base_url=url, timeout=60) as client,
     ):
-        for image in IMAGES:
+        for image in _images():
             _push(client, image, base)
 
 
@@ -169,7 +178,7 @@ def _layer(files: Mapping[str, Path]) -> bytes:
         for name, source in files.items():
             content = source.read_bytes()
             entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(content), 0o644
+            entry.size, entry.mode = len(content), source.stat().st_mode & 0o755 | 0o644
             layer.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()
 

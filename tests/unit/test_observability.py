@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import yaml
 from light_fleet import light_fleet
+from syrupy.assertion import SnapshotAssertion
 
 from fleet import layout, observability
 from fleet.observability import PORTS, File, WatchSpec, deploy, described, remove
 from fleet.progress import Progress
 from fleet.settings.models import WATCHING_PORTS
 from fleet.settings.observability import Observability
+from fleet.tunnel import forwards
 from simcloud.vm.host import cached, digest
 
 DOCS = Path(__file__).parents[2]
@@ -74,6 +76,19 @@ def test_everything_listens_on_loopback_and_is_pinned() -> None:
     assert (grafana["GF_SERVER_HTTP_ADDR"], grafana["GF_SERVER_HTTP_PORT"]) == ("127.0.0.1", "3001")
     assert grafana["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
     assert not {layout.WEBUI_PORT, layout.AGENT_PORT, 8000} & set(PORTS.values())
+
+
+def test_the_compose_file_is_what_was_reviewed(snapshot: SnapshotAssertion) -> None:
+    assert FILES["docker-compose.yml"] == snapshot
+
+
+def test_a_tunnel_opens_them_beside_vllm() -> None:
+    urls = {each.service: each.url for each in forwards({"vllm": 8000, **PORTS})}
+    assert urls == {
+        "vllm": "http://127.0.0.1:8000/v1",
+        "grafana": "http://127.0.0.1:3001",
+        "prometheus": "http://127.0.0.1:9090",
+    }
 
 
 def test_the_settings_know_the_ports_it_takes() -> None:

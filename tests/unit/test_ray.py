@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from light_fleet import LightFleet, light_fleet
 
-from fleet import ray, settings
+from fleet import layout, ray, settings
 from fleet.progress import Progress
 from fleet.ray import plan
 from fleet.ray.process import ClusterFailed, join, serve
 from fleet.ray.spec import JoinSpec, ServeSpec, Timeouts
+from fleet.userdata import HostPart
 from simcloud.vllm_sim import parse_options
 
 TOKEN = "0123456789abcdef" * 4
@@ -75,6 +77,16 @@ def test_the_launch_line_has_the_ranks_and_the_simulator_takes_it(tmp_path: Path
 def test_pip_installs_the_vllm_of_the_image_beside_ray() -> None:
     assert ray.requirements("2.53.0", "0.9.2") == "ray[default]==2.53.0\nvllm==0.9.2\n"
     assert ray.requirements("2.53.0", None) == "ray[default]==2.53.0\n"
+
+
+def test_a_member_boots_as_any_node_and_is_told_over_ssh_what_it_does(tmp_path: Path) -> None:
+    alone = HostPart.scaleway(cluster(tmp_path).head, SECRETS)
+    member = replace(alone, serves=False)
+    document = yaml.safe_load(member.user_data())
+    paths = {file["path"] for file in document["write_files"]}
+    assert not {layout.COMPOSE_PATH, layout.ENV_PATH} & paths
+    assert "Qwen" not in member.user_data(), "no model and no image is fetched ahead"
+    assert member.digest() == alone.digest()
 
 
 # --- machines -------------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ SETTINGS_PATH = "/etc/vllm-fleet/ray.env"
 TOKEN_PATH = "/etc/vllm-fleet/ray.token"  # noqa: S105  the file's name
 REQUIREMENTS_PATH = "/etc/vllm-fleet/ray-requirements.txt"
 ARGUMENTS_PATH = "/etc/vllm-fleet/vllm.json"
+STARTED_WITH_PATH, SERVING_PATH = "/etc/vllm-fleet/ray.started-with", "/etc/vllm-fleet/vllm.started-with"
+"""Digests of what Ray, and vLLM, were last started with."""
 MEMBERS_PATH = "/etc/vllm-fleet/ray-members"
 """Private addresses of the machines that vLLM may use."""
 ENVIRONMENT_PATH = "/etc/vllm-fleet/vllm-ray.env"

@@ -30,7 +30,7 @@ class ClusterFailed(Exception):
 
 def files() -> dict[str, bytes]:
     """The units and scripts of a member, by name."""
-    return {path.name: path.read_bytes() for path in sorted(ray.FILES.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(ray.FILES.iterdir()) if path.is_file()}
 
 
 def digest() -> str:
@@ -52,13 +52,15 @@ async def join(spec: JoinSpec, token: str, progress: Progress, clock: Clock = SY
             placed[ray.SETTINGS_PATH] = (ray.settings_file(spec.address, spec.head_address).encode(), 0o644)
             placed[ray.TOKEN_PATH] = (token.encode(), 0o600)
             placed[ray.REQUIREMENTS_PATH] = (spec.requirements.encode(), 0o644)
-            changed = await _place_all(session, placed)
+            wanted = await _place_all(session, placed)
+            changed = await session.read_file(ray.STARTED_WITH_PATH) != wanted
             progress.note(
                 Stage.WORKER_SSH_INSTALL, "installing Ray" if changed else "Ray's files are unchanged"
             )
             await session.run([_place(ray.SETUP_SCRIPT)], timeout_s=timeouts.install_s)
             await session.run(["systemctl", "enable", unit])
             await session.run(["systemctl", "restart" if changed else "start", unit], timeout_s=60.0)
+            await session.write_file(ray.STARTED_WITH_PATH, wanted, mode=0o600)
             await _until_listed(session, spec, unit, token, progress, clock)
     except SshError as error:
         raise ClusterFailed(f"{spec.node}: {error}; run `pulumi up` again once that is mended") from None
@@ -76,20 +78,23 @@ async def serve(spec: ServeSpec, secrets: str, progress: Progress, clock: Clock 
     }
     try:
         async with Session(spec.target, spec.timeouts.ssh_s, progress, clock) as session:
-            changed = await _place_all(session, placed)
+            wanted = await _place_all(session, placed)
+            changed = await session.read_file(ray.SERVING_PATH) != wanted
             if changed:
                 # Machines that are about to go must not be given a rank.
                 await session.run(["systemctl", "start", ray.RETIRE_UNIT], timeout_s=150.0)
             await session.run(["systemctl", "enable", ray.SERVE_UNIT])
             verb = "restart" if changed else "start"
             await session.run(["systemctl", verb, ray.SERVE_UNIT], timeout_s=120.0)
+            # Only now: who is interrupted before starts it anew.
+            await session.write_file(ray.SERVING_PATH, wanted, mode=0o600)
     except SshError as error:
         raise ClusterFailed(f"{spec.node}: {error}; run `pulumi up` again once that is mended") from None
     progress.note(
         Stage.WORKER_SSH_INSTALL,
         f"vLLM {'started' if changed else 'runs already'} over {len(spec.members)} machines",
     )
-    return hashlib.sha256(b"".join(data for data, _ in placed.values())).hexdigest()[:16]
+    return wanted.decode()[:16]
 
 
 def _place(name: str) -> str:
@@ -97,14 +102,12 @@ def _place(name: str) -> str:
     return f"{folder}/{name}"
 
 
-async def _place_all(session: Session, placed: Mapping[str, tuple[bytes, int]]) -> bool:
-    """Write the files that differ from what is there; whether there were any."""
-    changed = False
+async def _place_all(session: Session, placed: Mapping[str, tuple[bytes, int]]) -> bytes:
+    """Write the files that differ from what is there; a digest of all of them."""
     for path, (data, mode) in placed.items():
         if await session.read_file(path) != data:
             await session.write_file(path, data, mode=mode)
-            changed = True
-    return changed
+    return hashlib.sha256(b"\0".join(data for data, _ in placed.values())).hexdigest().encode()
 
 
 async def _set_up(session: Session, spec: JoinSpec, progress: Progress, clock: Clock) -> None:
@@ -115,8 +118,7 @@ async def _set_up(session: Session, spec: JoinSpec, progress: Progress, clock: C
         said = status.stdout.strip() or status.stderr.strip()
         if said == "status: error":
             raise ClusterFailed(
-                f"{spec.node}: cloud-init failed; read /var/log/cloud-init-output.log on it: fleet logs "
-                f"{spec.node} --of cloud-init"
+                f"{spec.node}: cloud-init failed; it says why: fleet logs {spec.node} --source cloud-init"
             )
         if said in {"status: done", "status: disabled"}:
             driver = await session.run(["nvidia-smi", "--list-gpus"], check=False)

@@ -125,6 +125,19 @@ async def test_machines_join_the_head_and_stay_untouched_when_told_again(tmp_pat
         assert started(fleet, 1, ray.WORKER_UNIT) > before[1]
 
 
+async def test_what_was_interrupted_before_the_restart_is_started_anew_by_the_next_run(
+    tmp_path: Path,
+) -> None:
+    async with light_fleet(tmp_path, 1) as fleet:
+        await join(spec(fleet, 0), TOKEN, Progress("n-0"))
+        before = started(fleet, 0, ray.HEAD_UNIT)
+        # All files are there, and Ray was not told.
+        disk = fleet.backend._machines[fleet.boots[0].server_id].disk
+        disk.write(ray.STARTED_WITH_PATH, b"another release")
+        await join(spec(fleet, 0), TOKEN, Progress("n-0"))
+        assert started(fleet, 0, ray.HEAD_UNIT) > before
+
+
 async def test_a_machine_that_the_head_does_not_list_is_named_with_what_was_seen(tmp_path: Path) -> None:
     async with light_fleet(tmp_path, 2) as fleet:
         await join(spec(fleet, 0), TOKEN, Progress("n-0"))

@@ -17,6 +17,7 @@ from components.gateway import Opening, by_version
 from components.linode.resources import (
     FirewallAttachment,
     NodeOwner,
+    Power,
     before_create,
     owner_tag,
     remove_firewalls,
@@ -123,6 +124,9 @@ class LinodeGpuNode(GpuNode):
             public_ip=public_ip,
             opts=ResourceOptions(parent=self),
         )
+        power = Power(
+            f"{name}-power", node=node.name, instance_id=instance.id, opts=ResourceOptions(parent=self)
+        )
         self._serve(
             name,
             args,
@@ -133,7 +137,8 @@ class LinodeGpuNode(GpuNode):
                 private_ip=vlan_address(args.member).partition("/")[0] if args.member else None,
                 root_volume_gb=instance.specs.apply(lambda specs: specs[0].disk * MIB // GB),
                 ssh_user="root",
-                ready_when=[instance, attachment],
+                ready_when=[power, attachment],
+                started=power.started,
                 hints={
                     "zone": region,
                     "server_id": instance.id,

@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import pulumi
-from pulumi import Input
+from pulumi import Input, Output
 from pulumi.dynamic import ConfigureRequest, CreateResult, ReadResult, Resource, UpdateResult
 
 from components.dynamic import CloudProvider
@@ -117,6 +117,52 @@ class FirewallAttachmentProvider(LinodeProvider):
         firewall, instance = int(props["firewall_id"]), int(props["instance_id"])
         if instance not in (self.client.behind_firewall(firewall) or ()):
             self.client.attach(firewall, instance)
+
+
+class PowerProvider(LinodeProvider):
+    replace_on = frozenset({"instance_id"})
+    update_on = frozenset({"state"})
+
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        return CreateResult(props["instance_id"], {**props, "started": _moment()})
+
+    def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
+        found = self.client.find_instance(int(props["instance_id"]))
+        if found is None:
+            return ReadResult("", {})
+        # One that is about to run counts as running, as in Linode's own provider.
+        state = "running" if found.status in ("booting", "rebooting") else found.status
+        return ReadResult(id_, {**props, "state": state})
+
+    def update(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
+        # The instance, which comes before this, has been booted again by Linode's provider.
+        Progress(news["node"]).reached(Stage.PROVIDER_START, "running")
+        return UpdateResult({**news, "started": _moment()})
+
+    def delete(self, id_: str, props: dict[str, Any]) -> None:
+        """Nothing: the instance's own deletion ends it."""
+
+
+def _moment() -> str:
+    return uuid.uuid4().hex[:12]
+
+
+class Power(Resource, module="linode", name="Power"):
+    """That a machine runs. Linode's provider sees to that, but tells nobody when it had to."""
+
+    started: Output[str]
+    """Changes whenever the machine was started again."""
+
+    def __init__(
+        self, name: str, *, node: str, instance_id: Input[str], opts: pulumi.ResourceOptions
+    ) -> None:
+        props: dict[str, Any] = {
+            "node": node,
+            "instance_id": instance_id,
+            "state": "running",
+            "started": None,
+        }
+        super().__init__(PowerProvider(), name, props, opts)
 
 
 class FirewallAttachment(Resource, module="linode", name="FirewallAttachment"):

@@ -6,13 +6,16 @@ What is not configured comes from boto3's own chain: environment, profile, insta
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Self
 
-CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
+CONNECT_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = float(os.environ.get("AWS_READ_TIMEOUT_S", "60"))
 ATTEMPTS = 6
+AGAIN = "run the same command again"
 
 
 class CredentialsError(ValueError):
@@ -75,4 +78,44 @@ def client(credentials: Credentials, service: str) -> Any:
         # A proxy of the environment cannot reach this machine's own loopback.
         proxies={} if url and url.startswith("http://127.") else None,
     )
-    return session.client(service, endpoint_url=url, config=config)
+    made = session.client(service, endpoint_url=url, config=config)
+    made.meta.events.register("after-call", _refused)
+    made.meta.events.register("after-call-error", _unanswered)
+    return made
+
+
+class AwsError(Exception):
+    """A call that did not succeed. The message names it, and the mend."""
+
+
+def _refused(event_name: str, http_response: Any, parsed: Mapping[str, Any], **_: Any) -> None:
+    """Says how to mend what AWS refused, whichever of the client's ways to call was taken."""
+    if http_response.status_code < 300:
+        return
+    code, reason = (parsed.get("Error", {}).get(key, "") for key in ("Code", "Message"))
+    raise AwsError(
+        f"{_call(event_name)}: AWS refused: {code}: {reason.rstrip('.')}. "
+        f"Mend: {_mend(code, http_response.status_code)}"
+    )
+
+
+def _unanswered(event_name: str, exception: Exception, **_: Any) -> None:
+    raise AwsError(
+        f"{_call(event_name)}: no reply from AWS ({exception}). "
+        f"Mend: check the network, aws:region and the credentials, then {AGAIN}"
+    ) from None
+
+
+def _call(event_name: str) -> str:
+    """`ec2 RunInstances` of `after-call.ec2.RunInstances`."""
+    return " ".join(event_name.split(".")[1:])
+
+
+def _mend(code: str, status: int) -> str:
+    if code in ("UnauthorizedOperation", "AccessDenied", "AccessDeniedException"):
+        return "give the credentials this permission"
+    if code in ("AuthFailure", "InvalidClientTokenId", "UnrecognizedClientException", "ExpiredToken"):
+        return "give credentials that are valid (aws:profile, or AWS_ACCESS_KEY_ID and its secret)"
+    if code.endswith("LimitExceeded"):
+        return "raise the limit in Service Quotas"
+    return AGAIN if status >= 500 else f"correct what AWS names, then {AGAIN}"

@@ -45,6 +45,14 @@ def instance(ec2: Client, instance_id: str) -> dict[str, Any] | None:
     return found[0] if found and found[0]["State"]["Name"] in ALIVE else None
 
 
+def volume_gb(ec2: Client, key: str, value: str) -> int:
+    """Size of the largest volume of the instances with the tag, in AWS's GB (2³⁰ bytes); 0 for none."""
+    ids = [each["InstanceId"] for each in instances(ec2, key, value)]
+    filters = [{"Name": "attachment.instance-id", "Values": ids}]
+    volumes = ec2.describe_volumes(Filters=filters)["Volumes"] if ids else []
+    return max((int(each["Size"]) for each in volumes), default=0)
+
+
 def end_instances(ec2: Client, key: str, value: str) -> None:
     """Terminate every instance with the tag, and wait until they are gone. Raises Ec2Error."""
     ids = [each["InstanceId"] for each in instances(ec2, key, value)]
@@ -84,7 +92,7 @@ def remove_groups(ec2: Client, key: str, value: str) -> None:
 def remove_key_pairs(ec2: Client, key: str, value: str) -> None:
     """Delete every key pair with the tag."""
     for pair in ec2.describe_key_pairs(Filters=[tagged(key, value)])["KeyPairs"]:
-        ec2.delete_key_pair(KeyPairId=pair["KeyPairId"])
+        ec2.delete_key_pair(KeyName=pair["KeyName"])
 
 
 def check_launch(ec2: Client, node: str, *, type_: str, ami: str | None, subnet: str | None) -> None:

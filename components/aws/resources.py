@@ -78,8 +78,8 @@ class FirstBootProvider(AwsProvider):
         if isinstance(had, int | float) and isinstance(wanted, int | float) and wanted < had:
             yield (
                 "root_volume_gb",
-                f"{wanted:g} is less than the {had:g} of the volume, and a volume only grows; "
-                f"set root_volume_gb: {had:g} or more",
+                f"{wanted:g} is less than the {had:g} of the volume, and a volume only grows. "
+                f"Set root_volume_gb: {had:g}, or more",
             )
 
     def differs(self, key: str, olds: Mapping[str, Any], news: Mapping[str, Any]) -> bool:
@@ -91,9 +91,13 @@ class FirstBootProvider(AwsProvider):
         return CreateResult(uuid.uuid4().hex, {**props, **self._made(props)})
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
-        return ReadResult(id_, props)  # it exists in state alone
+        """It exists in state alone; but a volume that somebody has grown will never be smaller again."""
+        size = ec2.volume_gb(self.ec2(props), BOOT_TAG, id_)
+        return ReadResult(id_, {**props, "root_volume_gb": max(size, props["root_volume_gb"])})
 
     def update(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
+        for _, reason in self.failures(olds, news):
+            raise ValueError(f"root_volume_gb: {reason}")
         kept = {key: olds[key] for key in ("made_with", "made_user_data")}
         return UpdateResult({**news, **kept})
 

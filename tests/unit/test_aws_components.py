@@ -78,7 +78,7 @@ def test_a_machine_is_made_anew_for_an_image_host_part_or_subnet_that_is_asked_f
 def test_a_volume_that_would_shrink_is_refused_with_the_size_it_has() -> None:
     failures = FirstBootProvider().check(MADE, {**MADE, "root_volume_gb": 150}).failures
     assert [failure.property for failure in failures] == ["root_volume_gb"]
-    assert "set root_volume_gb: 200 or more" in failures[0].reason
+    assert "Set root_volume_gb: 200, or more" in failures[0].reason
     assert FirstBootProvider().check(MADE, {**MADE, "root_volume_gb": 300}).failures == []
     assert FirstBootProvider().check({}, MADE).failures == []
 

@@ -79,11 +79,17 @@ class Aws(Cloud):
         }
         if NODE_TAG in tags:
             yield tags[NODE_TAG].rpartition("/")[2]
-        wanted = {parameters.get("InstanceId"), *request.listed("InstanceId")}
+        # What is called upon, by whatever name the call has for it.
+        wanted = {str(value) for value in parameters.values()}
         for instance in self._moto.instances():
-            if instance.id in wanted:
+            volume = self._moto.volume(instance)
+            if instance.id in wanted or (volume and volume.id in wanted):
                 yield _node(instance)
                 yield instance.id
+        for thing in self._moto.things():
+            if NODE_TAG in thing.tags and wanted & {thing.id, thing.name}:
+                yield thing.tags[NODE_TAG].rpartition("/")[2]
+                yield thing.name
 
     def refusal(self, kind: FaultKind, received: Received) -> Reply:
         request = _aws(received)

@@ -74,9 +74,11 @@ class Moto:
             return known
         for check in (self._volume_shrinks, self._group_in_use, self._key_is_unknown):
             check(request)
+        former = self._metadata_options(request)
         reply = self._ask(request)
         if reply.status < 300:
             self._complete(request, reply)
+            self._keep_metadata_options(request, former)
         return reply
 
     def instances(self) -> Iterator[Any]:
@@ -294,6 +296,21 @@ class Moto:
             case "ModifyInstanceAttribute" if "DisableApiTermination.Value" in request.json:
                 instance = self._ec2(request).get_instance(request.json["InstanceId"])
                 instance.disable_api_termination = request.json["DisableApiTermination.Value"] == "true"
+
+    def _metadata_options(self, request: AwsRequest) -> dict[str, Any]:
+        """An instance's options before they are modified."""
+        if request.call.name != "ModifyInstanceMetadataOptions":
+            return {}
+        wanted = request.json["InstanceId"]
+        instance = next((each for each in self.instances() if each.id == wanted), None)
+        return dict(vars(instance.metadata_options)) if instance else {}
+
+    def _keep_metadata_options(self, request: AwsRequest, former: dict[str, Any]) -> None:
+        """moto forgets the options that a request leaves out."""
+        for name, value in former.items():
+            options = self._ec2(request).get_instance(request.json["InstanceId"]).metadata_options
+            if getattr(options, name) is None:
+                setattr(options, name, value)
 
     def _launched(self, request: AwsRequest, instance: Any) -> None:
         instance.launch_time = datetime.now(UTC)

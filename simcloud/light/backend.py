@@ -49,7 +49,7 @@ class LightNodes(NodeBackend):
         if fault:
             self._faults[name] = fault
             return
-        for machine in self._machines.values():
+        for machine in list(self._machines.values()):
             if machine.boot.name == name:
                 if before in BOOT_FAULTS:
                     machine.reboot()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Iterable
 
-from simcloud.cloud import Cloud, Json, Received, Reply, Simulation
+from simcloud.cloud import Cloud, Json, Received, Reply, Simulation, node_name
 from simcloud.faults import FaultKind
 from simcloud.scaleway import errors
 from simcloud.scaleway.block import SETTLE, Block
@@ -112,7 +112,9 @@ class Scaleway(Cloud):
         for group in resources.security_groups:
             if not group.project_default:
                 yield {
-                    **_thing("security_group", group.id, group.name, group.zone, None),
+                    **_thing(
+                        "security_group", group.id, group.name, group.zone, node_name(group.name, group.tags)
+                    ),
                     "state": "available",
                     "bills": False,
                 }

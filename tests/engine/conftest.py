@@ -26,15 +26,12 @@ No wait is longer than `TIMEOUT_S`.
 """
 
 import subprocess
-import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from harness import ROOT, Stack
-
-from simcloud.testing import running_simcloud
+from fleets import Fleet, running_fleet
+from harness import ROOT, Stack, stacks
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -58,54 +55,29 @@ def engine_env() -> dict[str, str]:
 @pytest.fixture
 def pulumi(engine_env: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Stack]]:
     """Makes a stack; see the top of this file."""
-    stacks: list[Stack] = []
-
-    def make(
-        program: str = "",
-        *,
-        folder: Path | None = None,
-        files: Mapping[str, str] | None = None,
-        config: Mapping[str, str] | None = None,
-        env: Mapping[str, str] | None = None,
-    ) -> Stack:
-        workspace = tmp_path / f"stack-{len(stacks)}"
-        state = workspace / "state"
-        state.mkdir(parents=True)
-        own = {
-            "PULUMI_BACKEND_URL": f"file://{state}",
-            "PULUMI_CONFIG_PASSPHRASE": "a test's own",
-            "HF_ENDPOINT": "http://127.0.0.1:9",  # no test asks the real hub about a model
-            "PULUMI_DEBUG_COMMANDS": "true",  # brings the flag --event-log
-        }
-        stack = Stack(folder or workspace / "project", workspace, engine_env | own | dict(env or {}))
-        if folder is None:
-            stack.folder.mkdir()
-            (stack.folder / "Pulumi.yaml").write_text("name: project\nruntime: python\n")
-            stack.program(program)
-        for path, text in (files or {}).items():
-            (stack.folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (stack.folder / path).write_text(textwrap.dedent(text))
-        stack.ask("stack", "init")
-        for key, value in (config or {}).items():
-            stack.ask("config", "set", key, value)
-        stacks.append(stack)
-        return stack
-
-    yield make
-    for stack in stacks:
-        stack.close()
+    with stacks(engine_env, tmp_path) as make:
+        yield make
 
 
 @pytest.fixture
-def fleet(pulumi: Callable[..., Stack], tmp_path: Path) -> Iterator[Any]:
-    """This project's stack on an embedded Scaleway without delays; see fleets.py."""
-    import fleets
+def fleet(pulumi: Callable[..., Stack], tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Fleet]:
+    """This project's stack on embedded clouds without delays; see fleets.py.
 
-    key = fleets.ssh_key(tmp_path / "id_ed25519")
-    folder = fleets.project_folder(tmp_path / "project")
-    with running_simcloud(tmp_path / "cloud", ssh_port=fleets.SSH_PORT) as cloud:
-        fleets.register_key(cloud, key)
-        fleet = fleets.Fleet(pulumi(folder=folder), cloud, key, "scaleway")
+    Its nodes are on Scaleway; `every_cloud` of fleets.py tries a test on each.
+    """
+    with running_fleet(pulumi, tmp_path, getattr(request, "param", "scaleway")) as fleet:
         yield fleet
-        cloud.clear_faults()
-        fleet.stack.close()
+
+
+@pytest.fixture(scope="module")
+def ready_fleet(
+    engine_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Fleet]:
+    """The same, brought up; `first_up` is what that said. Tests of a module share it: none may change it."""
+    at = tmp_path_factory.mktemp("ready")
+    with (
+        stacks(engine_env, at) as make,
+        running_fleet(make, at, getattr(request, "param", "scaleway")) as fleet,
+    ):
+        fleet.first_up = fleet.run("up")
+        yield fleet

@@ -1,34 +1,48 @@
-"""This project's own stack in a test: the real program and engine, an embedded cloud, light nodes.
+"""This project's own stack in a test: the real program and engine, embedded clouds, light nodes.
 
 A `Fleet` is a stack of the project with a configuration that tests change by plain assignment:
 
     fleet.config["nodes"][0]["root_volume_gb"] = 300
     fleet.run("up")
+
+All clouds are configured; `fleet.promises` tells what a test has to know of the one its nodes are on.
 """
 
 from __future__ import annotations
 
 import copy
 import subprocess
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import yaml
+from clouds import CLOUDS, ENVIRONMENT
 from harness import ROOT, Result, Running, Stack
 
-from simcloud.testing import SimCloud
+from simcloud.testing import SimCloud, running_simcloud
 
 PROJECT_FILES = ("Pulumi.yaml", "__main__.py", "components", "fleet", "cloudinit", ".venv")
 SECRETS = {"api_key": "planted-api-key-0123456789", "hf_token": "hf_plantedtoken0123456789"}
 
 
+every_cloud = pytest.mark.parametrize("fleet", CLOUDS, indirect=True)
+every_ready_cloud = pytest.mark.parametrize("ready_fleet", CLOUDS, indirect=True, scope="module")
+
+
 class Fleet:
-    """A stack of this project on an embedded cloud."""
+    """A stack of this project on the embedded clouds; its nodes are on one of them."""
+
+    first_up: Result
+    """What the first `up` said, where a fixture ran it."""
 
     def __init__(self, stack: Stack, cloud: SimCloud, key: Path, cloud_name: str) -> None:
         self.stack, self.cloud, self.cloud_name = stack, cloud, cloud_name
+        self.promises = CLOUDS[cloud_name]
         self.config: dict[str, Any] = {
             "nodes": [node_config(cloud_name, "a")],
             "serving": {"model": "Qwen/Qwen3-8B-AWQ", "image": "vllm/vllm-openai:v0.9.2"},
@@ -40,21 +54,19 @@ class Fleet:
             "health": {"ready_timeout_s": 60, "ssh_timeout_s": 60},
         }
         self.provider = {
-            "scaleway:apiUrl": cloud.scaleway_url,
-            "scaleway:projectId": cloud.project,
-            "scaleway:accessKey": "SCWXXXXXXXXXXXXXXXXX",
-            "scaleway:zone": "fr-par-2",
-            "scaleway:timeout": 2,
+            key: value for each in CLOUDS.values() for key, value in each.provider(cloud).items()
         }
-        for name, value in SECRETS.items():
-            stack.ask("config", "set", "--secret", "--path", f"vllm-fleet:secrets.{name}", value)
-        stack.ask("config", "set", "--secret", "scaleway:secretKey", cloud.secret_key)
+        own = {f"vllm-fleet:secrets.{name}": value for name, value in SECRETS.items()}
+        secrets = own | {key: value for each in CLOUDS.values() for key, value in each.secrets.items()}
+        flags = [word for key, value in secrets.items() for word in ("--secret", f"{key}={value}")]
+        stack.ask("config", "set-all", "--path", *flags)
 
     def write(self) -> None:
         """Put the configuration where the engine reads it; the secrets stay as it encrypted them."""
         path = self.stack.folder / f"Pulumi.{self.stack.name}.yaml"
         document = yaml.safe_load(path.read_text())
-        secrets = {key: document["config"][key] for key in ("vllm-fleet:secrets", "scaleway:secretKey")}
+        kept = {"vllm-fleet:secrets", *(key for each in CLOUDS.values() for key in each.secrets)}
+        secrets = {key: value for key, value in document["config"].items() if key in kept}
         own = {f"vllm-fleet:{key}": value for key, value in self.config.items()}
         document["config"] = {**self.provider, **own, **secrets}
         path.write_text(yaml.safe_dump(document))
@@ -76,26 +88,67 @@ class Fleet:
     def outputs(self) -> dict[str, Any]:
         return self.stack.outputs()
 
+    def statuses(self) -> set[str]:
+        return {node["status"] for node in self.outputs()["nodes"].values()}
+
     def nodes(self, *names: str) -> None:
         """Declare nodes of these names, and no others."""
         self.config["nodes"] = [node_config(self.cloud_name, name) for name in names]
 
     def left(self) -> list[str]:
-        """Everything of this fleet that exists in the cloud, as `kind name`."""
-        own = [thing for thing in self.cloud.inventory() if thing["kind"] != "ssh_key"]
-        return [f"{thing['kind']} {thing['name']}" for thing in own]
+        """Everything of this fleet that exists in the clouds, as `kind name`."""
+        return [f"{thing['kind']} {thing['name']}" for thing in self._own()]
+
+    def parts(self) -> dict[str, dict[str, int]]:
+        """How many objects of each kind exist, by node."""
+        parts: dict[str, Counter[str]] = {}
+        for thing in self._own():
+            parts.setdefault(thing["node"], Counter())[thing["kind"]] += 1
+        return {node: dict(count) for node, count in parts.items()}
+
+    def whole(self, *nodes: str) -> dict[str, dict[str, int]]:
+        """What `parts` tells of nodes that consist of what they should, and of no second server."""
+        return {node: dict.fromkeys(self.promises.parts, 1) for node in nodes}
+
+    def written(self, after: int = 0) -> list[str]:
+        """The calls that changed something in a cloud after an entry of the log, `Fleet.seen`."""
+        calls = self.cloud.calls(after=after)
+        reads = ("Describe", "Get", "List")
+        return [
+            call["call"]
+            for call in calls
+            if call["method"] != "GET"
+            and not call["call"].startswith(reads)
+            and "ssh_key" not in call["call"]  # the test's own
+        ]
+
+    def seen(self) -> int:
+        """Number of the last entry of the clouds' log."""
+        return int(self.cloud.log()[-1]["seq"])
+
+    def _own(self) -> list[dict[str, Any]]:
+        return [thing for thing in self.cloud.inventory() if thing["kind"] != "ssh_key"]
 
 
 SSH_PORT = 10022
 
 
 def node_config(cloud_name: str, name: str) -> dict[str, Any]:
-    """A node of the smallest type of a cloud."""
-    by_cloud: Mapping[str, dict[str, Any]] = {
-        "scaleway": {"zone": "fr-par-2", "type": "L4-1-24G", "root_volume_gb": 200},
-        "linode": {"region": "us-ord", "type": "g2-gpu-rtx4000a1-s"},
-    }
-    return {"name": name, "cloud": cloud_name, **copy.deepcopy(by_cloud[cloud_name])}
+    """A node of a small type of a cloud."""
+    return {"name": name, "cloud": cloud_name, **copy.deepcopy(dict(CLOUDS[cloud_name].node))}
+
+
+@contextmanager
+def running_fleet(make: Callable[..., Stack], at: Path, cloud_name: str) -> Iterator[Fleet]:
+    """A fleet with one node `a` on a cloud, not yet up; `make` is what the fixture `pulumi` hands out."""
+    key = ssh_key(at / "id_ed25519")
+    folder = project_folder(at / "project")
+    with running_simcloud(at / "cloud", ssh_port=SSH_PORT) as cloud:
+        register_key(cloud, key)
+        fleet = Fleet(make(folder=folder, env=ENVIRONMENT), cloud, key, cloud_name)
+        yield fleet
+        # The clouds end here with all that is in them: nothing is left to destroy.
+        fleet.stack.abandon()
 
 
 def project_folder(at: Path) -> Path:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import textwrap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,16 @@ class Result:
 
     @property
     def operations(self) -> dict[str, list[str]]:
-        """What the engine did to each resource, by the resource's name."""
+        """What the engine did to each resource, by the resource's name.
+
+        Providers apart: the dynamic one's inputs are the whole configuration.
+        """
         done: dict[str, list[str]] = {}
         for event in self.events:
             metadata = event.get("resourcePreEvent", {}).get("metadata")
-            if metadata and metadata["op"] not in ("same", "refresh"):
+            if not metadata or metadata["type"].startswith("pulumi:providers:"):
+                continue
+            if metadata["op"] not in ("same", "refresh"):
                 done.setdefault(metadata["urn"].rsplit("::", 1)[-1], []).append(metadata["op"])
         return done
 
@@ -111,6 +116,7 @@ class Stack:
     env: dict[str, str]
     name: str = "test"
     started: list[Running] = field(default_factory=list)
+    abandoned: bool = False
 
     def program(self, text: str) -> None:
         (self.folder / "__main__.py").write_text(textwrap.dedent(text))
@@ -171,13 +177,62 @@ class Stack:
     def unlock(self) -> None:
         self.ask("cancel", "--yes")
 
-    def close(self) -> None:
+    def abandon(self) -> None:
+        """End what runs, and leave everything as it is."""
+        self.abandoned = True
         for running in self.started:
             if running.process.poll() is None:
                 running.kill()
+
+    def close(self) -> None:
+        """End what runs, and destroy what there is."""
+        if self.abandoned:
+            return
+        self.abandon()
         if self.state():
             self.unlock()
             self.run("destroy")
+
+
+@contextlib.contextmanager
+def stacks(engine_env: Mapping[str, str], at: Path) -> Iterator[Callable[..., Stack]]:
+    """What the fixture `pulumi` hands out, in a folder of its own; see conftest.py."""
+    made: list[Stack] = []
+
+    def make(
+        program: str = "",
+        *,
+        folder: Path | None = None,
+        files: Mapping[str, str] | None = None,
+        config: Mapping[str, str] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Stack:
+        workspace = at / f"stack-{len(made)}"
+        state = workspace / "state"
+        state.mkdir(parents=True)
+        own = {
+            "PULUMI_BACKEND_URL": f"file://{state}",
+            "PULUMI_CONFIG_PASSPHRASE": "a test's own",
+            "HF_ENDPOINT": "http://127.0.0.1:9",  # no test asks the real hub about a model
+            "PULUMI_DEBUG_COMMANDS": "true",  # brings the flag --event-log
+        }
+        stack = Stack(folder or workspace / "project", workspace, {**engine_env, **own, **(env or {})})
+        if folder is None:
+            stack.folder.mkdir()
+            (stack.folder / "Pulumi.yaml").write_text("name: project\nruntime: python\n")
+            stack.program(program)
+        for path, text in (files or {}).items():
+            (stack.folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (stack.folder / path).write_text(textwrap.dedent(text))
+        stack.ask("stack", "init")
+        for key, value in (config or {}).items():
+            stack.ask("config", "set", key, value)
+        made.append(stack)
+        return stack
+
+    yield make
+    for stack in made:
+        stack.close()
 
 
 def descendants(pid: int) -> list[int]:

@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
-import boto3
+import pytest
+from clouds import console
 from fleets import Fleet
 from harness import wait_for
-from test_aws_node import PLAIN_AMI, fleet  # noqa: F401 - a fixture
+from test_aws_node import PLAIN_AMI
 from test_fleet_commands import ended, fleet_command
 
-from simcloud import aws
 
-
-def console(fleet: Fleet, service: str) -> Any:  # noqa: F811
-    return boto3.client(
-        service,
-        endpoint_url=fleet.cloud.aws_url,
-        region_name="us-east-1",
-        aws_access_key_id=aws.DEV_ACCESS_KEY,
-        aws_secret_access_key=aws.DEV_SECRET_KEY,
-    )
-
-
-def run(fleet: Fleet, *words: str) -> str:  # noqa: F811
+def run(fleet: Fleet, *words: str) -> str:
     status, said = ended(fleet_command(fleet, *words))
     assert status == 0, said
     return said
 
 
-def test_a_pipeline_is_made_runs_jobs_and_is_gone_after_destroy(fleet: Fleet) -> None:  # noqa: F811
+@pytest.mark.parametrize("fleet", ["aws"], indirect=True)
+def test_a_pipeline_is_made_runs_jobs_and_is_gone_after_destroy(fleet: Fleet) -> None:
     fleet.config["health"]["enabled"] = False
     fleet.config["jobs"] = {"name": "jobs", "control": {"protect": False}, "ami": PLAIN_AMI}
     refused = " ".join(fleet.run("preview", expect_failure=True).stdout.split())
@@ -40,7 +29,7 @@ def test_a_pipeline_is_made_runs_jobs_and_is_gone_after_destroy(fleet: Fleet) ->
     del fleet.config["jobs"]["ami"]
     fleet.run("up")
     jobs = fleet.outputs()["jobs"]
-    ec2, iam = console(fleet, "ec2"), console(fleet, "iam")
+    ec2, iam = console(fleet.cloud, "ec2"), console(fleet.cloud, "iam")
 
     version = ec2.describe_launch_template_versions(
         LaunchTemplateId=jobs["launch_template_id"], Versions=["$Default"]
@@ -53,7 +42,7 @@ def test_a_pipeline_is_made_runs_jobs_and_is_gone_after_destroy(fleet: Fleet) ->
     ][0]
     assert (control["InstanceType"], control["MetadataOptions"]["HttpTokens"]) == ("t3.large", "required")
 
-    share = console(fleet, "efs").describe_file_systems()["FileSystems"][0]
+    share = console(fleet.cloud, "efs").describe_file_systems()["FileSystems"][0]
     assert (share["FileSystemId"], share["Encrypted"]) == (jobs["file_system_id"], True)
     groups = {each["GroupName"]: each for each in ec2.describe_security_groups()["SecurityGroups"]}
     rules = groups["test-jobs-share"]["IpPermissions"]
@@ -64,7 +53,7 @@ def test_a_pipeline_is_made_runs_jobs_and_is_gone_after_destroy(fleet: Fleet) ->
 
     document = iam.get_role_policy(RoleName="test-jobs-control", PolicyName="control")["PolicyDocument"]
     assert jobs["launch_template_id"] in json.dumps(document)
-    logs = console(fleet, "logs").describe_log_groups()["logGroups"]
+    logs = console(fleet.cloud, "logs").describe_log_groups()["logGroups"]
     assert [(each["logGroupName"], each["retentionInDays"]) for each in logs] == [(jobs["log_group"], 30)]
 
     share = fleet.cloud.state / "shares" / jobs["file_system_id"]

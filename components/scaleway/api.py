@@ -583,7 +583,15 @@ class ScalewayClient:
         inbound_default_policy: str = "drop",
         outbound_default_policy: str = "accept",
     ) -> SecurityGroup:
-        """Create a security group, or return the one that carries `owner_tag` already."""
+        """Create a security group, or return the one that an interrupted run left.
+
+        That one carries `owner_tag` and no server uses it: one in use is being replaced, and goes when the
+        server has its successor.
+        """
+
+        def left() -> list[SecurityGroup]:
+            return [group for group in self.list_security_groups(tags=[owner_tag]) if not group.server_ids]
+
         body = {
             "name": name,
             "project": project or self._project,
@@ -599,7 +607,7 @@ class ScalewayClient:
             self._instance("security_groups"),
             body,
             _security_group,
-            find=lambda: self.list_security_groups(tags=[owner_tag]),
+            find=left,
         )
 
     def get_security_group(self, group_id: str) -> SecurityGroup:

@@ -320,6 +320,21 @@ def test_a_security_group_drops_what_comes_in_by_default() -> None:
     assert group.tags == (OWNER,)
 
 
+def test_a_security_group_in_use_is_not_taken_for_its_successor_and_a_left_one_is() -> None:
+    groups = [group_json("sg-old", servers=[{"id": "s-1", "name": "dev-l4-a"}])]
+
+    def handler(request: httpx.Request) -> Reply:
+        if request.method == "POST":
+            groups.append(group_json("sg-new", **json.loads(request.content)))
+            return ok({"security_group": groups[-1]}, 201)
+        return ok({"security_groups": groups})
+
+    client = client_of(handler)
+    assert client.create_security_group("dev-l4-a", owner_tag=OWNER).id == "sg-new"
+    assert client.create_security_group("dev-l4-a", owner_tag=OWNER).id == "sg-new"
+    assert len(groups) == 2
+
+
 # --- power and size, asked for once ---
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import boto3
 import pytest
 
-from components.aws import ec2
+from components.aws import credentials, ec2
 from components.aws.credentials import Credentials, CredentialsError
 from components.aws.resources import FirstBootProvider
 from simcloud import aws
@@ -124,6 +125,44 @@ def test_a_file_system_of_another_vpc_is_refused(cloud: SimCloud, api: Any) -> N
     ec2.check_share(efs, api, system, [other])
     with pytest.raises(ec2.Ec2Error, match=rf"jobs.file_system: {system} is mounted in {vpc}"):
         ec2.check_share(efs, api, system, [])
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (
+            "403",
+            "AWS refused: UnauthorizedOperation: You are not .*Mend: give the credentials this permission",
+        ),
+        ("quota", "AWS refused: LimitExceeded: .*Mend: raise the limit in Service Quotas"),
+        ("404", "AWS refused: InvalidGroup.NotFound: .*Mend: correct what AWS names, then run"),
+        ("unreachable", "no reply from AWS .*Mend: check the network, aws:region and the credentials"),
+    ],
+)
+def test_a_failed_call_is_told_with_its_name_and_its_mend(cloud: SimCloud, fault: str, said: str) -> None:
+    url = cloud.aws_url if fault != "unreachable" else "http://127.0.0.1:9"
+    settings = {
+        "accessKey": aws.DEV_ACCESS_KEY,
+        "secretKey": aws.DEV_SECRET_KEY,
+        "endpoints": json.dumps([{"ec2": url}]),
+    }
+    api = credentials.client(Credentials.resolve(settings.get, "us-east-1"), "ec2")
+    api.meta.events.unregister("needs-retry.ec2", unique_id="retry-config-ec2")  # at once
+    if fault in ("403", "quota"):
+        cloud.set_fault("DescribeSecurityGroups", fault)
+    with pytest.raises(credentials.AwsError, match=rf"^ec2 DescribeSecurityGroups: {said}"):
+        api.describe_security_groups(GroupIds=["sg-0123456789abcdef0"])
+
+
+def test_what_an_interrupted_run_left_is_found_by_its_tag_and_removed(cloud: SimCloud, api: Any) -> None:
+    tags = [{"Key": "vllm-fleet-owner", "Value": "left"}]
+    specification = [{"ResourceType": "key-pair", "Tags": tags}]
+    api.create_key_pair(KeyName="left", TagSpecifications=specification)
+    tags_of_group = [{"ResourceType": "security-group", "Tags": tags}]
+    api.create_security_group(GroupName="left", Description="left", TagSpecifications=tags_of_group)
+    for remove in (ec2.remove_key_pairs, ec2.remove_groups):
+        remove(api, "vllm-fleet-owner", "left")
+    assert not [thing for thing in cloud.inventory() if thing["name"] == "left"]
 
 
 def test_an_existing_control_instance_is_given_the_role_once_and_never_loses_another(

@@ -99,6 +99,23 @@ def test_the_root_volume_is_what_was_asked_for_grows_and_never_shrinks(ec2: Any)
     assert code(caught) == "InvalidParameterValue"
 
 
+def test_metadata_options_that_a_request_leaves_out_stay(ec2: Any) -> None:
+    options = {"HttpTokens": "required", "HttpEndpoint": "enabled", "HttpPutResponseHopLimit": 1}
+    instance = launch(ec2, MetadataOptions=options)["InstanceId"]
+    ec2.modify_instance_metadata_options(InstanceId=instance, HttpPutResponseHopLimit=2)
+    (found,) = ec2.describe_instances(InstanceIds=[instance])["Reservations"][0]["Instances"]
+    assert {**found["MetadataOptions"], **options, "HttpPutResponseHopLimit": 2} == found["MetadataOptions"]
+
+
+def test_a_fault_of_a_node_is_met_by_every_call_upon_its_objects(cloud: SimCloud, ec2: Any) -> None:
+    volume = root_volume(ec2, launch(ec2))["VolumeId"]
+    cloud.set_fault("DescribeVolumes", "403", node="a")
+    ec2.describe_volumes()
+    with pytest.raises(ClientError) as caught:
+        ec2.describe_volumes(VolumeIds=[volume])
+    assert code(caught) == "UnauthorizedOperation"
+
+
 def test_a_client_token_starts_one_instance_however_often_it_is_sent(cloud: SimCloud, ec2: Any) -> None:
     cloud.set_fault("RunInstances", "lost_reply")
     with pytest.raises(LOST):

@@ -8,10 +8,14 @@ import subprocess
 from pathlib import Path
 
 
+class NoCaddy(RuntimeError):
+    """It is neither here nor to be had; the text, one line, says why and how to get it."""
+
+
 def caddy() -> Path:
     """The executable: the one on PATH, else that of the distribution's package, unpacked into the cache.
 
-    The package is not installed: it would start a web server. Raises HostError, one line.
+    The package is not installed: it would start a web server. Raises NoCaddy.
     """
     from simcloud.vm.host import cached  # noqa: PLC0415  the machines' package wants Caddy as well
 
@@ -20,8 +24,6 @@ def caddy() -> Path:
 
 
 def _unpack(folder: Path) -> None:
-    from simcloud.vm.host import HostError  # noqa: PLC0415
-
     download = ["apt-get", "-q", "download", "caddy"]
     sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
     # Package lists are missing in a fresh container, and may be old anywhere.
@@ -31,7 +33,7 @@ def _unpack(folder: Path) -> None:
             _run(["dpkg-deb", "-x", packages[0].name, "."], folder)
             packages[0].unlink()
             return
-    raise HostError(f"caddy is missing: it answers as the gateway of light nodes. Install it ({last})")
+    raise NoCaddy(f"caddy is missing: it answers as the gateway of light nodes. Install it ({last})")
 
 
 def _run(argv: list[str], folder: Path) -> str:

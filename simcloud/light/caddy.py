@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from simcloud.caddy import caddy
+from simcloud.caddy import NoCaddy, caddy
 from simcloud.light.compose import Service
 from simcloud.light.disk import Disk
 
@@ -48,8 +48,13 @@ async def run(
             file.write_text(content)
         config = folder / CADDYFILE.lstrip("/")
         config.write_text(_located(config.read_text(), service, folder, disk, address, places))
+        try:
+            program = await asyncio.to_thread(caddy)
+        except NoCaddy as missing:
+            log(str(missing))
+            return 127
         child = await asyncio.create_subprocess_exec(
-            *(await asyncio.to_thread(caddy), "run", "--adapter", "caddyfile", "--config", config),
+            *(program, "run", "--adapter", "caddyfile", "--config", config),
             env={**service.environment, "HOME": place, "XDG_DATA_HOME": place},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

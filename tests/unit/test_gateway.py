@@ -22,6 +22,7 @@ from fleet.gateway import NODE_NAME, Gateway, caddyfile
 from fleet.settings import Expose, Secrets, Serving
 from fleet.settings.expose import certificate_problem
 from fleet.ssh import NothingListens, connect
+from simcloud.caddy import caddy
 
 DOMAIN = "llm.example.com"
 KEY, OLD_KEY = "sk-planted-0123456789", "sk-planted-before-0123"
@@ -131,6 +132,7 @@ class Clients:
 
 @pytest.fixture
 async def clients(tmp_path: Path) -> AsyncIterator[Clients]:
+    caddy()  # where it cannot be had, the test says so at once
     issued = issue("vllm-fleet test", NODE_NAME, DOMAIN)
     trust = ssl.create_default_context(cadata=issued.authority)
     async with light_fleet(tmp_path, 2) as fleet, httpx.AsyncClient(verify=trust, timeout=20) as http:

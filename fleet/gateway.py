@@ -210,7 +210,7 @@ def _api(gateway: Gateway) -> Lines:
 
 def _node(gateway: Gateway, port: int) -> list[Lines]:
     """This node's own vLLM: for the gateway, and for who looks from within the node."""
-    draining = [
+    draining: list[str | Lines] = [
         _block(
             "@draining",
             "path /health",
@@ -218,7 +218,7 @@ def _node(gateway: Gateway, port: int) -> list[Lines]:
         ),
         'respond @draining `{"error":"Draining"}` 503',
     ]
-    checks: list[str | Lines] = [*draining] if gateway.drains else []
+    checks = draining if gateway.drains else []
     answer = ["import api", "import vllm"]
     return [
         _block(

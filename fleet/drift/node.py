@@ -242,7 +242,9 @@ def _flat(value: Any, path: str = "") -> dict[str, str]:
     if path.endswith(".command") and isinstance(value, list):
         flags = _flags([str(word) for word in value])
         return {f"{path} {flag}": text for flag, text in flags.items()}
-    return {path: value if isinstance(value, str) else json.dumps(value)}
+    text = value if isinstance(value, str) else json.dumps(value)
+    # A file within the file, the gateway's configuration or a certificate, is told by its digest.
+    return {path: _short(f"sha256:{hashlib.sha256(text.encode()).hexdigest()}") if "\n" in text else text}
 
 
 def _flags(words: list[str]) -> dict[str, str]:

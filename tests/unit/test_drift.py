@@ -19,6 +19,7 @@ from fleet.drift import Drift, fingerprint
 from fleet.drift.cloud import cloud_drift
 from fleet.drift.node import Expected, expected_nodes, look, look_at_all
 from fleet.drift.report import Seen, document, markdown
+from fleet.gateway import Gateway
 from fleet.ssh import Connection, connect
 
 API_KEY = "planted-api-key-0123456789"
@@ -163,6 +164,19 @@ async def test_a_change_inside_a_node_is_found_under_its_name(
         assert (drift.resource, drift.property, drift.was, drift.now)[: len(wanted)] == wanted
     assert API_KEY not in str(seen)
     assert "another-key" not in str(seen)
+
+
+async def test_an_edited_configuration_of_the_gateway_is_told_by_its_digest(node: Any) -> None:
+    _, expected, connection = node
+    expose = settings.Expose.model_validate({"domain": "llm.example.com", "cidrs": ["0.0.0.0/0"]})
+    serving = settings.Serving(model="Qwen/Qwen3-8B-AWQ")
+    wanted = compose.compose_file(serving, Gateway(expose, False, "", "", ()))
+    await connection.write_file(COMPOSE, wanted.replace("max_size 10MB", "max_size 90MB").encode())
+    seen = await look(replace(expected, compose=wanted))
+    (edited,) = [drift for drift in seen if drift.resource == COMPOSE]
+    assert edited.property == "configs.gateway_caddyfile.content"
+    assert edited.was.startswith("sha256:") and edited.now != edited.was
+    assert ("container caddy", "there is none") in {(drift.resource, drift.now) for drift in seen}
 
 
 async def test_a_container_that_runs_with_other_flags_than_its_file_says_is_found(node: Any) -> None:

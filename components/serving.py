@@ -131,8 +131,9 @@ def _secret_environment(args: Delivery) -> Input[str]:
     needed = compose.secret_environment(secrets)
     if args.exposure is None:
         return compose.env_file(needed)
+    public = args.exposure.carries
     return args.exposure.certificate.key.apply(
-        lambda key: compose.env_file({**needed, **compose.gateway_environment(secrets, key)})
+        lambda key: compose.env_file(needed | compose.gateway_environment(secrets, key, public=public))
     )
 
 

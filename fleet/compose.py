@@ -124,11 +124,12 @@ def secret_environment(secrets: Secrets) -> dict[str, str]:
     return {"VLLM_API_KEY": secrets.api_key.get_secret_value(), **token}
 
 
-def gateway_environment(secrets: Secrets, node_key: str) -> dict[str, str]:
-    """What the gateway adds to that; `node_key` is the PEM of the node's certificate."""
+def gateway_environment(secrets: Secrets, node_key: str, *, public: bool) -> dict[str, str]:
+    """What the gateway adds to that: the key of the node's certificate, and on the node with the public door
+    that of the domain's."""
     given = {
         gateway.PREVIOUS_KEY_VARIABLE: secrets.previous_api_key,
-        gateway.SITE_KEY_VARIABLE: secrets.tls_key,
+        gateway.SITE_KEY_VARIABLE: secrets.tls_key if public else None,
     }
     return {
         **{name: value.get_secret_value() for name, value in given.items() if value},

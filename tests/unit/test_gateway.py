@@ -72,7 +72,7 @@ class Clients:
         environment = {
             **compose.plain_environment(SERVING),
             **compose.secret_environment(secrets),
-            **compose.gateway_environment(secrets, self.issued.key),
+            **compose.gateway_environment(secrets, self.issued.key, public=True),
         }
         for index, others in ((0, tuple(addresses[1:])), (1, None)):
             door = Gateway(

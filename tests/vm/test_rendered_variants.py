@@ -132,7 +132,7 @@ def test_compose_gives_the_gateway_its_files_and_vllm_none_of_its_keys(machine: 
     door = Gateway(expose, True, issued.authority, issued.certificate, ("203.0.113.8",))
     secrets = Secrets.model_validate({"api_key": "x" * 16, "previous_api_key": "planted-before-0123"})
     serving = host("scaleway").serving
-    environment = gateway_environment(secrets, issued.key)
+    environment = gateway_environment(secrets, issued.key, public=True)
     read = composed(machine, compose_file(serving, door), environment)
     vllm, caddy = read["services"]["vllm"], read["services"]["gateway"]
     given = {"VLLM_API_KEY", "HF_TOKEN", "NVIDIA_VISIBLE_DEVICES", "HF_HOME", "VLLM_CACHE_ROOT"}

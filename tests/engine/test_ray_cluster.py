@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from fleets import Fleet
+from harness import wait_for
 
 from fleet import ray
 from simcloud import aws
@@ -76,6 +77,7 @@ def test_a_cluster_serves_over_all_its_machines_and_only_what_must_changes_with_
         headers={"X-Auth-Token": fleet.cloud.secret_key},
     )
     assert reply.status_code == 202
+    wait_for(lambda: gone not in [each["id"] for each in fleet.cloud.inventory("server")], "it to be gone")
     mended = fleet.run("up").operations
     assert mended["pool-w1-server"] == ["create"]
     assert not {name for name in mended if name.startswith(("pool-head", "pool-w0", "pool-w2"))}

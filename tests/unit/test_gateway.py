@@ -63,21 +63,27 @@ class Clients:
 
     fleet: LightFleet
     issued: Issued
+    """To the nodes."""
+    site: Issued
+    """To the domain, by somebody else."""
     http: httpx.AsyncClient
 
     async def serve(self, *, two_keys: bool = True) -> None:
         """Bring both nodes to what the settings say."""
         addresses = [boot.address for boot in self.fleet.boots]
-        secrets = Secrets(api_key=SecretStr(KEY), previous_api_key=SecretStr(OLD_KEY) if two_keys else None)
-        environment = {
-            **compose.plain_environment(SERVING),
-            **compose.secret_environment(secrets),
-            **compose.gateway_environment(secrets, self.issued.key, public=True),
-        }
+        secrets = Secrets(
+            api_key=SecretStr(KEY),
+            previous_api_key=SecretStr(OLD_KEY) if two_keys else None,
+            tls_key=SecretStr(self.site.key),
+        )
+        wanted = expose(tls="certificate", certificate=self.site.certificate)
         for index, others in ((0, tuple(addresses[1:])), (1, None)):
-            door = Gateway(
-                expose(tls="internal"), two_keys, self.issued.authority, self.issued.certificate, others
-            )
+            door = Gateway(wanted, two_keys, self.issued.authority, self.issued.certificate, others)
+            environment = {
+                **compose.plain_environment(SERVING),
+                **compose.secret_environment(secrets),
+                **compose.gateway_environment(secrets, self.issued.key, public=door.others is not None),
+            }
             async with connect(self.fleet.target(index)) as node:
                 await node.run(["install", "-d", layout.DIRECTORY])
                 await node.write_file(layout.COMPOSE_PATH, compose.compose_file(SERVING, door).encode())
@@ -133,10 +139,10 @@ class Clients:
 @pytest.fixture
 async def clients(tmp_path: Path) -> AsyncIterator[Clients]:
     caddy()  # where it cannot be had, the test says so at once
-    issued = issue("vllm-fleet test", NODE_NAME, DOMAIN)
-    trust = ssl.create_default_context(cadata=issued.authority)
+    issued, site = issue("vllm-fleet test", NODE_NAME), issue("a public authority", DOMAIN)
+    trust = ssl.create_default_context(cadata=site.authority)
     async with light_fleet(tmp_path, 2) as fleet, httpx.AsyncClient(verify=trust, timeout=20) as http:
-        clients = Clients(fleet, issued, http)
+        clients = Clients(fleet, issued, site, http)
         await clients.serve()
         await clients.until_ready()
         yield clients

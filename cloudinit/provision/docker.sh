@@ -11,7 +11,7 @@ check() {
         found=$(engine_version) || found=''
         [[ -z $found ]] || version_is "$found" "$VERSION" ||
             refuse "this machine has Docker $found, not $VERSION" \
-                'leave out docker.version, or choose an image that has this one: an engine with containers is not replaced'
+                'leave out docker.version, or choose an image that has it: an engine in use is not replaced'
         [[ -n $found ]] || echo 'the Docker daemon does not answer'
         docker compose version >/dev/null 2>&1 || echo 'Compose is not installed'
         systemctl is-enabled --quiet docker.service 2>/dev/null || echo 'docker.service is not enabled'

@@ -71,20 +71,23 @@ install_driver() {
 
 # use_repository SYSTEM: NVIDIA's packages for it. Never the driver: that is the distribution's.
 use_repository() {
-    local repository=$REPOSITORIES/$1/x86_64 key=/etc/apt/keyrings/nvidia-cuda.asc found
+    local repository=$REPOSITORIES/$1/x86_64 key=/etc/apt/keyrings/nvidia-cuda.asc found scratch
     has gpg || apt_install gpg
     mkdir -p /etc/apt/keyrings
     attempt 4 curl --fail --silent --show-error --location --connect-timeout 15 --max-time 60 \
         --output "$key.new" "$repository/$KEY_FILE" ||
         refuse "NVIDIA has no packages for $1" 'set gpu.cuda to null, or choose an image of Ubuntu 22.04 or 24.04'
-    found=$(gpg --batch --show-keys --with-colons "$key.new" | sed -n 's/^fpr:*\([^:]*\):.*/\1/p' | head -n 1)
+    scratch=$(mktemp -d)
+    found=$(gpg --homedir "$scratch" --batch --show-keys --with-colons "$key.new" |
+        sed -n 's/^fpr:*\([^:]*\):.*/\1/p' | head -n 1)
+    rm -r "$scratch"
     [[ $found == "$KEY" ]] || refuse "the key of $repository has the fingerprint $found, not $KEY" \
         'correct gpu.key_fingerprint; if NVIDIA has changed its key, it says so'
     mv "$key.new" "$key"
     printf 'Types: deb\nURIs: %s/\nSuites: /\nSigned-By: %s\n' "$repository" "$key" \
         >/etc/apt/sources.list.d/nvidia-cuda.sources
-    printf 'Package: nvidia-* libnvidia-* cuda-drivers*\nPin: origin developer.download.nvidia.com\nPin-Priority: -1\n' \
-        >/etc/apt/preferences.d/nvidia-cuda
+    printf 'Package: %s\nPin: origin developer.download.nvidia.com\nPin-Priority: -1\n' \
+        'nvidia-* libnvidia-* cuda-drivers*' >/etc/apt/preferences.d/nvidia-cuda
     update_lists
 }
 

@@ -12,7 +12,8 @@ readonly REBOOT_NEEDED=30
 main() {
     # Also keeps a mistaken address from having software installed on it.
     # While the machine is still booting its set-up may not have come that far.
-    [[ -d $STATE || $PHASE == ssh ]] || refuse 'this machine was not set up by this program' 'check the address of the node'
+    [[ -d $STATE || $PHASE == ssh ]] ||
+        refuse 'this machine was not set up by this program' 'check the address of the node'
     if [[ $1 == apply ]]; then
         mkdir -p "$LOGS"
         # To a file: a connection that is lost then takes nothing from what is under way.

@@ -17,7 +17,7 @@ ACTIONLINT = { command -v go >/dev/null || { echo >&2 'missing: Go, which builds
 	&& go -C tools/actionlint tool actionlint $(CURDIR)/.github/workflows/*.yml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup env demo demo-vm demo-break demo-down test test-boot test-vm check schema format preview up-stack drift reap bench bench-boot clean
+.PHONY: help setup env demo demo-vm demo-break demo-down test test-boot test-vm check schema format preview up-stack drift reap reap-jobs bench bench-boot clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ drift: ## where clouds and nodes of STACK differ from its state; REPORT=file, SE
 
 reap: ## destroy the nodes of STACK that have outlived their ttl_hours
 	@$(ON_STACK) fleet reap --stack $(STACK) --yes
+
+reap-jobs: ## end the GPU jobs in AWS region REGION that have outlived their deadlines
+	@$(WITH) fleet job reap --region $(REGION) --yes
 
 recording: ## draw docs/images/fleet-up.svg from a real run on ten light nodes
 	@$(WITH) python -m tools.recording

@@ -24,7 +24,7 @@ from fleet.layout import GATEWAY_CHECK_PORT
 from fleet.settings.expose import Expose, TlsKey, certificate_problem
 from fleet.settings.observability import Observability
 from fleet.settings.provision import DRIVER_BRANCHES as PACKAGED_BRANCHES
-from fleet.settings.provision import Provision, too_old
+from fleet.settings.provision import RAY_VERSION, Provision, too_old
 from fleet.settings.section import Section
 from fleet.settings.values import (
     ApiKey,
@@ -678,8 +678,6 @@ def _cluster_name(value: str) -> str:
 
 
 LONGEST_CLUSTER_NAME = 25
-RAY_VERSION = "2.53.0"
-"""vLLM takes any Ray from 2.43 but 2.44 (vLLM 0.9.2, requirements/cuda.txt)."""
 OLDEST_RAY_WITH_TOKENS = (2, 52)
 """Ray's "Token authentication"; before it, who reaches a cluster can run anything on it."""
 

@@ -29,6 +29,7 @@ MINICONDA_SHA256 = "4766d85b5f7d235ce250e998ebb5a8a8210cbd4f2b0fea4d2177b3ed9ea8
 """Of its installer for x86_64, as repo.anaconda.com/miniconda publishes it."""
 
 RAY_VERSION = "2.53.0"
+"""vLLM takes any Ray from 2.43 but 2.44 (vLLM 0.9.2, requirements/cuda.txt)."""
 
 ROOT_VENV, ROOT_CONDA, ROOT_RAY = "/opt/python", "/opt/conda", "/opt/ray"
 

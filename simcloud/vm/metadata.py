@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from simcloud.nodes import Boot
+from simcloud.vm.qemu import mac_address
 from simcloud.vm.serving import LoopbackServer
 
 GUEST_ADDRESS = "169.254.10.15"
@@ -152,11 +153,15 @@ class MachineServer:
         keys = {
             f"{index}={boot.name}": {"openssh-key": key} for index, key in enumerate(boot.authorized_keys)
         }
+        mac = mac_address("aws", boot.server_id)
         tree: dict[str, object] = {
             "instance-id": boot.server_id, "ami-id": "ami-embedded", "instance-type": "embedded",
             "hostname": boot.name, "local-hostname": boot.name, "local-ipv4": GUEST_ADDRESS,
             "placement": {"availability-zone": "embedded-1a", "region": "embedded-1"},
             "public-keys": {key.partition("=")[0]: value for key, value in keys.items()},
+            "network": {"interfaces": {"macs": {mac: {
+                "device-number": "0", "interface-id": "eni-embedded", "local-ipv4s": GUEST_ADDRESS, "mac": mac,
+            }}}},
         }  # fmt: skip
 
         identity = json.dumps({"instanceId": boot.server_id, "region": "embedded-1"})

@@ -149,7 +149,12 @@ class Machine:
             # What a crash of this host would lose is made again in a minute.
             *_drive(hardware.disk),
             *(_drive(share) if (share := share_of(hardware.disk)).exists() else ()),
-            *("-netdev", _network(hardware), "-device", f"virtio-net-pci,netdev=net,mac={_mac(hardware)}"),
+            *(
+                "-netdev",
+                _network(hardware),
+                "-device",
+                f"virtio-net-pci,netdev=net,mac={mac_address(hardware.cloud, hardware.server_id)}",
+            ),
             *("-device", "virtio-rng-pci"),
             *("-chardev", f"file,id=console,path={_quoted(directory / 'console.log')},append=on"),
             *("-serial", "chardev:console", "-qmp", f"unix:{control},server=on,wait=off"),
@@ -253,10 +258,11 @@ def _identity(cloud: str, server_id: str) -> list[str]:
     raise ValueError(f"cloud: {cloud!r} is none of scaleway, linode, aws")
 
 
-def _mac(hardware: Hardware) -> str:
+def mac_address(cloud: str, server_id: str) -> str:
+    """Of a machine's one network interface."""
     # Linode's interfaces are known by their prefix, which its datasource looks for.
-    prefix = "f2:3c:95" if hardware.cloud == "linode" else "52:54:00"
-    tail = hashlib.sha256(hardware.server_id.encode()).hexdigest()
+    prefix = "f2:3c:95" if cloud == "linode" else "52:54:00"
+    tail = hashlib.sha256(server_id.encode()).hexdigest()
     return f"{prefix}:{tail[0:2]}:{tail[2:4]}:{tail[4:6]}"
 
 

@@ -160,7 +160,7 @@ class MachineServer:
             "placement": {"availability-zone": "embedded-1a", "region": "embedded-1"},
             "public-keys": {key.partition("=")[0]: value for key, value in keys.items()},
             "network": {"interfaces": {"macs": {mac: {
-                "device-number": "0", "interface-id": "eni-embedded", "local-ipv4s": GUEST_ADDRESS, "mac": mac,
+                "device-number": "0", "local-ipv4s": GUEST_ADDRESS, "mac": mac,
             }}}},
         }  # fmt: skip
 

@@ -209,4 +209,5 @@ async def test_an_aws_machine_is_found_by_ec2s_own_means(lab: Lab) -> None:
     guest = await lab.boot("aws", b"#!/bin/sh\ntouch /run/user-data-ran\n")
     await guest.until("cloud-init status --wait && test -e /run/user-data-ran", user="ubuntu", deadline_s=240)
     assert "DataSourceEc2" in await guest.run("cat /run/cloud-init/result.json")
-    assert '"recoverable_errors": {}' in await guest.run("cat /run/cloud-init/status.json")
+    # It ends with 2 where anything was amiss.
+    await guest.run("cloud-init status")

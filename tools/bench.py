@@ -50,7 +50,7 @@ def preview_of_one_node() -> Result:
 
 
 def preview_of_one_node_over_plain() -> Result:
-    """Preview of one node ÷ preview of a plain program with as many resources: both start the same plugins."""
+    """Preview of one node ÷ preview of a plain program with as many resources and the same plugins."""
     with cloud() as simulated, stack(nodes(simulated, 1)) as one, stack(plain(1)) as same:
         return Result(ratio(one.preview, same.preview, runs=7), 1.3, "ratio")
 

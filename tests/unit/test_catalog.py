@@ -59,12 +59,14 @@ class PriceList(Dated):
 
 
 class Volume(Dated):
+    as_of: str
     kind: str
     zone: str = Field(pattern=r"^(\*|[a-z0-9-]+)$")
     per_gb_month: Annotated[float, Field(gt=0, lt=1)]
 
 
 class Address(Dated):
+    as_of: str
     zone: str = Field(pattern=r"^(\*|[a-z0-9-]+)$")
     hourly: Annotated[float, Field(gt=0, lt=0.1)]
 

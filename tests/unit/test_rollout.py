@@ -312,7 +312,8 @@ async def test_a_killed_operator_leaves_a_serving_node_and_the_next_run_converge
             process.send_signal(signal.SIGKILL)
             break
     await process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    # The last phases may be over before the signal arrives.
+    assert process.returncode == -signal.SIGKILL or (process.returncode == 0 and phase in PHASES[-2:])
     assert await until(operator.models) in ([MODEL], [OTHER])
 
     await operator.roll_out({"model": OTHER})
@@ -321,6 +322,8 @@ async def test_a_killed_operator_leaves_a_serving_node_and_the_next_run_converge
 
 
 async def test_an_interrupted_operator_says_so_and_lets_the_next_run_in(operator: Operator) -> None:
+    # The gate would be done before the signal arrives.
+    await operator.node.nodes.inject("l4-0", "hang_loading")
     process = await operator.start({"model": OTHER})
     assert process.stderr is not None
     async for line in process.stderr:
@@ -330,6 +333,7 @@ async def test_an_interrupted_operator_says_so_and_lets_the_next_run_in(operator
     _, said = await process.communicate()
     assert process.returncode == 130 and b"l4-0: interrupted" in said
     assert await operator.left() == [JOURNAL]
+    await operator.node.nodes.inject("l4-0", None)
     await operator.roll_out({"model": OTHER})
     assert "taking up the rollout" in operator.told.getvalue()
     assert await operator.models() == [OTHER]

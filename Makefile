@@ -84,5 +84,6 @@ bench: ## measure the engine's share of preview and up, into bench/results.json
 bench-boot: ## measure first boots of virtual machines: an hour on a quiet machine
 	@$(WITH) python -m tools.bench first_boot
 
-clean: ## remove what set-up, tests and the demo left in this checkout (the shared cache stays)
-	@rm -rf .venv .fleet .mypy_cache .ruff_cache .hypothesis
+clean: ## remove what set-up, tests and the demo left in this checkout (stacks' state and the shared cache stay)
+	@rm -rf .venv .mypy_cache .ruff_cache .hypothesis
+	@if [ -d .fleet ]; then find .fleet -mindepth 1 -maxdepth 1 ! -name state -exec rm -rf {} +; fi

@@ -74,6 +74,15 @@ def break_it() -> None:
         console.print(f"{name}: switched off behind Pulumi's back")
 
 
+def forget(folder: Path) -> None:
+    """Remove the demo's files from a checkout's folder. The state of any other stack there stays."""
+    shutil.rmtree(folder / "demo", ignore_errors=True)
+    shutil.rmtree(folder / "rollouts" / STACK, ignore_errors=True)
+    if not any((folder / "state" / ".pulumi" / "stacks").rglob("*.json")):
+        shutil.rmtree(folder / "rollouts", ignore_errors=True)
+        shutil.rmtree(folder / "state", ignore_errors=True)
+
+
 def down() -> None:
     """Destroy the stack, see that nothing is left, stop the embedded cloud, remove its files."""
     url = _api_url()
@@ -94,8 +103,7 @@ def down() -> None:
         raise DemoError(
             "the embedded cloud is not running, so its stack cannot be destroyed; run make demo, then this"
         )
-    shutil.rmtree(HOME, ignore_errors=True)
-    shutil.rmtree(ROOT / ".fleet" / "state", ignore_errors=True)
+    forget(ROOT / ".fleet")
     console.print("Nothing is left: no server, volume, address, security group, process or file.")
 
 

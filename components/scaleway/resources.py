@@ -325,6 +325,10 @@ def _delete_server(client: ScalewayClient, server_id: str, root_volume_id: str |
     server = client.find_server(server_id)
     if server is not None:
         root_volume_id = server.root_volume_id or root_volume_id
+        if server.state in ("starting", "stopping") and server.state_detail != "terminating":
+            # Scaleway refuses every action while another is under way.
+            settled = {"running", "stopped", "stopped in place"}
+            server = client.wait_server(server_id, until=settled, deadline_s=STOP_DEADLINE_S)
         if server.state == "stopped":
             client.delete_server(server_id)
         elif server.state_detail != "terminating":

@@ -35,6 +35,7 @@ from components.scaleway.api import (
     same_rules,
     sbs_root_volume_id,
 )
+from components.scaleway.resources import _delete_server
 
 SECRET = "5ec2e700-0000-4000-8000-00000000cafe"
 ZONE = "fr-par-2"
@@ -388,6 +389,27 @@ def test_terminating_a_server_that_is_gone_is_done() -> None:
     client_of(scripted([ok({"type": "not_found", "message": "resource is not found"}, 404)])).server_action(
         "s-1", "terminate"
     )
+
+
+@pytest.mark.parametrize(
+    ("under_way", "then", "asked"), [("stopping", "stopped", "DELETE"), ("starting", "running", "POST")]
+)
+def test_a_server_under_way_is_removed_once_it_has_arrived(under_way: str, then: str, asked: str) -> None:
+    """Scaleway refuses every action on it before."""
+    states = [under_way, under_way, then]
+    writes: list[str] = []
+
+    def handler(request: httpx.Request) -> Reply:
+        if request.method != "GET":
+            assert not states, "asked while it was under way"
+            writes.append(request.method)
+            return empty(204)
+        if "/volumes/" in request.url.path or (writes and not states):
+            return ok({"type": "not_found", "message": "resource is not found"}, 404)
+        return ok({"server": server_json(state=states.pop(0), volumes={})})
+
+    _delete_server(client_of(handler), "s-1", None)
+    assert writes == [asked]
 
 
 def test_growing_a_volume_is_not_asked_again_once_it_has_begun() -> None:

@@ -41,7 +41,7 @@ demo-down: ## destroy the demo's node and stop the embedded cloud
 	@$(WITH) python -m tools.demo down
 
 test: ## run every test but those that boot a virtual machine
-	@$(WITH) pytest -n 2 -m "not vm"
+	@$(WITH) pytest -n 2 --dist worksteal -m "not vm"
 
 test-boot: ## boot a virtual machine for each cloud, from pulumi up to ready; judge every rendered user data
 	@$(WITH) pytest tests/vm/test_rendered_variants.py tests/engine/test_boots.py

@@ -326,12 +326,14 @@ async def test_an_interrupted_operator_says_so_and_lets_the_next_run_in(operator
     await operator.node.nodes.inject("l4-0", "hang_loading")
     process = await operator.start({"model": OTHER})
     assert process.stderr is not None
+    said = ""
     async for line in process.stderr:
+        said += line.decode()
         if "rollout: gate" in line.decode():
             process.send_signal(signal.SIGINT)
             break
-    _, said = await process.communicate()
-    assert process.returncode == 130 and b"l4-0: interrupted" in said
+    _, rest = await process.communicate()
+    assert "l4-0: interrupted" in rest.decode() and process.returncode == 130, said + rest.decode()
     assert await operator.left() == [JOURNAL]
     await operator.node.nodes.inject("l4-0", None)
     await operator.roll_out({"model": OTHER})

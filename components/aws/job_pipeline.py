@@ -12,10 +12,9 @@ from pulumi import Input, Output, ResourceHookBinding, ResourceOptions
 from pulumi_aws import cloudwatch, ec2, efs, iam
 
 from components.aws import ec2 as calls
-from components.aws.credentials import client
 from components.aws.network import Network, look_up
 from components.aws.node import ssh_rule
-from components.aws.resources import ProfileAssociation, program_credentials
+from components.aws.resources import ProfileAssociation, program_client
 from components.tags import NODE_TAG
 from fleet import settings
 from fleet.jobs.policies import PIPELINE_TAG, Scope, control_policy, job_policy, trust_policy
@@ -314,13 +313,13 @@ def _look_before(name: str, jobs: settings.Jobs) -> pulumi.ResourceHook:
         await asyncio.to_thread(run, (args.new_inputs or {}).get("imageId"))
 
     def run(ami: Any) -> None:
-        credentials = program_credentials(jobs.region)
-        api = client(credentials, "ec2")
+        api = program_client("ec2", jobs.region)
         for subnet in jobs.subnets or [None]:
             calls.check_launch(
                 api, "jobs", type_=jobs.type, ami=ami if isinstance(ami, str) else jobs.ami, subnet=subnet
             )
         if jobs.file_system:
-            calls.check_share(client(credentials, "efs"), api, jobs.file_system, jobs.subnets)
+            efs = program_client("efs", jobs.region)
+            calls.check_share(efs, api, jobs.file_system, jobs.subnets)
 
     return pulumi.ResourceHook(name, hook, pulumi.ResourceHookOptions(on_dry_run=True))

@@ -22,7 +22,7 @@ from pulumi import Input, Output, ResourceHookBinding
 from pulumi.dynamic import ConfigureRequest, CreateResult, ReadResult, Resource, UpdateResult
 
 from components.aws import ec2
-from components.aws.credentials import Credentials, client
+from components.aws.api import client
 from components.dynamic import CloudProvider
 from components.tags import OWNER_TAG
 from fleet.progress import Progress, Stage
@@ -40,7 +40,7 @@ class AwsProvider(CloudProvider):
 
     def ec2(self, props: Mapping[str, Any]) -> ec2.Client:
         """The client for a resource's region."""
-        return client(Credentials.resolve(self._config, props["region"]), "ec2")
+        return client(self._config, "ec2", props["region"])
 
 
 class NodeOwnerProvider(AwsProvider):
@@ -267,7 +267,7 @@ def before_first_boot(name: str) -> pulumi.ResourceHook:
 
     def run(inputs: Mapping[str, Any]) -> None:
         ec2.check_launch(
-            client(program_credentials(inputs["region"]), "ec2"),
+            program_client("ec2", inputs["region"]),
             inputs["node"],
             type_=inputs["type"],
             ami=inputs.get("ami") or inputs["newest_ami"],
@@ -287,7 +287,7 @@ def before_launch(name: str, node: str, region: str, *, protect: bool) -> pulumi
         await asyncio.to_thread(run, (args.new_inputs or {})["tags"][BOOT_TAG])
 
     def run(mark: str) -> None:
-        api = client(program_credentials(region), "ec2")
+        api = program_client("ec2", region)
         if protect and (left := ec2.instances(api, BOOT_TAG, mark)):
             raise RuntimeError(
                 f"{node}: protected, and instance {left[0]['InstanceId']} carries its mark but is not in the "
@@ -304,12 +304,12 @@ def before_create(
     """What removes the leftovers of an interrupted run just before a resource of their kind is created."""
 
     async def hook(args: pulumi.ResourceHookArgs) -> None:
-        api = client(program_credentials(region), "ec2")
+        api = program_client("ec2", region)
         await asyncio.to_thread(remove, api, OWNER_TAG, (args.new_inputs or {})["tags"][OWNER_TAG])
 
     return ResourceHookBinding(before_create=[pulumi.ResourceHook(name, hook)])
 
 
-def program_credentials(region: str) -> Credentials:
-    """The provider's own configuration, as the program sees it."""
-    return Credentials.resolve(pulumi.Config("aws").get, region)
+def program_client(service: str, region: str) -> Any:
+    """The client of a service, by the provider's own configuration as the program sees it."""
+    return client(pulumi.Config("aws").get, service, region)

@@ -167,9 +167,7 @@ def _linode(document: Document, url: str) -> list[Offer]:
 
 
 def _aws(document: Document, url: str | None) -> list[Offer]:
-    import boto3  # noqa: PLC0415  slow to import
-    from botocore.config import Config  # noqa: PLC0415
-
+    from fleet.aws import Credentials, client  # noqa: PLC0415
     from fleet.catalog.refresh import (  # noqa: PLC0415
         TIMEOUT_S,
         aws_offers,
@@ -178,14 +176,13 @@ def _aws(document: Document, url: str | None) -> list[Offer]:
         listed_types,
     )
 
-    config = Config(connect_timeout=TIMEOUT_S, read_timeout=TIMEOUT_S, retries={"max_attempts": 3})
-    session = boto3.Session()
-    # The Price List API answers for all regions from this one.
-    prices = session.client("pricing", region_name="us-east-1", endpoint_url=url, config=config)
+    credentials = Credentials(endpoints=(("ec2", url), ("pricing", url)) if url else ())
+
+    def asked(service: str, region: str) -> Any:
+        return client(service, region, credentials, read_timeout_s=TIMEOUT_S)
+
     listed = listed_types(document)
-    spot = aws_spot_offers(
-        lambda region: session.client("ec2", region_name=region, endpoint_url=url, config=config),
-        listed,
-        datetime.now(UTC),
-    )
+    spot = aws_spot_offers(lambda region: asked("ec2", region), listed, datetime.now(UTC))
+    # The Price List API answers for all regions from this one.
+    prices = asked("pricing", "us-east-1")
     return aws_offers(prices, listed, control_types(document)) + spot

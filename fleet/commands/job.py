@@ -159,7 +159,7 @@ def reap(
 
     Example: fleet job reap --region us-east-1 --yes
     """
-    from fleet.jobs import client  # noqa: PLC0415  --help does without
+    from fleet.aws import client  # noqa: PLC0415  --help does without
     from fleet.jobs import reap as find_and_end  # noqa: PLC0415
 
     with told():
@@ -180,13 +180,13 @@ def reap(
 
 def find(file: Path | None, stack: str | None) -> Pipeline:
     """The pipeline of a file, or of the stack. Raises JobError, PulumiError."""
-    from fleet.jobs import Pipeline  # noqa: PLC0415  --help does without
+    from fleet.aws import Credentials  # noqa: PLC0415  --help does without
+    from fleet.jobs import Pipeline  # noqa: PLC0415
 
     if file:
         return Pipeline.load(file)
     settings = {name: entry["value"] for name, entry in pulumi.config(stack).items() if "value" in entry}
-    aws = {name.removeprefix("aws:"): value for name, value in settings.items() if name.startswith("aws:")}
-    return Pipeline.of(pulumi.outputs(stack), aws)
+    return Pipeline.of(pulumi.outputs(stack), Credentials.of(lambda key: settings.get(f"aws:{key}")))
 
 
 def follow(pipeline: Pipeline, job_id: str) -> None:

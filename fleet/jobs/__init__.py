@@ -10,7 +10,7 @@ from __future__ import annotations
 from fleet.jobs.ending import Reaped, cancel, reap
 from fleet.jobs.launch import limits, submit
 from fleet.jobs.look import Job, Result, Status, find, jobs
-from fleet.jobs.pipeline import JobError, NoCapacity, Pipeline, client
+from fleet.jobs.pipeline import JobError, NoCapacity, Pipeline
 from fleet.jobs.watch import follow, logs
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "Result",
     "Status",
     "cancel",
-    "client",
     "find",
     "follow",
     "jobs",

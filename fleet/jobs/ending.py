@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from fleet.aws import code
 from fleet.jobs import look
 from fleet.jobs.look import Job
-from fleet.jobs.pipeline import JobError, Pipeline, code
+from fleet.jobs.pipeline import JobError, Pipeline
 
 GRACE = timedelta(minutes=2)
 """Time for a machine to go off by itself, and for EC2 to say so."""

@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_exponential
 
+from fleet.aws import code
 from fleet.jobs import look
 from fleet.jobs.look import Job
-from fleet.jobs.pipeline import JobError, NoCapacity, Pipeline, code
+from fleet.jobs.pipeline import JobError, NoCapacity, Pipeline
 from fleet.jobs.policies import PIPELINE_TAG
 from fleet.jobs.price import LimitError, Limits, limits_of
 from fleet.jobs.userdata import JobSpec

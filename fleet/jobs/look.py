@@ -14,7 +14,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from fleet.jobs.pipeline import JobError, Pipeline, code
+from fleet.aws import code
+from fleet.jobs.pipeline import JobError, Pipeline
 from fleet.jobs.policies import PIPELINE_TAG
 from fleet.jobs.price import cost
 

@@ -1,15 +1,15 @@
-"""A pipeline of GPU jobs as its stack's outputs tell it, and the clients to speak to AWS with."""
+"""A pipeline of GPU jobs as its stack's outputs tell it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-CONNECT_TIMEOUT_S, READ_TIMEOUT_S, ATTEMPTS = 10, 60, 3
+from fleet.aws import OWN_CHAIN, Credentials, client
 
 
 class JobError(Exception):
@@ -39,12 +39,10 @@ class Pipeline:
     launch_template: str
     file_system: str
     log_group: str
-    aws: tuple[tuple[str, str], ...] = field(default=(), repr=False)
-    """Settings of the stack's `aws:` namespace, where they say how to reach AWS: access and secret key,
-    token, profile, endpoints. boto3's own chain counts for what is not there."""
+    credentials: Credentials = OWN_CHAIN
 
     @classmethod
-    def of(cls, outputs: Mapping[str, Any], aws: Mapping[str, str] | None = None) -> Self:
+    def of(cls, outputs: Mapping[str, Any], credentials: Credentials = OWN_CHAIN) -> Self:
         """From the output `jobs` of a stack. Raises JobError if there is none, or it is another version's."""
         jobs = outputs.get("jobs")
         if not jobs:
@@ -66,7 +64,7 @@ class Pipeline:
                 launch_template=jobs["launch_template_id"],
                 file_system=jobs["file_system_id"],
                 log_group=jobs["log_group"],
-                aws=tuple(sorted((aws or {}).items())),
+                credentials=credentials,
             )
         except KeyError as error:
             raise JobError(f"the stack's output `jobs` has no {error}: run `pulumi up`") from None
@@ -84,44 +82,12 @@ class Pipeline:
                 f"{file}: {error}; write it with: pulumi stack output --json > {file.name}"
             ) from None
 
-    @property
+    @cached_property
     def ec2(self) -> Any:
         """boto3's client of EC2."""
-        return client("ec2", self.region, self.aws)
+        return client("ec2", self.region, self.credentials)
 
-    @property
+    @cached_property
     def logs(self) -> Any:
         """boto3's client of CloudWatch Logs."""
-        return client("logs", self.region, self.aws)
-
-
-@lru_cache(maxsize=16)
-def client(service: str, region: str, aws: tuple[tuple[str, str], ...] = ()) -> Any:
-    """The vendor's client of a service, with a limit on every call."""
-    import boto3  # noqa: PLC0415  takes longer to load than `--help` may
-    from botocore.config import Config  # noqa: PLC0415
-
-    given = dict(aws)
-    endpoints = {name: url for each in json.loads(given.get("endpoints", "[]")) for name, url in each.items()}
-    url = endpoints.get(service)
-    session: Any = boto3.Session(
-        aws_access_key_id=given.get("accessKey"),
-        aws_secret_access_key=given.get("secretKey"),
-        aws_session_token=given.get("token"),
-        profile_name=given.get("profile"),
-        region_name=region,
-    )
-    config = Config(
-        connect_timeout=CONNECT_TIMEOUT_S,
-        read_timeout=READ_TIMEOUT_S,
-        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-        # A proxy of the environment cannot reach this machine's own loopback.
-        proxies={} if url and url.startswith("http://127.") else None,
-    )
-    return session.client(service, endpoint_url=url, config=config)
-
-
-def code(error: Exception) -> str:
-    """AWS's word for a refusal; empty if it is none."""
-    response = getattr(error, "response", None) or {}
-    return str(response.get("Error", {}).get("Code", ""))
+        return client("logs", self.region, self.credentials)

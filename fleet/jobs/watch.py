@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
+from fleet.aws import code
 from fleet.jobs import look
 from fleet.jobs.look import Job
-from fleet.jobs.pipeline import JobError, Pipeline, code
+from fleet.jobs.pipeline import JobError, Pipeline
 
 LATE = timedelta(minutes=5)
 """EC2 takes its time to say that a machine is gone; a job that is later than this is not waited for."""

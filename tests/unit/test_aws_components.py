@@ -9,9 +9,11 @@ from typing import Any
 import boto3
 import pytest
 
-from components.aws import credentials, ec2
-from components.aws.credentials import Credentials, CredentialsError
+from components.aws import ec2
+from components.aws.api import AwsError, CredentialsError
+from components.aws.api import client as api_client
 from components.aws.resources import FirstBootProvider
+from fleet.aws import Credentials
 from simcloud import aws
 from simcloud.testing import SimCloud, running_simcloud
 
@@ -86,13 +88,11 @@ def test_a_volume_that_would_shrink_is_refused_with_the_size_it_has() -> None:
 
 def test_the_region_of_a_node_is_that_of_the_provider() -> None:
     with pytest.raises(CredentialsError, match="pulumi config set aws:region eu-west-1"):
-        Credentials.resolve({"region": "us-east-1"}.get, "eu-west-1")
+        api_client({"region": "us-east-1"}.get, "ec2", "eu-west-1")
 
 
 def test_credentials_show_no_secret() -> None:
-    given = Credentials.resolve(
-        {"accessKey": "A", "secretKey": "planted", "token": "planted"}.get, "us-east-1"
-    )
+    given = Credentials.of({"accessKey": "A", "secretKey": "planted", "token": "planted"}.get)
     assert "planted" not in repr(given)
 
 
@@ -146,11 +146,11 @@ def test_a_failed_call_is_told_with_its_name_and_its_mend(cloud: SimCloud, fault
         "secretKey": aws.DEV_SECRET_KEY,
         "endpoints": json.dumps([{"ec2": url}]),
     }
-    api = credentials.client(Credentials.resolve(settings.get, "us-east-1"), "ec2")
+    api = api_client(settings.get, "ec2", "us-east-1")
     api.meta.events.unregister("needs-retry.ec2", unique_id="retry-config-ec2")  # at once
     if fault in ("403", "quota"):
         cloud.set_fault("DescribeSecurityGroups", fault)
-    with pytest.raises(credentials.AwsError, match=rf"^ec2 DescribeSecurityGroups: {said}"):
+    with pytest.raises(AwsError, match=rf"^ec2 DescribeSecurityGroups: {said}"):
         api.describe_security_groups(GroupIds=["sg-0123456789abcdef0"])
 
 

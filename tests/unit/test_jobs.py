@@ -20,6 +20,7 @@ import boto3
 import pytest
 from typer.testing import CliRunner
 
+from fleet.aws import Credentials
 from fleet.cli import app
 from fleet.jobs import (
     Job,
@@ -130,11 +131,11 @@ def pipeline(cloud: SimCloud) -> Pipeline:
         launch_template=template,
         file_system="fs-1",
         log_group=group_of_logs,
-        aws=(
-            ("accessKey", keys["AccessKeyId"]),
-            ("endpoints", json.dumps([dict.fromkeys(("ec2", "logs"), cloud.aws_url)])),
-            ("secretKey", keys["SecretAccessKey"]),
-            ("token", keys["SessionToken"]),
+        credentials=Credentials(
+            access_key=keys["AccessKeyId"],
+            secret_key=keys["SecretAccessKey"],
+            token=keys["SessionToken"],
+            endpoints=tuple((service, cloud.aws_url) for service in ("ec2", "logs")),
         ),
     )
 

@@ -71,6 +71,14 @@ class SimCloud:
             "SCW_DEFAULT_PROJECT_ID": self.project,
         }
 
+    def console(self, service: str, **given: Any) -> Any:
+        """Someone else's client of an AWS service: boto3's, with the owner's keys or those `given`."""
+        import boto3  # noqa: PLC0415  most tests do without
+
+        owner = {"aws_access_key_id": aws.DEV_ACCESS_KEY, "aws_secret_access_key": aws.DEV_SECRET_KEY}
+        make: Any = boto3.client
+        return make(service, endpoint_url=self.aws_url, region_name="us-east-1", **{**owner, **given})
+
     def set_fault(
         self, call: str | None, fault: str, *, node: str | None = None, times: int = 1, skip: int = 0
     ) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import boto3
 import httpx
 from harness import wait_for
 
@@ -329,56 +328,40 @@ LINODE = Cloud(
 # --- AWS ------------------------------------------------------------------------------------------------
 
 
-def ec2(cloud: SimCloud) -> Any:
-    """The console of EC2."""
-    return console(cloud, "ec2")
-
-
-def console(cloud: SimCloud, service: str) -> Any:
-    """Someone else's client of a service of AWS."""
-    return boto3.client(
-        service,
-        endpoint_url=cloud.aws_url,
-        region_name="us-east-1",
-        aws_access_key_id=aws.DEV_ACCESS_KEY,
-        aws_secret_access_key=aws.DEV_SECRET_KEY,
-    )
-
-
 def _aws_open(cloud: SimCloud, node: str) -> None:
     world = {"IpProtocol": "tcp", "FromPort": 8000, "ToPort": 8000, "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
     group = _id(cloud, "security_group", node)
-    ec2(cloud).authorize_security_group_ingress(GroupId=group, IpPermissions=[world])
+    cloud.console("ec2").authorize_security_group_ingress(GroupId=group, IpPermissions=[world])
 
 
 def _aws_stop(cloud: SimCloud, node: str) -> None:
-    ec2(cloud).stop_instances(InstanceIds=[_id(cloud, "server", node)])
+    cloud.console("ec2").stop_instances(InstanceIds=[_id(cloud, "server", node)])
 
 
 def _aws_rename(cloud: SimCloud, node: str) -> None:
     tags = [{"Key": "Name", "Value": "mine now"}]
-    ec2(cloud).create_tags(Resources=[_id(cloud, "server", node)], Tags=tags)
+    cloud.console("ec2").create_tags(Resources=[_id(cloud, "server", node)], Tags=tags)
 
 
 def _aws_expose_metadata(cloud: SimCloud, node: str) -> None:
-    ec2(cloud).modify_instance_metadata_options(
+    cloud.console("ec2").modify_instance_metadata_options(
         InstanceId=_id(cloud, "server", node), HttpTokens="optional", HttpPutResponseHopLimit=2
     )
 
 
 def _aws_grow(cloud: SimCloud, node: str) -> None:
-    ec2(cloud).modify_volume(VolumeId=_id(cloud, "volume", node), Size=250)
+    cloud.console("ec2").modify_volume(VolumeId=_id(cloud, "volume", node), Size=250)
 
 
 def _aws_terminate(cloud: SimCloud, node: str) -> None:
-    ec2(cloud).terminate_instances(InstanceIds=[_id(cloud, "server", node)])
+    cloud.console("ec2").terminate_instances(InstanceIds=[_id(cloud, "server", node)])
 
 
 def _aws_doors(cloud: SimCloud, node: str) -> set[tuple[int, str]]:
-    found = ec2(cloud).describe_instances(InstanceIds=[_id(cloud, "server", node)])
+    found = cloud.console("ec2").describe_instances(InstanceIds=[_id(cloud, "server", node)])
     (interface,) = found["Reservations"][0]["Instances"][0]["NetworkInterfaces"]
     (group,) = interface["Groups"]
-    (group,) = ec2(cloud).describe_security_groups(GroupIds=[group["GroupId"]])["SecurityGroups"]
+    (group,) = cloud.console("ec2").describe_security_groups(GroupIds=[group["GroupId"]])["SecurityGroups"]
     for rule in group["IpPermissions"]:
         assert (rule["FromPort"], rule.get("UserIdGroupPairs", [])) == (rule["ToPort"], [])
     return {

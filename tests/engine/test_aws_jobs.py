@@ -6,7 +6,6 @@ import json
 import re
 
 import pytest
-from clouds import console
 from fleets import Fleet
 from harness import wait_for
 from test_aws_node import PLAIN_AMI
@@ -29,7 +28,7 @@ def test_a_pipeline_is_made_runs_jobs_and_is_gone_after_destroy(fleet: Fleet) ->
     del fleet.config["jobs"]["ami"]
     fleet.run("up")
     jobs = fleet.outputs()["jobs"]
-    ec2, iam = console(fleet.cloud, "ec2"), console(fleet.cloud, "iam")
+    ec2, iam = fleet.cloud.console("ec2"), fleet.cloud.console("iam")
 
     version = ec2.describe_launch_template_versions(
         LaunchTemplateId=jobs["launch_template_id"], Versions=["$Default"]
@@ -42,7 +41,7 @@ def test_a_pipeline_is_made_runs_jobs_and_is_gone_after_destroy(fleet: Fleet) ->
     ][0]
     assert (control["InstanceType"], control["MetadataOptions"]["HttpTokens"]) == ("t3.large", "required")
 
-    share = console(fleet.cloud, "efs").describe_file_systems()["FileSystems"][0]
+    share = fleet.cloud.console("efs").describe_file_systems()["FileSystems"][0]
     assert (share["FileSystemId"], share["Encrypted"]) == (jobs["file_system_id"], True)
     groups = {each["GroupName"]: each for each in ec2.describe_security_groups()["SecurityGroups"]}
     rules = groups["test-jobs-share"]["IpPermissions"]
@@ -53,7 +52,7 @@ def test_a_pipeline_is_made_runs_jobs_and_is_gone_after_destroy(fleet: Fleet) ->
 
     document = iam.get_role_policy(RoleName="test-jobs-control", PolicyName="control")["PolicyDocument"]
     assert jobs["launch_template_id"] in json.dumps(document)
-    logs = console(fleet.cloud, "logs").describe_log_groups()["logGroups"]
+    logs = fleet.cloud.console("logs").describe_log_groups()["logGroups"]
     assert [(each["logGroupName"], each["retentionInDays"]) for each in logs] == [(jobs["log_group"], 30)]
 
     share = fleet.cloud.state / "shares" / jobs["file_system_id"]

@@ -6,12 +6,10 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import boto3
 import pytest
 
 from components.aws import ec2
-from components.aws.api import AwsError, CredentialsError
-from components.aws.api import client as api_client
+from components.aws.api import AwsError, CredentialsError, client
 from components.aws.resources import FirstBootProvider
 from fleet.aws import Credentials
 from simcloud import aws
@@ -41,17 +39,7 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimCloud]:
 
 @pytest.fixture(scope="module")
 def api(cloud: SimCloud) -> Any:
-    return client(cloud, "ec2")
-
-
-def client(cloud: SimCloud, service: str) -> Any:
-    return boto3.client(
-        service,
-        endpoint_url=cloud.aws_url,
-        region_name="us-east-1",
-        aws_access_key_id=aws.DEV_ACCESS_KEY,
-        aws_secret_access_key=aws.DEV_SECRET_KEY,
-    )
+    return cloud.console("ec2")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +76,7 @@ def test_a_volume_that_would_shrink_is_refused_with_the_size_it_has() -> None:
 
 def test_the_region_of_a_node_is_that_of_the_provider() -> None:
     with pytest.raises(CredentialsError, match="pulumi config set aws:region eu-west-1"):
-        api_client({"region": "us-east-1"}.get, "ec2", "eu-west-1")
+        client({"region": "us-east-1"}.get, "ec2", "eu-west-1")
 
 
 def test_credentials_show_no_secret() -> None:
@@ -115,7 +103,7 @@ def test_an_image_without_the_driver_is_refused(api: Any) -> None:
 
 
 def test_a_file_system_of_another_vpc_is_refused(cloud: SimCloud, api: Any) -> None:
-    efs = client(cloud, "efs")
+    efs = cloud.console("efs")
     vpc = api.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
     other = api.create_subnet(VpcId=vpc, CidrBlock="10.9.0.0/24")["Subnet"]["SubnetId"]
     system = efs.create_file_system(CreationToken="other")["FileSystemId"]
@@ -146,7 +134,7 @@ def test_a_failed_call_is_told_with_its_name_and_its_mend(cloud: SimCloud, fault
         "secretKey": aws.DEV_SECRET_KEY,
         "endpoints": json.dumps([{"ec2": url}]),
     }
-    api = api_client(settings.get, "ec2", "us-east-1")
+    api = client(settings.get, "ec2", "us-east-1")
     api.meta.events.unregister("needs-retry.ec2", unique_id="retry-config-ec2")  # at once
     if fault in ("403", "quota"):
         cloud.set_fault("DescribeSecurityGroups", fault)
@@ -168,7 +156,7 @@ def test_what_an_interrupted_run_left_is_found_by_its_tag_and_removed(cloud: Sim
 def test_an_existing_control_instance_is_given_the_role_once_and_never_loses_another(
     cloud: SimCloud, api: Any
 ) -> None:
-    iam = client(cloud, "iam")
+    iam = cloud.console("iam")
     for name in ("control", "other"):
         iam.create_role(RoleName=name, AssumeRolePolicyDocument="{}")
         iam.create_instance_profile(InstanceProfileName=name)

@@ -4,92 +4,46 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from script_machine import ScriptMachine, complaints
 
 from fleet import layout
 from fleet.userdata import FILES
 
 SCRIPTS = sorted(FILES.glob("*.sh"))
-
-TOOL = """#!/bin/bash
-printf '%s\\n' "${{0##*/}} $*" >>{calls}
-"""
+REAL = ("bash", "cat", "mkdir", "rm", "touch", "env", "sed", "xargs", "uname", "timeout")
+MOVED = ("/usr/local/lib", "/var/lib", "/etc/vllm-fleet", "/etc/ssh", "/opt/llm")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_pass_shellcheck(script: Path) -> None:
-    done = subprocess.run(
-        [
-            Path(sys.executable).with_name("shellcheck"),
-            *("--external-sources", "--source-path", FILES.parent, script),
-        ],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stdout
+    assert complaints(script) == ""
 
 
-@dataclass
-class Node:
-    """A folder in which the scripts find what they find on a node."""
-
-    root: Path
-
-    @property
-    def calls(self) -> list[str]:
-        """Command lines, in order."""
-        path = self.root / "calls"
-        return path.read_text().splitlines() if path.exists() else []
+class Node(ScriptMachine):
+    """A machine with the scripts in their place."""
 
     @property
     def stages(self) -> list[str]:
-        path = Path(f"{self.root}{layout.STAGES_PATH}")
+        path = self.path(layout.STAGES_PATH)
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         assert all(line.keys() == {"stage", "at", "seconds"} and line["seconds"] >= 0 for line in lines)
         return [line["stage"] for line in lines]
 
-    def tool(self, name: str, script: str = "") -> None:
-        """A program on PATH; `script` follows its note in `calls`."""
-        path = self.root / "bin" / name
-        path.write_text(TOOL.format(calls=self.root / "calls") + script + "\n")
-        path.chmod(0o755)
-
-    def write(self, path: str, content: str) -> None:
-        target = Path(f"{self.root}{path}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(content)
-
     def run(self, script: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["bash", f"{self.root}{layout.SCRIPTS_DIRECTORY}/{script}"],
-            check=False,
-            env={"PATH": f"{self.root}/bin"},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        return self.bash(str(self.path(f"{layout.SCRIPTS_DIRECTORY}/{script}")))
 
 
 @pytest.fixture
 def node(tmp_path: Path) -> Node:
     """A machine whose image brings driver, Docker and toolkit, as a GPU OS image does."""
     made = Node(tmp_path)
-    (tmp_path / "bin").mkdir()
-    for name in ("bash", "cat", "mkdir", "rm", "touch", "env", "sed", "xargs", "uname", "timeout"):
-        (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))
+    made.real(*REAL)
     for path in SCRIPTS:
-        text = path.read_text()
-        for absolute in ("/usr/local/lib", "/var/lib", "/etc/vllm-fleet", "/etc/ssh", "/opt/llm"):
-            text = text.replace(absolute, f"{tmp_path}{absolute}")
-        made.write(f"{layout.SCRIPTS_DIRECTORY}/{path.name}", text)
+        made.write(f"{layout.SCRIPTS_DIRECTORY}/{path.name}", made.moved(path.read_text(), *MOVED))
     made.write(layout.HOST_SETTINGS_PATH, "DRIVER_BRANCH=\n")
     made.write(
         layout.PREFETCH_SETTINGS_PATH,
@@ -113,13 +67,12 @@ def bare(node: Node, branch: int = 580) -> Node:
         "nvidia-container-toolkit": "nvidia-ctk",
         "nvidia-driver": "nvidia-smi",
     }
-    (node.root / "bin/mv").symlink_to(str(shutil.which("mv")))
+    node.real("mv")
+    node.tool("docker")  # a daemon that has just been installed knows no runtime of NVIDIA's
     bring = ""
     for package, program in packages.items():
         (node.root / "bin" / program).rename(node.root / program)
         bring += f'case "$*" in *install*{package}*) mv {node.root}/{program} {node.root}/bin/ ;; esac\n'
-    # A daemon that has just been installed knows no runtime of NVIDIA's.
-    (node.root / "docker").write_text(TOOL.format(calls=node.root / "calls"))
     node.tool("apt-get", bring)
     return node
 
@@ -133,7 +86,7 @@ def test_an_image_that_brings_everything_is_set_up_without_any_package(node: Nod
     done = node.run("setup.sh")
     assert done.returncode == 0, done.stderr
     assert not [call for call in node.calls if call.startswith("apt-get")]
-    assert not Path(f"{node.root}{layout.REBOOT_MARK_PATH}").exists()
+    assert not node.path(layout.REBOOT_MARK_PATH).exists()
     assert "systemctl start vllm-agent.service vllm-env.path" in node.calls
     assert node.stages == ["boot", "docker", "units"]
 
@@ -147,7 +100,7 @@ def test_a_plain_image_gets_docker_driver_and_toolkit_and_asks_for_a_reboot(node
         "nvidia-driver-580-server",
     ]
     assert all("DPkg::Lock::Timeout=300" in call for call in installs)
-    assert Path(f"{node.root}{layout.REBOOT_MARK_PATH}").exists()
+    assert node.path(layout.REBOOT_MARK_PATH).exists()
     assert node.stages == ["boot", "docker", "driver", "units", "prefetch"]
 
 
@@ -185,7 +138,7 @@ def test_a_package_that_cannot_be_had_stops_the_set_up_and_says_where(node: Node
     assert done.returncode != 0
     assert "E: Unable to locate package" in done.stderr
     assert "vllm-fleet: driver failed: " in done.stderr
-    assert not Path(f"{node.root}{layout.REBOOT_MARK_PATH}").exists()
+    assert not node.path(layout.REBOOT_MARK_PATH).exists()
 
 
 def test_an_archive_that_is_down_for_a_moment_is_asked_again(node: Node) -> None:
@@ -201,7 +154,7 @@ def test_a_set_up_that_got_no_further_than_the_driver_is_taken_up_after_the_rest
     node.write(layout.HOST_SETTINGS_PATH, "DRIVER_BRANCH=580\n")
     node.write(layout.REBOOT_MARK_PATH, "")
     assert node.run("setup.sh").returncode == 0
-    assert not Path(f"{node.root}{layout.REBOOT_MARK_PATH}").exists()
+    assert not node.path(layout.REBOOT_MARK_PATH).exists()
     assert "systemctl start --no-block vllm.service" in node.calls
 
 

@@ -159,15 +159,19 @@ def test_linode_prices_follow_the_region_and_stock_does_not_hide_a_price() -> No
     assert offers["us-ord"].stock == {"free": "available", "small": "shortage"}
 
 
+def boto(service: str) -> Any:
+    """A client that asks nobody: for a stub."""
+    factory: Any = boto3.client
+    return factory(service, region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x")
+
+
 def product(name: str, *dimensions: dict[str, Any]) -> str:
     terms = {"OnDemand": {"T": {"priceDimensions": {str(i): entry for i, entry in enumerate(dimensions)}}}}
     return json.dumps({"product": {"attributes": {"instanceType": name}}, "terms": terms})
 
 
 def test_aws_is_asked_for_shared_linux_gpu_instances_of_one_region() -> None:
-    client = boto3.client(
-        "pricing", region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x"
-    )
+    client = boto("pricing")
     listed = [
         product("g6.xlarge", {"unit": "Hrs", "pricePerUnit": {"USD": "0.8048000000"}}),
         product("p5e.48xlarge", {"unit": "Hrs", "pricePerUnit": {"USD": "0.0000000000"}}),
@@ -181,13 +185,8 @@ def test_aws_is_asked_for_shared_linux_gpu_instances_of_one_region() -> None:
     assert offer.hourly == {"g6.xlarge": 0.8048, "p5e.48xlarge": None, "p6.48xlarge": None}
 
 
-def boto(service: str) -> Any:
-    factory: Any = boto3.client
-    return factory(service, region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x")
-
-
 def test_aws_tells_what_volumes_and_control_instances_cost() -> None:
-    client: Any = boto("pricing")
+    client = boto("pricing")
     control = product("t3.large", {"unit": "Hrs", "pricePerUnit": {"USD": "0.0928"}})
     volume = product("", {"unit": "GB-Mo", "pricePerUnit": {"USD": "0.088"}})
     with Stubber(client) as stub:
@@ -222,7 +221,7 @@ def spot_price(zone: str, type_: str, price: str, description: str = "Linux/UNIX
 
 
 def test_spot_prices_are_the_dearest_of_a_regions_zones_and_only_where_the_account_may_look() -> None:
-    client: Any = boto("ec2")
+    client = boto("ec2")
     history = [
         spot_price("us-east-1a", "one", "0.31"),
         spot_price("us-east-1b", "one", "0.29"),

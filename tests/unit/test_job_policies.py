@@ -7,12 +7,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import boto3
 import pytest
 from botocore.exceptions import ClientError
 
 from fleet.jobs import policies
-from simcloud import aws
 from simcloud.testing import SimCloud, running_simcloud
 
 REGION, ACCOUNT = "us-east-1", "123456789012"
@@ -26,16 +24,11 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimCloud]:
         yield running
 
 
-def client(cloud: SimCloud, service: str, **keys: str) -> Any:
-    own = {"aws_access_key_id": aws.DEV_ACCESS_KEY, "aws_secret_access_key": aws.DEV_SECRET_KEY}
-    return boto3.client(service, endpoint_url=cloud.aws_url, region_name=REGION, **own | keys)
-
-
 class Pipeline:
     """The objects of a pipeline, and clients with the control role's keys."""
 
     def __init__(self, cloud: SimCloud) -> None:
-        self.ec2, self.iam = client(cloud, "ec2"), client(cloud, "iam")
+        self.ec2, self.iam = cloud.console("ec2"), cloud.console("iam")
         iam = self.iam
         subnets = self.ec2.describe_subnets()["Subnets"]
         self.subnet, self.other_subnet = subnets[0]["SubnetId"], subnets[1]["SubnetId"]
@@ -75,7 +68,7 @@ class Pipeline:
             log_group="/jobs",
         )
         self.rights()
-        given = client(cloud, "sts").assume_role(
+        given = cloud.console("sts").assume_role(
             RoleArn=f"arn:aws:iam::{ACCOUNT}:role/control", RoleSessionName="test"
         )["Credentials"]
         keys = {
@@ -83,7 +76,7 @@ class Pipeline:
             "aws_secret_access_key": given["SecretAccessKey"],
             "aws_session_token": given["SessionToken"],
         }
-        self.control, self.control_iam = client(cloud, "ec2", **keys), client(cloud, "iam", **keys)
+        self.control, self.control_iam = cloud.console("ec2", **keys), cloud.console("iam", **keys)
 
     def template_says(self, **changes: Any) -> None:
         """Give the template a new version."""

@@ -16,7 +16,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import boto3
 import pytest
 from typer.testing import CliRunner
 
@@ -39,7 +38,6 @@ from fleet.jobs import (
     submit,
 )
 from fleet.jobs.price import LimitError, limits_of
-from simcloud import aws
 from simcloud.testing import SimCloud, running_simcloud
 
 REGION, ACCOUNT = "us-east-1", "123456789012"
@@ -60,26 +58,15 @@ def cloud(emulator: SimCloud) -> SimCloud:
     return emulator
 
 
-def owner(cloud: SimCloud, service: str) -> Any:
-    """The account's owner, who may do everything."""
-    return boto3.client(
-        service,
-        endpoint_url=cloud.aws_url,
-        region_name=REGION,
-        aws_access_key_id=aws.DEV_ACCESS_KEY,
-        aws_secret_access_key=aws.DEV_SECRET_KEY,
-    )
-
-
 @pytest.fixture
 def pipeline(cloud: SimCloud) -> Pipeline:
     """As its stack would have made it; spoken to with the keys of the control role."""
-    ec2, iam = owner(cloud, "ec2"), owner(cloud, "iam")
+    ec2, iam = cloud.console("ec2"), cloud.console("iam")
     places = ec2.describe_subnets()["Subnets"][:2]
     group = ec2.create_security_group(GroupName="job", Description="job", VpcId=places[0]["VpcId"])["GroupId"]
     # A machine of the test before may still be telling of its end.
     group_of_logs = f"/test/{uuid.uuid4().hex}"
-    log = owner(cloud, "logs")
+    log = cloud.console("logs")
     log.create_log_group(logGroupName=group_of_logs)
     arn = log.describe_log_groups()["logGroups"][0]["arn"]
     for name in ("job", "control"):
@@ -115,7 +102,7 @@ def pipeline(cloud: SimCloud) -> Pipeline:
     iam.put_role_policy(
         RoleName="control", PolicyName="control", PolicyDocument=policies.control_policy(scope)
     )
-    keys = owner(cloud, "sts").assume_role(
+    keys = cloud.console("sts").assume_role(
         RoleArn=f"arn:aws:iam::{ACCOUNT}:role/control", RoleSessionName="test"
     )["Credentials"]
     return Pipeline(
@@ -172,7 +159,7 @@ def over(pipeline: Pipeline, job: Job) -> Job:
 
 def machines(cloud: SimCloud) -> list[dict[str, Any]]:
     """Every instance that was ever launched."""
-    found = owner(cloud, "ec2").describe_instances()["Reservations"]
+    found = cloud.console("ec2").describe_instances()["Reservations"]
     return [each for one in found for each in one["Instances"]]
 
 
@@ -262,7 +249,7 @@ def test_what_is_out_of_stock_is_taken_elsewhere_first_in_subnets_then_in_types(
     script(share, "exit 0")
     zones = {
         each["SubnetId"]: each["AvailabilityZone"]
-        for each in owner(cloud, "ec2").describe_subnets()["Subnets"]
+        for each in cloud.console("ec2").describe_subnets()["Subnets"]
     }
     first, second = (zones[each] for each in pipeline.subnets)
     cloud.set_stock(first, "g6e.xlarge", "shortage", cloud="aws")
@@ -349,7 +336,7 @@ def test_a_machine_that_outlived_its_deadline_is_reaped_once(
 ) -> None:
     script(share, "sleep 600")
     short, long = submit(pipeline, timeout_minutes=5), submit(pipeline)
-    ec2, soon = owner(cloud, "ec2"), datetime.now(UTC) + timedelta(minutes=8)
+    ec2, soon = cloud.console("ec2"), datetime.now(UTC) + timedelta(minutes=8)
     (due,) = reap(ec2, now=soon)
     assert (due.job.id, due.error, round(due.late.total_seconds() / 60)) == (short.id, "", 3)
     assert [each["State"]["Name"] for each in machines(cloud)] == ["running", "running"], "only looked"

@@ -3,60 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from script_machine import ScriptMachine, complaints
 
 from fleet.provision.process import REBOOT_NEEDED, REFUSED, SCRIPTS, script_text
 
 PHASES = sorted(path.stem for path in SCRIPTS.glob("*.sh") if path.stem != "lib")
 REAL = (
-    *(
-        "bash",
-        "cat",
-        "chmod",
-        "env",
-        "grep",
-        "head",
-        "mkdir",
-        "mktemp",
-        "mv",
-        "rm",
-        "sed",
-        "sha256sum",
-        "stat",
-    ),
-    *("tail", "uname", "xargs"),
+    *("bash", "cat", "chmod", "env", "grep", "head", "mkdir", "mktemp", "mv", "rm", "sed", "sha256sum"),
+    *("stat", "tail", "uname", "xargs"),
 )
-TOOL = """#!/bin/bash
-printf '%s\\n' "${{0##*/}} $*" >>{root}/calls
-"""
 
 
 @pytest.mark.parametrize("name", ["lib", *PHASES])
 def test_scripts_pass_shellcheck(name: str) -> None:
-    shellcheck = Path(sys.executable).with_name("shellcheck")
-    done = subprocess.run(
-        [shellcheck, SCRIPTS / f"{name}.sh"], check=False, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stdout
+    assert complaints(SCRIPTS / f"{name}.sh") == ""
 
 
-@dataclass
-class Machine:
-    """A folder in which the scripts find what they find on a machine: here with nothing installed."""
-
-    root: Path
-
-    @property
-    def calls(self) -> list[str]:
-        """Command lines of what was changed, in order."""
-        path = self.root / "calls"
-        return path.read_text().splitlines() if path.exists() else []
+class Machine(ScriptMachine):
+    """A machine with nothing installed."""
 
     @property
     def installed(self) -> list[str]:
@@ -64,39 +32,10 @@ class Machine:
         told = [call.partition(" install ")[2] for call in self.calls if call.startswith("apt-get")]
         return [word for words in told for word in words.split() if not word.startswith("-")]
 
-    def tool(self, name: str, script: str = "") -> None:
-        """A program on PATH; `script` follows its note in `calls`."""
-        path = self.root / "bin" / name
-        path.unlink(missing_ok=True)
-        path.write_text(TOOL.format(root=self.root) + script + "\n")
-        path.chmod(0o755)
-
-    def path(self, path: str) -> Path:
-        return Path(f"{self.root}{path}")
-
-    def write(self, path: str, content: str, mode: int = 0o644) -> None:
-        self.path(path).parent.mkdir(parents=True, exist_ok=True)
-        self.path(path).write_text(content)
-        self.path(path).chmod(mode)
-
     def run(self, script: str, mode: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        text = script_text(script, mode)
-        for absolute in ("/var/", "/etc/", "/usr/local/", "/proc/", "/sys/"):
-            text = text.replace(absolute, f"{self.root}{absolute}")
-        return subprocess.run(
-            ["bash", "-s"],
-            check=False,
-            input=text,
-            env={
-                "PATH": f"{self.root}/bin",
-                "PHASE": "ssh" if script == "boot" else script,
-                "HOME": str(self.root),
-                **environment,
-            },
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        text = self.moved(script_text(script, mode), "/var/", "/etc/", "/usr/local/", "/proc/", "/sys/")
+        phase = "ssh" if script == "boot" else script
+        return self.bash("-s", stdin=text, PHASE=phase, HOME=str(self.root), **environment)
 
     def check(self, script: str, **environment: str) -> list[str]:
         done = self.run(script, "check", **environment)
@@ -110,9 +49,7 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     made = Machine(tmp_path)
-    (tmp_path / "bin").mkdir()
-    for name in REAL:
-        (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))
+    made.real(*REAL)
     for folder in (
         "/var/lib/vllm-fleet",
         "/etc/profile.d",
@@ -306,7 +243,7 @@ def test_an_installer_with_another_checksum_is_not_run(machine: Machine) -> None
 def test_environments_are_made_or_changed_by_what_conda_has_noted(machine: Machine) -> None:
     told = conda(machine, "train python=3.11 numpy=2.1\nserve python=3.12")
     meta = "/opt/conda/envs/train/conda-meta"
-    machine.write("/opt/conda/bin/conda", TOOL.format(root=machine.root), 0o755)
+    machine.tool("conda", directory="/opt/conda/bin")
     machine.write("/opt/conda/conda-meta/conda-25.1.1-py312h06a4308_0.json", "{}")
     machine.write(f"{meta}/python-3.11.13-h9e4cc4f_0_cpython.json", "{}")
     machine.write(f"{meta}/numpy-2.10.0-py311h5d046bc_0.json", "{}")

@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConnectionError
 
-from simcloud import aws
 from simcloud.testing import SimCloud, running_simcloud
 
+ONCE = Config(retries={"total_max_attempts": 1})
 UBUNTU = "ami-0d1a0000000000003"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGqDL2uu2vYdbMQtRIzRPCe7nPLdTm1BrxtX1lA1dVYz me"
 TAGS = [{"Key": "Name", "Value": "a"}, {"Key": "vllm-fleet-node", "Value": "test/a"}]
@@ -34,20 +33,9 @@ def cloud(emulator: SimCloud) -> SimCloud:
     return emulator
 
 
-def client(cloud: SimCloud, service: str, access_key: str = aws.DEV_ACCESS_KEY) -> Any:
-    return boto3.client(
-        service,
-        endpoint_url=cloud.aws_url,
-        region_name="us-east-1",
-        aws_access_key_id=access_key,
-        aws_secret_access_key=aws.DEV_SECRET_KEY,
-        config=Config(retries={"total_max_attempts": 1}),
-    )
-
-
 @pytest.fixture
 def ec2(cloud: SimCloud) -> Any:
-    return client(cloud, "ec2")
+    return cloud.console("ec2", config=ONCE)
 
 
 def launch(ec2: Any, **changes: Any) -> Any:
@@ -180,7 +168,7 @@ def test_a_fault_is_worded_as_its_service_words_it(
     cloud: SimCloud, service: str, call: str, arguments: Any, fault: str, expected: Any
 ) -> None:
     cloud.set_fault(call, fault)
-    api = client(cloud, service)
+    api = cloud.console(service, config=ONCE)
     method = "".join(f"_{c.lower()}" if c.isupper() else c for c in call).lstrip("_")
     with pytest.raises(ClientError) as caught:
         launch(api) if arguments is None else getattr(api, method)(**arguments)
@@ -198,7 +186,7 @@ def test_a_type_that_is_out_in_one_zone_starts_in_another(cloud: SimCloud, ec2: 
 
 def test_an_unknown_access_key_is_refused(cloud: SimCloud) -> None:
     with pytest.raises(ClientError) as caught:
-        client(cloud, "ec2", "AKIASOMEBODYELSE0000").describe_vpcs()
+        cloud.console("ec2", aws_access_key_id="AKIASOMEBODYELSE0000").describe_vpcs()
     assert code(caught) == "AuthFailure"
 
 
@@ -212,7 +200,7 @@ def test_the_log_names_calls_and_nodes_and_keeps_no_user_data(cloud: SimCloud, e
 
 def test_the_images_a_gpu_node_starts_from_are_there(cloud: SimCloud, ec2: Any) -> None:
     name = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
-    ami = client(cloud, "ssm").get_parameter(Name=name)["Parameter"]["Value"]
+    ami = cloud.console("ssm").get_parameter(Name=name)["Parameter"]["Value"]
     image = ec2.describe_images(ImageIds=[ami])["Images"][0]
     assert image["Name"].startswith("Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 22.04)")
     newest = [{"Name": "name", "Values": ["Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 22.04) *"]}]
@@ -222,9 +210,9 @@ def test_the_images_a_gpu_node_starts_from_are_there(cloud: SimCloud, ec2: Any) 
 def test_reset_leaves_nothing_but_the_default_network(cloud: SimCloud, ec2: Any) -> None:
     launch(ec2)
     ec2.import_key_pair(KeyName="k", PublicKeyMaterial=KEY.encode())
-    client(cloud, "iam").create_role(RoleName="r", AssumeRolePolicyDocument="{}")
-    client(cloud, "efs").create_file_system(CreationToken="t")
-    client(cloud, "logs").create_log_group(logGroupName="/l")
+    cloud.console("iam").create_role(RoleName="r", AssumeRolePolicyDocument="{}")
+    cloud.console("efs").create_file_system(CreationToken="t")
+    cloud.console("logs").create_log_group(logGroupName="/l")
     kinds = {thing["kind"] for thing in cloud.inventory()}
     assert kinds == {"server", "volume", "key_pair", "role", "file_system", "log_group"}
     cloud.reset()
@@ -234,7 +222,7 @@ def test_reset_leaves_nothing_but_the_default_network(cloud: SimCloud, ec2: Any)
 
 def test_a_machine_runs_from_launch_to_termination(tmp_path: Path) -> None:
     with running_simcloud(tmp_path, ssh_port=10922) as cloud:
-        ec2 = client(cloud, "ec2")
+        ec2 = cloud.console("ec2")
         ec2.import_key_pair(KeyName="k", PublicKeyMaterial=KEY.encode())
         id_ = launch(ec2, KeyName="k", UserData="#cloud-config\n")["InstanceId"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import pulumi
 
@@ -26,7 +26,11 @@ async def main() -> None:
     checks = check(config)
     nodes: dict[str, GpuNode] = {}
     doors = gateway.exposures(config, lambda name: nodes[name].public_ip)
-    declare_all(config, doors, nodes)
+    canary = config.rollout.canary
+    # A canary comes first, and the others' rollouts wait for its own.
+    for node in sorted(config.nodes, key=lambda node: node.name != canary):
+        after = [nodes[canary].rollout] if canary in nodes else []
+        nodes[node.name] = declare(node, config, after, doors.get(node.name))
     if config.ray:
         from components.ray_cluster import RayCluster, RayClusterArgs  # noqa: PLC0415
 
@@ -48,17 +52,6 @@ async def main() -> None:
     pulumi.export("currency", cost.currency)
     await preview.tell(nodes, checks, cost, config.budget.rate)
     await declared(nodes.values())
-
-
-def declare_all(
-    config: settings.StackSettings, doors: Mapping[str, gateway.Exposure], nodes: dict[str, GpuNode]
-) -> None:
-    """Every node, into `nodes` by its name. A canary comes first, and the others' rollouts wait for its
-    own."""
-    canary = config.rollout.canary
-    for node in sorted(config.nodes, key=lambda node: node.name != canary):
-        after = [nodes[canary].rollout] if canary in nodes else []
-        nodes[node.name] = declare(node, config, after, doors.get(node.name))
 
 
 def declare(

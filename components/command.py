@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pulumi
 from pulumi import Input, Output
@@ -14,24 +15,24 @@ from pulumi_command import local
 
 from fleet import settings
 
+if TYPE_CHECKING:
+    from components.node import Machine
 
-def reached_at(
-    host: Input[str],
-    host_keys: Input[Sequence[str]],
-    hints: Mapping[str, Input[str]],
-    access: settings.Access,
-    ssh_user: str,
-) -> Output[dict[str, object]]:
+
+def reached_at(machine: Machine, access: settings.Access) -> Output[dict[str, object]]:
     """The part of a spec that is known once the machine is there: how to reach it, and what diagnoses quote.
 
     One output of all of it, rather than one of each leaf of a spec.
     """
-    return Output.all(host=host, host_keys=host_keys, hints=Output.all(**hints)).apply(
+    known_later = Output.all(
+        host=machine.public_ip, host_keys=machine.host_keys, hints=Output.all(**machine.hints)
+    )
+    return known_later.apply(
         lambda known: {
             "target": {
                 "host": known["host"],
                 "port": access.ssh_port,
-                "user": ssh_user,
+                "user": machine.ssh_user,
                 "private_key_path": str(access.ssh_private_key_path),
                 "host_keys": known["host_keys"],
             },

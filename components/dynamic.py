@@ -12,7 +12,14 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pulumi.dynamic import CheckFailure, CheckResult, ConfigureRequest, DiffResult, ResourceProvider
+from pulumi.dynamic import (
+    CheckFailure,
+    CheckResult,
+    ConfigureRequest,
+    DiffResult,
+    ReadResult,
+    ResourceProvider,
+)
 
 CONCURRENT_CALLS = 64
 """Calls the provider process serves at a time. They wait for clouds, they do not compute."""
@@ -62,6 +69,11 @@ class CloudProvider(ResourceProvider):
     def differs(self, key: str, olds: Mapping[str, Any], news: Mapping[str, Any]) -> bool:
         """Whether one input differs from what is there."""
         return bool(olds.get(key) != news.get(key))
+
+
+def gone() -> ReadResult:
+    """What `read` answers for an object that does not exist any more."""
+    return ReadResult("", {})
 
 
 def _widen_thread_pool(workers: int) -> None:

@@ -11,7 +11,7 @@ import pulumi
 from pulumi import Input, Output
 
 from components.gateway import Exposure, Opening
-from components.serving import Delivery, ServedModel
+from components.serving import ServedModel
 from fleet import layout, observability, ray, settings
 from fleet.cost import Cost
 from fleet.ssh import Target, openssh
@@ -78,6 +78,11 @@ class Machine:
     """Changes whenever this program starts the machine."""
     private_ip: Input[str] | None = None
     """On the private network of the node's cluster."""
+
+    @property
+    def starts(self) -> list[Input[str]]:
+        """What is to be done again after each start of the machine has these triggers."""
+        return [] if self.started is None else [self.started]
 
 
 class GpuNode(pulumi.ComponentResource):
@@ -164,26 +169,7 @@ class GpuNode(pulumi.ComponentResource):
         )
 
     def _serve_alone(self, name: str, args: GpuNodeArgs, machine: Machine) -> None:
-        served = ServedModel(
-            f"{name}-serving",
-            Delivery(
-                node=args.node,
-                access=args.access,
-                health=args.health,
-                secrets=args.secrets,
-                rollout=args.rollout,
-                rollout_after=args.rollout_after,
-                server_id=machine.server_id,
-                host=machine.public_ip,
-                host_keys=machine.host_keys,
-                ssh_user=machine.ssh_user,
-                ready_when=machine.ready_when,
-                started=machine.started,
-                hints=machine.hints,
-                exposure=args.exposure,
-            ),
-            pulumi.ResourceOptions(parent=self),
-        )
+        served = ServedModel(f"{name}-serving", args, machine, pulumi.ResourceOptions(parent=self))
         self.status, self.rollout, self.membership = served.status, served.rollout, None
 
     def _join(self, name: str, args: GpuNodeArgs, machine: Machine) -> None:
@@ -196,24 +182,10 @@ class GpuNode(pulumi.ComponentResource):
         """Run the phases that the node asks for, if any; what is served may need what they bring."""
         if not args.node.provision.named:
             return []
-        from components.provisioning import Provisioning, ProvisioningArgs  # noqa: PLC0415  few nodes need it
+        from components.provisioning import Provisioning  # noqa: PLC0415  few nodes need it
 
-        provisioning = Provisioning(
-            f"{name}-provisioning",
-            ProvisioningArgs(
-                node=args.node,
-                health=args.health,
-                access=args.access,
-                server_id=machine.server_id,
-                host=machine.public_ip,
-                host_keys=machine.host_keys,
-                ssh_user=machine.ssh_user,
-                ready_when=machine.ready_when,
-                hints=machine.hints,
-            ),
-            pulumi.ResourceOptions(parent=self),
-        )
-        return [provisioning.done]
+        own = pulumi.ResourceOptions(parent=self)
+        return [Provisioning(f"{name}-provisioning", args, machine, own).done]
 
     def outputs(self) -> dict[str, Any]:
         """The contract, as `pulumi stack output nodes` shows it.

@@ -61,10 +61,7 @@ class Membership(pulumi.ComponentResource):
         member = args.member
         assert member, "only a member has a membership"
         cluster = member.cluster
-        reached = reached_at(
-            machine.public_ip, machine.host_keys, machine.hints, args.access, machine.ssh_user
-        )
-        own = self.contact = Output.all(reached, machine.private_ip).apply(
+        own = self.contact = Output.all(reached_at(machine, args.access), machine.private_ip).apply(
             lambda known: {**known[0], "address": known[1]}
         )
         # The head asks itself.
@@ -87,7 +84,7 @@ class Membership(pulumi.ComponentResource):
                 "timeouts": _timeouts(args.health),
             },
             {TOKEN_VARIABLE: Output.secret(member.token)},
-            [machine.server_id, *([machine.started] if machine.started is not None else [])],
+            [machine.server_id, *machine.starts],
             ResourceOptions(
                 parent=self,
                 depends_on=[*machine.ready_when, *([member.head.joined] if member.head else [])],

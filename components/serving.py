@@ -3,40 +3,17 @@ when its inputs changed, and one that failed never enters state and runs again a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pulumi
 from pulumi import Input, Output, ResourceOptions
 
 from components.command import reached_at, run_module
-from components.gateway import Exposure
 from fleet import compose, layout, settings
 from fleet.userdata import WEIGHT_FLAGS
 
-
-@dataclass(frozen=True)
-class Delivery:
-    """What is served, where, and how to get there."""
-
-    node: settings.Node
-    access: settings.Access
-    health: settings.Health
-    secrets: settings.Secrets
-    rollout: settings.Rollout
-    rollout_after: Sequence[pulumi.Resource]
-    """Rollouts of other nodes that have to succeed first."""
-    server_id: Input[str]
-    host: Input[str]
-    host_keys: Input[Sequence[str]]
-    ssh_user: str
-    ready_when: Sequence[pulumi.Resource]
-    """What must exist before the node can be reached."""
-    started: Input[str] | None
-    """Changes whenever this program starts the machine: what ran before has to prove itself again."""
-    hints: dict[str, Input[str]]
-    exposure: Exposure | None
-    """The node's part in the stack's gateway, if it has one."""
+if TYPE_CHECKING:
+    from components.node import GpuNodeArgs, Machine
 
 
 class ServedModel(pulumi.ComponentResource):
@@ -47,7 +24,9 @@ class ServedModel(pulumi.ComponentResource):
     rollout: pulumi.Resource
     """The Command that delivers or rolls out."""
 
-    def __init__(self, name: str, args: Delivery, opts: ResourceOptions | None = None) -> None:
+    def __init__(
+        self, name: str, args: GpuNodeArgs, machine: Machine, opts: ResourceOptions | None = None
+    ) -> None:
         super().__init__("vllm-fleet:serving:ServedModel", name, None, opts)
         serving, health, secrets = args.node.serving, args.health, args.secrets
         timeouts = {
@@ -56,12 +35,12 @@ class ServedModel(pulumi.ComponentResource):
             "ready_s": health.ready_timeout_s,
             "token_s": health.first_token_timeout_s,
         }
-        machine = reached_at(args.host, args.host_keys, args.hints, args.access, args.ssh_user)
+        reached = reached_at(machine, args.access)
 
         rollout = self.rollout = run_module(
             f"{name}-rollout",
             "fleet.rollout",
-            _with_gateway(machine, args),
+            _with_gateway(reached, args),
             {
                 "node": args.node.name,
                 "cloud": args.node.cloud,
@@ -83,10 +62,10 @@ class ServedModel(pulumi.ComponentResource):
                 },
             },
             {"FLEET_SECRET_ENVIRONMENT": Output.secret(_secret_environment(args))},
-            [args.server_id],
+            [machine.server_id],
             # Not on this component: a component whose dependencies failed cannot register its outputs, which
             # would end the update for every other node too.
-            ResourceOptions(parent=self, depends_on=[*args.ready_when, *args.rollout_after]),
+            ResourceOptions(parent=self, depends_on=[*machine.ready_when, *args.rollout_after]),
         )
         if serving.dry_run or not health.enabled:
             status = "dry run" if serving.dry_run else "provisioned"
@@ -97,7 +76,7 @@ class ServedModel(pulumi.ComponentResource):
         gate = run_module(
             f"{name}-gate",
             "fleet.gate",
-            machine,
+            reached,
             {
                 "node": args.node.name,
                 "cloud": args.node.cloud,
@@ -109,23 +88,23 @@ class ServedModel(pulumi.ComponentResource):
             },
             {"FLEET_API_KEY": Output.secret(secrets.api_key.get_secret_value())},
             # A new release is a new question, even where the gate's own inputs did not change.
-            [args.server_id, rollout.stdout, *([args.started] if args.started is not None else [])],
+            [machine.server_id, rollout.stdout, *machine.starts],
             ResourceOptions(parent=self, depends_on=[rollout]),
         )
         self.status = Output.unsecret(gate.stdout.apply(lambda _: "ready"))
         self.register_outputs({"status": self.status})
 
 
-def _with_gateway(machine: Output[dict[str, object]], args: Delivery) -> Output[dict[str, object]]:
+def _with_gateway(reached: Output[dict[str, object]], args: GpuNodeArgs) -> Output[dict[str, object]]:
     """The part of the spec that is known later; of an exposed node also the compose file."""
     if args.exposure is None:
-        return machine
-    return Output.all(machine, args.exposure.gateway()).apply(
+        return reached
+    return Output.all(reached, args.exposure.gateway()).apply(
         lambda known: {**known[0], "compose": compose.compose_file(args.node.serving, known[1])}
     )
 
 
-def _secret_environment(args: Delivery) -> Input[str]:
+def _secret_environment(args: GpuNodeArgs) -> Input[str]:
     """The secret lines of `.env`."""
     secrets = args.secrets
     needed = compose.secret_environment(secrets)

@@ -23,7 +23,7 @@ from pulumi.dynamic import ConfigureRequest, CreateResult, ReadResult, Resource,
 
 from components.aws import ec2
 from components.aws.api import client
-from components.dynamic import CloudProvider
+from components.dynamic import CloudProvider, gone
 from components.tags import OWNER_TAG
 from fleet.progress import Progress, Stage
 
@@ -171,7 +171,7 @@ class PowerProvider(AwsProvider):
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         found = ec2.instance(self.ec2(props), id_)
-        return ReadResult("", {}) if found is None else ReadResult(id_, self._seen(props, found))
+        return gone() if found is None else ReadResult(id_, self._seen(props, found))
 
     def update(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
         return UpdateResult(self._seen(news, ec2.start(self.ec2(news), id_)))
@@ -230,7 +230,7 @@ class ProfileAssociationProvider(AwsProvider):
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         found = ec2.profile_of(self.ec2(props), props["instance_id"])
         if found is None:
-            return ReadResult("", {})
+            return gone()
         return ReadResult(found[0], {**props, "profile": found[1]})
 
     def update(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:

@@ -21,7 +21,7 @@ import pulumi
 from pulumi import Input, Output
 from pulumi.dynamic import ConfigureRequest, CreateResult, ReadResult, Resource, UpdateResult
 
-from components.dynamic import CloudProvider
+from components.dynamic import CloudProvider, gone
 from components.linode.credentials import Credentials
 from components.tags import OWNER_TAG
 from fleet.progress import Progress, Stage
@@ -103,7 +103,7 @@ class FirewallAttachmentProvider(LinodeProvider):
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         behind = self.client.behind_firewall(int(props["firewall_id"]))
         if behind is None or self.client.find_instance(int(props["instance_id"])) is None:
-            return ReadResult("", {})
+            return gone()
         return ReadResult(id_, {**props, "attached": int(props["instance_id"]) in behind})
 
     def update(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
@@ -129,7 +129,7 @@ class PowerProvider(LinodeProvider):
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         found = self.client.find_instance(int(props["instance_id"]))
         if found is None:
-            return ReadResult("", {})
+            return gone()
         # One that is about to run counts as running, as in Linode's own provider.
         state = "running" if found.status in ("booting", "rebooting") else found.status
         return ReadResult(id_, {**props, "state": state})

@@ -11,6 +11,7 @@ import pulumi
 from pulumi import Input, Output
 from pulumi.dynamic import CreateResult, ReadResult, Resource, UpdateResult
 
+from components.dynamic import gone
 from components.scaleway.resources import ScalewayProvider
 from components.tags import OWNER_TAG
 
@@ -29,7 +30,7 @@ class PrivateNetworkProvider(ScalewayProvider):
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         found = self.client(props).find_private_network(id_)
-        return ReadResult(id_, props) if found else ReadResult("", {})
+        return ReadResult(id_, props) if found else gone()
 
     def update(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
         return UpdateResult(news)
@@ -66,7 +67,7 @@ class PrivateNicProvider(ScalewayProvider):
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         found = self.client(props).find_private_nic(props["server_id"], id_)
-        return ReadResult(id_, props) if found else ReadResult("", {})
+        return ReadResult(id_, props) if found else gone()
 
     def update(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
         return UpdateResult({**news, "address": olds["address"]})

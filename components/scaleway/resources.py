@@ -23,7 +23,7 @@ import pulumi
 from pulumi import Input, Output
 from pulumi.dynamic import ConfigureRequest, CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
-from components.dynamic import CloudProvider
+from components.dynamic import CloudProvider, gone
 from components.scaleway.api import Rule, ScalewayClient, Timeouts, same_rules, sbs_root_volume_id
 from components.scaleway.credentials import Credentials
 from components.tags import OWNER_TAG, PENDING_TAG
@@ -70,11 +70,6 @@ def _client(credentials: Credentials, zone: str, timeouts: Timeouts) -> Scaleway
 
 def _owner(props: Mapping[str, Any]) -> str:
     return f"{OWNER_TAG}={props['owner']}"
-
-
-def _gone() -> ReadResult:
-    """What `read` answers for something that no longer exists."""
-    return ReadResult("", {})
 
 
 # --- owner ----------------------------------------------------------------------------------------------
@@ -159,7 +154,7 @@ class SecurityGroupProvider(ScalewayProvider):
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         seen = self._seen(self.client(props), id_, props)
-        return ReadResult(id_, seen) if seen else _gone()
+        return ReadResult(id_, seen) if seen else gone()
 
     def update(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
         client = self.client(news)
@@ -291,7 +286,7 @@ class ServerProvider(ScalewayProvider):
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         server = self.client(props).find_server(id_)
         if server is None:
-            return _gone()
+            return gone()
         ours = {_owner(props), PENDING_TAG}
         return ReadResult(
             id_,
@@ -421,7 +416,7 @@ class RootVolumeProvider(ScalewayProvider):
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         volume = self.client(props).find_volume(id_)
-        return _gone() if volume is None else ReadResult(id_, {**props, "size_gb": volume.size // GB})
+        return gone() if volume is None else ReadResult(id_, {**props, "size_gb": volume.size // GB})
 
     def delete(self, id_: str, props: dict[str, Any]) -> None:
         """A volume in use goes with its server; one whose server is gone would bill for ever."""
@@ -495,7 +490,7 @@ class PowerProvider(ScalewayProvider):
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         server = self.client(props).find_server(id_)
         if server is None:
-            return _gone()
+            return gone()
         return ReadResult(id_, {**props, "state": server.state, "public_ip": server.public_ip})
 
     def delete(self, id_: str, props: dict[str, Any]) -> None:
@@ -540,7 +535,7 @@ class HostKeysProvider(ScalewayProvider):
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         # Pinned on purpose: a machine that later publishes another key must not be trusted by that.
-        return ReadResult(id_, props) if self.client(props).find_server(id_) else _gone()
+        return ReadResult(id_, props) if self.client(props).find_server(id_) else gone()
 
     def delete(self, id_: str, props: dict[str, Any]) -> None:
         """Nothing: the keys are the machine's."""

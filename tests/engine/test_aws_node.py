@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from clouds import ec2
 from fleets import Fleet
 
 pytestmark = pytest.mark.parametrize("fleet", ["aws"], indirect=True)
@@ -15,7 +14,7 @@ PLAIN_AMI = "ami-0b120000000000001"
 
 
 def server(fleet: Fleet) -> Any:
-    found = ec2(fleet.cloud).describe_instances(InstanceIds=[fleet.outputs()["nodes"]["a"]["id"]])
+    found = fleet.cloud.console("ec2").describe_instances(InstanceIds=[fleet.outputs()["nodes"]["a"]["id"]])
     return found["Reservations"][0]["Instances"][0]
 
 
@@ -26,7 +25,7 @@ def test_the_machine_is_closed_encrypted_and_known_from_its_first_second(fleet: 
     assert machine["ImageId"] == NEWEST_AMI
     assert machine["MetadataOptions"]["HttpTokens"] == "required"
     assert machine["MetadataOptions"]["HttpPutResponseHopLimit"] == 1
-    (volume,) = ec2(fleet.cloud).describe_volumes()["Volumes"]
+    (volume,) = fleet.cloud.console("ec2").describe_volumes()["Volumes"]
     assert (volume["VolumeType"], volume["Size"], volume["Encrypted"]) == ("gp3", 200, True)
     for tags in (machine["Tags"], volume["Tags"]):
         assert {"vllm-fleet-owner", "vllm-fleet-node", "Name"} <= {tag["Key"] for tag in tags}
@@ -51,7 +50,7 @@ def test_a_newer_image_is_offered_and_never_taken_unasked(fleet: Fleet) -> None:
     del fleet.config["nodes"][0]["ami"]
     fleet.run("up")
     assert server(fleet)["InstanceId"] == before["InstanceId"]
-    ec2(fleet.cloud).terminate_instances(InstanceIds=[before["InstanceId"]])
+    fleet.cloud.console("ec2").terminate_instances(InstanceIds=[before["InstanceId"]])
     fleet.run("up")
     assert server(fleet)["ImageId"] == OLDER_AMI
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -95,4 +96,6 @@ async def program() -> None:
         sys.exit(1)
 
 
+# What is imported stays to the end: searching it for garbage, at exit above all, takes 0.1 s of each preview.
+gc.freeze()
 pulumi.run(program)

@@ -7,6 +7,7 @@ said to that process once; the providers themselves live beside the cloud they t
 from __future__ import annotations
 
 import concurrent.futures
+import gc
 import sys
 import threading
 from collections.abc import Iterable, Mapping
@@ -47,6 +48,7 @@ class CloudProvider(ResourceProvider):
         """Called once in the provider process, before the first call."""
         # The host process reports a failure with its own stack; the user needs the message alone.
         sys.tracebacklimit = 0
+        gc.freeze()  # what is imported is not searched for garbage when the engine waits for the exit
         _widen_thread_pool(CONCURRENT_CALLS)
 
     def check(self, olds: dict[str, Any], news: dict[str, Any]) -> CheckResult:

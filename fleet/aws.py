@@ -54,7 +54,8 @@ def client(
     import boto3  # noqa: PLC0415  takes longer to load than `--help` or a preview may
     from botocore.config import Config  # noqa: PLC0415
 
-    url = dict(credentials.endpoints).get(service)
+    # The provider's names of services have no hyphens.
+    url = dict(credentials.endpoints).get(service.replace("-", ""))
     session: Any = boto3.Session(
         aws_access_key_id=credentials.access_key,
         aws_secret_access_key=credentials.secret_key,

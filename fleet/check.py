@@ -31,6 +31,10 @@ GB = 10**9
 LEAST_FREE_GB = 20.0
 """A vLLM image is some 20 GB unpacked: with less, the next rollout's pull fills the disk."""
 
+SLOW_MS = 2000.0
+"""A call of a cloud's API takes 0.1 to 0.5 s from its own continent; with far slower ones every wait of a
+deployment is long."""
+
 LEAST_DAYS = 20
 """Caddy renews a certificate when a third of its time is left, of Let's Encrypt's 90 days 30."""
 TLS_S = 10.0
@@ -83,6 +87,15 @@ class CloudProbe(Protocol):
     def __call__(self, request: CloudRequest) -> list[Finding]:
         """Everything found. Raises nothing for what is wrong: that is a finding."""
         ...
+
+
+def latency(cloud: str, who: str, took_ms: float, status_page: str) -> Finding:
+    """How fast the cloud's API answered a call, `who` being its address or name."""
+    seen = f"{who} answered in {took_ms:.0f} ms"
+    if took_ms <= SLOW_MS:
+        return Finding(cloud, "API", Status.OK, seen)
+    mend = f"look at {status_page} and at the network between here and there"
+    return Finding(cloud, "API", Status.WARNING, f"{seen}, which is slow", mend)
 
 
 def exit_status(findings: Sequence[Finding]) -> int:

@@ -96,11 +96,15 @@ def remove_key_pairs(ec2: Client, key: str, value: str) -> None:
 
 
 def check_launch(ec2: Client, node: str, *, type_: str, ami: str | None, subnet: str | None) -> None:
-    """Whether EC2 would take a launch, asked without any effect.
+    """Whether EC2 would take a launch, asked without any effect. Raises Ec2Error."""
+    check_place(ec2, node, type_=type_, subnet=subnet)
+    if ami is not None:
+        check_image(ec2, node, type_=type_, ami=ami)
 
-    Raises Ec2Error for a subnet, zone or type that do not go together, and for an image that does not exist,
-    is for other processors, or carries no driver.
-    """
+
+def check_place(ec2: Client, node: str, *, type_: str, subnet: str | None) -> list[str]:
+    """The zones that a node can be launched in. Raises Ec2Error for a subnet, zone or type that do not go
+    together."""
     found = ec2.describe_subnets(Filters=[{"Name": "subnet-id", "Values": [subnet or ""]}])["Subnets"]
     if subnet and not found:
         raise Ec2Error(
@@ -108,13 +112,17 @@ def check_launch(ec2: Client, node: str, *, type_: str, ami: str | None, subnet:
         )
     zones = offered_zones(ec2, type_)
     zone = found[0]["AvailabilityZone"] if found else None
-    if not zones or (zone and zone not in zones):
-        where = (
-            f"choose a subnet in {', '.join(zones)}, or another type" if zones else "choose another region"
-        )
-        raise Ec2Error(f"{node}: subnet: {zone or 'no zone of this region'} does not offer {type_}; {where}")
-    if ami is None:
-        return
+    if not zones:
+        raise Ec2Error(f"{node}: type: no zone of this region offers {type_}; choose another region or type")
+    if zone and zone not in zones:
+        where = f"choose a subnet in {', '.join(zones)}, or another type"
+        raise Ec2Error(f"{node}: subnet: {zone} does not offer {type_}; {where}")
+    return [zone] if zone else zones
+
+
+def check_image(ec2: Client, node: str, *, type_: str, ami: str) -> str:
+    """The image's name. Raises Ec2Error for one that does not exist, is for other processors, or carries no
+    driver."""
     images = ec2.describe_images(Filters=[{"Name": "image-id", "Values": [ami]}])["Images"]
     if not images:
         raise Ec2Error(f"{node}: ami: {ami} does not exist in this region; leave it out to take the newest")
@@ -129,6 +137,7 @@ def check_launch(ec2: Client, node: str, *, type_: str, ami: str | None, subnet:
             f"{node}: ami: {ami} ({image['Name']}) carries no NVIDIA driver; "
             "use a Deep Learning Base GPU AMI, or leave ami out"
         )
+    return str(image["Name"])
 
 
 def check_share(efs: Client, ec2: Client, file_system: str, subnets: Sequence[str]) -> None:

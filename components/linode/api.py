@@ -25,21 +25,26 @@ PAGE_SIZE = 500
 
 NOT_TAKEN = frozenset({408, 429, 503})
 """Refusals after which nothing has happened and the same call may succeed."""
+OUT_OF_SCOPE = "not authorized to use this endpoint"
+"""Part of the refusal, with 401, of a valid token made without the scope needed (linode-cli #142)."""
 AGAIN = "run the same command again"
 MENDS = {
     400: "correct the value named",
     401: "set linode:token (or LINODE_TOKEN) to a token that is valid",
-    403: "give the token read and write access to Linodes and Firewalls",
+    403: "give the token read and write access to Linodes and Firewalls, and read access to Events",
     404: "refresh the stack: what was asked for is gone",
     429: f"wait a minute, then {AGAIN}",
 }
 
 
 class LinodeError(Exception):
-    """A call that did not succeed. `status` is the reply's; None: no reply came."""
+    """A call that did not succeed. `status` is the reply's, a scope that lacks counted as 403; None: no reply
+    came."""
 
     def __init__(self, call: str, reason: str, mend: str, *, status: int | None, passing: bool) -> None:
         super().__init__(f"{call}: {reason.rstrip('.')}. Mend: {mend}")
+        self.seen = f"{call}: {reason.rstrip('.')}"
+        self.mend = mend
         self.status = status
         self.passing = passing
         """Whether the same call may succeed a little later."""
@@ -158,6 +163,26 @@ class LinodeClient:
         found = [row["available"] for row in rows if (row["region"], row["plan"]) == (region, plan)]
         return bool(found[0]) if found else None
 
+    def capabilities(self, image: str) -> list[str] | None:
+        """What an image can do; None where there is no such image."""
+        found = self._find(f"/images/{image}")
+        return list(found["capabilities"]) if found else None
+
+    def may(self, method: str, path: str) -> bool:
+        """Whether the token may make a call, which must be one that cannot take effect: it is sent without a
+        body.
+
+        Raises LinodeError where that could not be found out.
+        """
+        try:
+            self._call(method, path, {} if method != "GET" else None)
+        except LinodeError as error:
+            if error.status == 403:
+                return False
+            if error.status not in (400, 404):
+                raise
+        return True
+
     def _find(self, path: str) -> dict[str, Any] | None:
         try:
             found: dict[str, Any] = self._call("GET", path)
@@ -204,9 +229,11 @@ class LinodeClient:
             return response.json()
         reasons = _reasons(response)
         status = response.status_code
+        if status == 401 and any(OUT_OF_SCOPE in reason for reason in reasons):
+            status = 403
         raise LinodeError(
             call,
-            f"Linode refused ({status}): {'; '.join(reasons)}",
+            f"Linode refused ({response.status_code}): {'; '.join(reasons)}",
             MENDS.get(status, AGAIN),
             status=status,
             passing=status in NOT_TAKEN or "Linode busy." in reasons or (status >= 500 and repeatable),

@@ -24,15 +24,13 @@ from components.scaleway.api import (
     Timeouts,
     Unreachable,
 )
-from fleet.check import CloudRequest, Finding, Status
+from fleet.check import CloudRequest, Finding, Status, latency
 from fleet.settings import ScalewayNode
 
 CLOUD = "scaleway"
+STATUS_PAGE = "status.scaleway.com"
 NOWHERE = "00000000-0000-4000-8000-000000000000"
 """An id that no object has."""
-
-SLOW_MS = 2000.0
-"""A call takes 0.1 to 0.5 s from Europe; far slower ones make every wait of a deployment long."""
 
 PATIENCE = RetryPolicy(attempts=3, budget_s=8.0)
 """A check says what is; a deployment waits longer."""
@@ -109,16 +107,9 @@ class _Access:
         self.keys_listed = True
         took_ms = (time.monotonic() - started) * 1000
         whose = f"key {self._credentials.access_key or 'without a known id'}"
-        slow = took_ms > SLOW_MS
         return [
             Finding(CLOUD, "credentials", Status.OK, f"{whose}, project {self._credentials.project_id}"),
-            Finding(
-                CLOUD,
-                "API",
-                Status.WARNING if slow else Status.OK,
-                f"{self._credentials.api_url} answered in {took_ms:.0f} ms",
-                "look at status.scaleway.com and at the network between here and there" if slow else "",
-            ),
+            latency(CLOUD, self._credentials.api_url, took_ms, STATUS_PAGE),
         ]
 
 

@@ -23,6 +23,14 @@ DEV_ACCESS_KEY = "AKIAEMBEDDEDCLOUD000"
 DEV_SECRET_KEY = "embedded/cloud/embedded/cloud/embedded00"  # 40 characters
 
 CLOUD = "aws"
+
+QUOTAS = {"g": "L-DB2E81BA", "p": "L-417A185B"}
+"""AWS's codes of its limits on vCPUs on demand, by the first letter of a type."""
+DEFAULT_VCPUS = 768
+OVER_QUOTA = (
+    "You have requested more vCPU capacity than your current vCPU limit of {limit} allows for the instance "
+    "bucket that the specified instance type belongs to."
+)
 TEMPORARY_KEY = "ASIA"
 """Keys that the embedded STS gave out begin like this."""
 
@@ -103,14 +111,7 @@ class Aws(Cloud):
             case FaultKind.FORBIDDEN:
                 found = 403, "AccessDenied", f"You are not authorized to perform: {request.call.name}"
             case FaultKind.QUOTA if launch:
-                found = (
-                    400,
-                    "VcpuLimitExceeded",
-                    (
-                        "You have requested more vCPU capacity than your current vCPU limit of 0 allows for "
-                        "the instance bucket that the specified instance type belongs to."
-                    ),
-                )
+                found = 400, "VcpuLimitExceeded", OVER_QUOTA.format(limit=0)
             case FaultKind.QUOTA:
                 found = 400, "LimitExceeded", "The limit of this resource has been reached."
             case FaultKind.OUT_OF_STOCK if launch:
@@ -161,7 +162,10 @@ class Aws(Cloud):
 
     def _answer(self, received: Received) -> Reply:
         request = _aws(received)
-        if request.call.name == "RunInstances":
+        if request.call.name == "GetServiceQuota":
+            return self._quota(request)
+        if request.call.name == "RunInstances" and request.json.get("DryRun") != "true":
+            self._refuse_over_quota(request)
             self._refuse_without_stock(request)
         reply = self._moto.answer(request)
         if request.call.name in POWER_CALLS and reply.status < 300:
@@ -171,6 +175,26 @@ class Aws(Cloud):
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         return reply
+
+    def _quota(self, request: AwsRequest) -> Reply:
+        code = str(request.json.get("QuotaCode"))
+        if code not in QUOTAS.values():
+            raise refusal(request, 400, "NoSuchResourceException", "The specified quota does not exist.")
+        limit = self._simulation.conditions.quotas.get(code, DEFAULT_VCPUS)
+        quota = {"ServiceCode": "ec2", "QuotaCode": code, "Value": float(limit), "Adjustable": True}
+        return Reply(200, {"Quota": quota}, {"Content-Type": "application/x-amz-json-1.1"})
+
+    def _refuse_over_quota(self, request: AwsRequest) -> None:
+        """On demand; spot has quotas of its own."""
+        code = _quota_of(str(request.json.get("InstanceType")))
+        limit = self._simulation.conditions.quotas.get(code)
+        if limit is None or request.json.get("InstanceMarketOptions.MarketType") == "spot":
+            return
+        running = [each for each in self._moto.instances() if each.state in ("pending", "running")]
+        types = [each.instance_type for each in running if each.lifecycle != "spot"]
+        used = sum(_vcpus(type_) for type_ in types if _quota_of(type_) == code)
+        if used + _vcpus(str(request.json.get("InstanceType"))) > limit:
+            raise refusal(request, 400, "VcpuLimitExceeded", OVER_QUOTA.format(limit=limit))
 
     def _refuse_without_stock(self, request: AwsRequest) -> None:
         type_ = request.json.get("InstanceType")
@@ -267,6 +291,16 @@ class Aws(Cloud):
 def _aws(received: Received) -> AwsRequest:
     assert isinstance(received, AwsRequest)
     return received
+
+
+def _quota_of(type_: str) -> str:
+    """Empty for a type that no limit here is about."""
+    return QUOTAS.get(type_[:1], "")
+
+
+def _vcpus(type_: str) -> int:
+    found = catalog().find(CLOUD, type_)
+    return found.vcpus if found else 0
 
 
 def _no_capacity(request: AwsRequest) -> ApiError:

@@ -37,6 +37,8 @@ CALLS = frozenset(
         # EFS
         "CreateFileSystem DescribeFileSystems DeleteFileSystem CreateMountTarget DescribeMountTargets",
         "DeleteMountTarget DescribeMountTargetSecurityGroups ModifyMountTargetSecurityGroups",
+        # Service Quotas
+        "GetServiceQuota",
     )
     for name in names.split()
 )

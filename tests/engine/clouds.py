@@ -374,13 +374,15 @@ def _aws_doors(cloud: SimCloud, node: str) -> set[tuple[int, str]]:
 REPEATED = (*LASTING, "lost_reply")
 """What has no client token is sent again after a lost reply, and then refused: it is there already."""
 
+AWS_SERVICES = ("ec2", "iam", "ssm", "sts", "efs", "logs", "servicequotas")
+
 AWS = Cloud(
     node={"type": "g6.xlarge", "root_volume_gb": 200},
     root_volume_gb=200,
     provider=lambda cloud: {
         "aws:region": "us-east-1",
         "aws:accessKey": aws.DEV_ACCESS_KEY,
-        "aws:endpoints": [dict.fromkeys(("ec2", "iam", "ssm", "sts", "efs", "logs"), cloud.aws_url)],
+        "aws:endpoints": [dict.fromkeys(AWS_SERVICES, cloud.aws_url)],
     },
     secrets={"aws:secretKey": aws.DEV_SECRET_KEY},
     parts=frozenset({"server", "volume", "security_group", "key_pair"}),

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from fleet.catalog.document import Document
     from fleet.catalog.refresh import Offer
 
-app = typer.Typer(help="GPU types of the clouds and what they cost.", no_args_is_help=True)
+app = typer.Typer(
+    help="GPU types of the clouds and what they cost.\n\nExample: fleet catalog list --gpu L40S",
+    no_args_is_help=True,
+)
 
 REFRESHABLE = ("scaleway", "aws", "linode")
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from fleet.jobs import Job, Pipeline
 
 app = typer.Typer(
-    help="GPU jobs on AWS: each on an instance of its own that ends by itself.", no_args_is_help=True
+    help="GPU jobs on AWS: each on an instance of its own that ends by itself.\n\n"
+    "Example: fleet job run app/train.sh --max-cost 0.50 -- --epochs 3",
+    no_args_is_help=True,
 )
 
 PipelineFile = Annotated[

@@ -37,6 +37,8 @@ deployment is long."""
 
 LEAST_DAYS = 20
 """Caddy renews a certificate when a third of its time is left, of Let's Encrypt's 90 days 30."""
+LAST_DAYS = 7
+"""With fewer, clients are about to be refused: what was a warning is a failure."""
 TLS_S = 10.0
 
 READY = Timeouts(ssh_s=10.0, install_s=1.0, ready_s=5.0, token_s=30.0, reboot_s=5.0)
@@ -192,7 +194,7 @@ class _Looks:
         if days >= LEAST_DAYS:
             return self._ok("certificate", seen)
         mend = "it was to be renewed by now: docs/runbooks/certificate.md"
-        status = Status.FAILED if days < 0 else Status.WARNING
+        status = Status.FAILED if days < LAST_DAYS else Status.WARNING
         return Finding(self._node.name, "certificate", status, seen, mend)
 
     async def _shown_certificate(self, name: str) -> tuple[list[str], datetime]:

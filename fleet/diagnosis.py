@@ -368,7 +368,7 @@ class Context:
         ssh += ["-i", key] if target.private_key_path else []
         ssh += ["-p", str(target.port)] if target.port != 22 else []
         login = " ".join([*ssh, shlex.quote(f"{target.user}@{target.host}")])
-        sudo = login if target.user == "root" else f"{login} sudo"
+        sudo = f"{login} {self._privileged}".rstrip()
         container = shlex.quote(self.container)
         return {
             "host": target.host,
@@ -383,6 +383,16 @@ class Context:
             else f"{sudo} docker logs --tail 100 {container}",
             **self._console(),
         }
+
+    @property
+    def _privileged(self) -> str:
+        return "sudo " if self.target and self.target.user != "root" else ""
+
+    def command(self, text: str) -> str:
+        """A command of the table, ready to be copied. Several on the node make one SSH session."""
+        if text.count("{sudo}") > 1:
+            return f"{self.words()['ssh']} {shlex.quote(text.replace('{sudo} ', self._privileged))}"
+        return text.format_map(self.words())
 
     def _console(self) -> dict[str, str]:
         """The commands that ask the cloud itself, by its own client."""
@@ -467,7 +477,7 @@ def diagnose(fault: Fault, stage: Stage, context: Context, seen: Iterable[str] =
             :QUOTED_LINES
         ],
         cause=fault.cause.format_map(words),
-        next_command=fault.next_command.format_map(words),
+        next_command=context.command(fault.next_command),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import import_module
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
     from fleet.settings import StackSettings
 
 MARKS = {"ok": "[green]✓[/green]", "warning": "[yellow]![/yellow]", "failed": "[red]✗[/red]", "unknown": "?"}
+
+WORDS: Mapping[str, str] = {
+    "failed": "failed",
+    "warning": "to know of",
+    "unknown": "not known",
+    "ok": "in order",
+}
 
 
 def check(
@@ -134,5 +142,11 @@ def _show(findings: Sequence[Finding]) -> None:
         subject = finding.subject
     console = Console()
     console.print(table)
-    failed = sum(finding.status == "failed" for finding in findings)
-    console.print(f"{failed} of {len(findings)} failed" if failed else f"all {len(findings)} in order")
+    console.print(summary(findings))
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """How many of the findings are what, in one line."""
+    statuses = Counter(finding.status.value for finding in findings)
+    counts = [f"{count} {WORDS[status]}" for status in WORDS if (count := statuses[status])]
+    return ", ".join(counts) or "nothing to look at: the stack has no nodes"

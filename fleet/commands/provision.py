@@ -29,7 +29,7 @@ def _known(names: list[str] | None) -> list[str]:
 
 
 def provision(
-    wanted: Nodes,
+    wanted: Nodes = "all",
     plan: Annotated[bool, typer.Option("--plan", help="Only look, and say what would run.")] = False,
     only: Annotated[
         list[str] | None,

@@ -54,8 +54,8 @@ def preview_events(*flags: str, stack: str | None = None) -> tuple[list[Event], 
     """The engine's events of a preview, and whether it went well; what it refused is among the events."""
     arguments = ["preview", *flags, *_of(stack)]
     done, events = _events(arguments, timeout_s=REFRESH_TIMEOUT_S)
-    if done.returncode and not events:
-        raise _failed(arguments, done)
+    if done.returncode and not _errors(events) and not any("policyEvent" in event for event in events):
+        raise _failed(arguments, done, done.stdout.strip())
     return events, done.returncode == 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pydantic import SecretStr
 from syrupy.assertion import SnapshotAssertion
 from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 
-from fleet import compose, layout
+from fleet import authority, compose, layout
 from fleet.authority import Issued, issue
 from fleet.check import Finding, Status, check_node
 from fleet.gateway import NODE_NAME, Gateway, caddyfile
@@ -223,6 +224,19 @@ async def test_a_check_says_how_long_the_certificate_holds(clients: Clients) -> 
     await clients.on(1, "docker", "stop", "caddy")
     gone = await found(1, NODE_NAME)
     assert gone.status is Status.FAILED and "docker logs --tail 50 caddy" in gone.mend
+
+
+async def test_a_check_warns_of_a_certificate_that_is_not_renewed_and_fails_when_it_is_about_to_expire(
+    clients: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = replace(clients.fleet.nodes[0], certificate_name=DOMAIN, ports={})
+    for days, status in ((15, Status.WARNING), (5, Status.FAILED)):
+        monkeypatch.setattr(authority, "VALID", timedelta(days=days, hours=1))
+        clients.site = issue("a public authority", DOMAIN)
+        await clients.serve()
+        finding = next(each for each in await check_node(node, None) if each.name == "certificate")
+        assert (finding.status, finding.seen) == (status, f"for {DOMAIN}, {days} days left")
+        assert "docs/runbooks/certificate.md" in finding.mend
 
 
 def test_a_certificate_is_for_the_domain_and_has_its_key() -> None:

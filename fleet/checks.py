@@ -19,7 +19,7 @@ from fleet.cost import HOURS_PER_MONTH, Cost, check_budget
 from fleet.fit import DEFAULT_VERSION, Architecture, FitReport, FitRequest, gpu, plan
 from fleet.fit.compatibility import compatible
 from fleet.fit.flags import supported
-from fleet.settings import Node, Problem, Secrets, Serving, SettingsError, StackSettings
+from fleet.settings import Jobs, Node, Problem, Secrets, Serving, SettingsError, StackSettings
 
 MAX_SWAP_SHARE = 0.7
 """Of the host's memory; vLLM refuses to start with more swap space (0.9.2, `vllm/config.py`)."""
@@ -73,10 +73,31 @@ def check(config: StackSettings) -> dict[str, NodeCheck]:
         checks |= found
         if misfit and cluster.fit.override is None:
             problems.append(Problem(f"ray[{index}].count", misfit))
+    problems += _unpayable_jobs(config.jobs)
     problems += _over_budget(config, {name: found.cost for name, found in checks.items()})
     if problems:
         raise SettingsError(problems)
     return checks
+
+
+def _unpayable_jobs(jobs: Jobs | None) -> Iterator[Problem]:
+    """What a job may cost has to pay for a minute of each type that it may run on."""
+    if jobs is None or jobs.max_cost is None:
+        return
+    from fleet.jobs.price import LimitError, limits_of  # noqa: PLC0415  few stacks have jobs
+
+    for type_ in (jobs.type, *jobs.fallback_types):
+        try:
+            limits_of(
+                type_,
+                jobs.region,
+                timeout_minutes=jobs.timeout_minutes,
+                max_cost=jobs.max_cost,
+                spot=jobs.spot,
+            )
+        except LimitError as error:
+            key, message = str(error).split(": ", 1)
+            yield Problem(f"jobs.{key}", message)
 
 
 def _over_budget(config: StackSettings, costs: Mapping[str, Cost]) -> Iterator[Problem]:

@@ -32,16 +32,23 @@ class AwsError(Exception):
         self.seen, self.mend, self.code = seen, mend, code
 
 
-def client(config: Callable[[str], str | None], service: str, region: str, attempts: int = ATTEMPTS) -> Any:
+def client(
+    config: Callable[[str], str | None],
+    service: str,
+    region: str,
+    path: str = "",
+    *,
+    attempts: int = ATTEMPTS,
+) -> Any:
     """The client of a service, configured as AWS's own provider is; its calls raise AwsError.
 
     `config` gives the value of a key of `aws:`. Raises CredentialsError if the provider works in another
-    region.
+    region; `path` is where the settings say this one.
     """
     configured = config("region")
     if configured and configured != region:
         raise CredentialsError(
-            f"region: {region} is not the {configured} of aws:region, where the provider works; "
+            f"{path}region: {region} is not the {configured} of aws:region, where the provider works; "
             f"make them agree: pulumi config set aws:region {region}"
         )
     return _client(service, region, Credentials.of(config), attempts)

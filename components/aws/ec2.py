@@ -19,6 +19,9 @@ DRIVER_MARKS = ("nvidia", "deep learning", "gpu")
 Client = Any
 """boto3's client of EC2."""
 
+DEFAULT_SUBNETS = {"Name": "default-for-az", "Values": ["true"]}
+"""A filter of EC2 for the default VPC's subnet of each zone."""
+
 
 class Ec2Error(Exception):
     """EC2 is not as it has to be. The message names what, and the mend."""
@@ -95,72 +98,76 @@ def remove_key_pairs(ec2: Client, key: str, value: str) -> None:
         ec2.delete_key_pair(KeyName=pair["KeyName"])
 
 
-def check_launch(ec2: Client, node: str, *, type_: str, ami: str | None, subnet: str | None) -> None:
-    """Whether EC2 would take a launch, asked without any effect. Raises Ec2Error."""
-    check_place(ec2, node, type_=type_, subnet=subnet)
-    if ami is not None:
-        check_image(ec2, node, type_=type_, ami=ami)
+def check_place(ec2: Client, path: str, *, type_: str, subnet: str | None, key: str = "subnet") -> list[str]:
+    """The zones that a machine can be launched in: the subnet's, or those with the type; without any effect.
 
-
-def check_place(ec2: Client, node: str, *, type_: str, subnet: str | None) -> list[str]:
-    """The zones that a node can be launched in. Raises Ec2Error for a subnet, zone or type that do not go
-    together."""
-    found = ec2.describe_subnets(Filters=[{"Name": "subnet-id", "Values": [subnet or ""]}])["Subnets"]
-    if subnet and not found:
-        raise Ec2Error(
-            f"{node}: subnet: {subnet} does not exist in this region; see `aws ec2 describe-subnets`"
-        )
-    zones = offered_zones(ec2, type_)
-    zone = found[0]["AvailabilityZone"] if found else None
+    Messages name settings as `path` and then `key`, or `type`. Raises Ec2Error where there are none, or no
+    default subnet is in one.
+    """
+    zones, region = offered_zones(ec2, type_), ec2.meta.region_name
     if not zones:
-        raise Ec2Error(f"{node}: type: no zone of this region offers {type_}; choose another region or type")
-    if zone and zone not in zones:
-        where = f"choose a subnet in {', '.join(zones)}, or another type"
-        raise Ec2Error(f"{node}: subnet: {zone} does not offer {type_}; {where}")
-    return [zone] if zone else zones
+        raise Ec2Error(f"{path}type: {type_} is offered nowhere in {region}; choose another type or region")
+    if subnet is None:
+        default_subnet(ec2, type_, f"{path}{key}")
+        return zones
+    found = ec2.describe_subnets(Filters=[{"Name": "subnet-id", "Values": [subnet]}])["Subnets"]
+    if not found:
+        raise Ec2Error(
+            f"{path}{key}: {subnet} does not exist in {region}; name one of `aws ec2 describe-subnets`"
+        )
+    zone = found[0]["AvailabilityZone"]
+    if zone not in zones:
+        raise Ec2Error(
+            f"{path}{key}: {subnet} is in {zone}, which does not offer {type_}; "
+            f"name a subnet in {' or '.join(zones)}, or choose another type"
+        )
+    return [zone]
 
 
-def check_image(ec2: Client, node: str, *, type_: str, ami: str) -> str:
-    """The image's name. Raises Ec2Error for one that does not exist, is for other processors, or carries no
-    driver."""
+def check_image(ec2: Client, path: str, *, type_: str, ami: str) -> str:
+    """The name of an image that a machine of a type can be made from, and its GPUs used.
+
+    Messages name the setting as `path` and then `ami`. Raises Ec2Error for an image that does not exist, is
+    for other processors, or carries no driver.
+    """
     images = ec2.describe_images(Filters=[{"Name": "image-id", "Values": [ami]}])["Images"]
     if not images:
-        raise Ec2Error(f"{node}: ami: {ami} does not exist in this region; leave it out to take the newest")
+        raise Ec2Error(
+            f"{path}ami: {ami} does not exist in {ec2.meta.region_name}; leave it out to take the newest"
+        )
     image = images[0]
     if image["Architecture"] != "x86_64":
         raise Ec2Error(
-            f"{node}: ami: {ami} is for {image['Architecture']}, {type_} is x86_64; choose another"
+            f"{path}ami: {ami} is for {image['Architecture']}, {type_} is x86_64; choose another, or leave "
+            "ami out"
         )
     told = f"{image['Name']} {image.get('Description', '')}"
     if not any(mark in told.lower() for mark in DRIVER_MARKS):
         raise Ec2Error(
-            f"{node}: ami: {ami} ({image['Name']}) carries no NVIDIA driver; "
+            f"{path}ami: {ami} ({image['Name']}) carries no NVIDIA driver; "
             "use a Deep Learning Base GPU AMI, or leave ami out"
         )
     return str(image["Name"])
 
 
 def check_share(efs: Client, ec2: Client, file_system: str, subnets: Sequence[str]) -> None:
-    """Whether machines in the subnets reach the file system. Raises Ec2Error."""
+    """Whether machines in the subnets, or in the default ones, reach the file system. Raises Ec2Error."""
     there = [
         each for each in efs.describe_file_systems()["FileSystems"] if each["FileSystemId"] == file_system
     ]
     if not there:
         raise Ec2Error(
-            f"jobs.file_system: {file_system} does not exist in this region; leave it out to make one"
+            f"jobs.file_system: {file_system} does not exist in {ec2.meta.region_name}; "
+            "leave it out to make one"
         )
     targets = efs.describe_mount_targets(FileSystemId=file_system)["MountTargets"]
-    wanted = (
-        [{"Name": "subnet-id", "Values": list(subnets)}]
-        if subnets
-        else [{"Name": "default-for-az", "Values": ["true"]}]
-    )
-    vpc = next((each["VpcId"] for each in ec2.describe_subnets(Filters=wanted)["Subnets"]), "none")
+    wanted = {"Name": "subnet-id", "Values": list(subnets)} if subnets else DEFAULT_SUBNETS
+    vpc = next((each["VpcId"] for each in ec2.describe_subnets(Filters=[wanted])["Subnets"]), "none")
     places = {each["VpcId"] for each in targets if "VpcId" in each}
     if places and vpc not in places:
         raise Ec2Error(
             f"jobs.file_system: {file_system} is mounted in {', '.join(sorted(places))}, the jobs run in "
-            f"{vpc}; name subnets of that VPC, or leave file_system out to make one here"
+            f"{vpc}; name subnets of the former in jobs.subnets, or leave jobs.file_system out to make one"
         )
     if not targets:
         raise Ec2Error(
@@ -198,16 +205,16 @@ def give_profile(ec2: Client, instance_id: str, profile: str) -> str:
     return str(made["IamInstanceProfileAssociation"]["AssociationId"])
 
 
-def default_subnet(ec2: Client, type_: str) -> str:
-    """The default subnet of the first zone that offers the type. Raises Ec2Error."""
+def default_subnet(ec2: Client, type_: str, field: str = "subnet") -> str:
+    """The default subnet of the first zone that offers the type. Raises Ec2Error, naming the `field`."""
     zones = offered_zones(ec2, type_)
-    found = ec2.describe_subnets(Filters=[{"Name": "default-for-az", "Values": ["true"]}])["Subnets"]
+    found = ec2.describe_subnets(Filters=[DEFAULT_SUBNETS])["Subnets"]
     subnets = {each["AvailabilityZone"]: str(each["SubnetId"]) for each in found}
     usable = [subnets[zone] for zone in zones if zone in subnets]
     if not usable:
         raise Ec2Error(
-            f"subnet: no default subnet of this region is in a zone that offers {type_} "
-            f"({', '.join(zones) or 'no zone does'}); name a subnet, or choose another type or region"
+            f"{field}: {ec2.meta.region_name} has no default subnet in a zone that offers {type_} "
+            f"({', '.join(zones) or 'none does'}); name a subnet, or choose another type or region"
         )
     return usable[0]
 

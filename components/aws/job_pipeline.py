@@ -310,16 +310,19 @@ def _look_before(name: str, jobs: settings.Jobs) -> pulumi.ResourceHook:
     """A hook that refuses in words, at preview, what EC2 or EFS would refuse."""
 
     async def hook(args: pulumi.ResourceHookArgs) -> None:
-        await asyncio.to_thread(run, (args.new_inputs or {}).get("imageId"))
+        await asyncio.to_thread(run, args.new_inputs or {})
 
-    def run(ami: Any) -> None:
-        api = program_client("ec2", jobs.region)
+    def run(inputs: Mapping[str, Any]) -> None:
+        api = program_client("ec2", jobs.region, "jobs.")
         for subnet in jobs.subnets or [None]:
-            calls.check_launch(
-                api, "jobs", type_=jobs.type, ami=ami if isinstance(ami, str) else jobs.ami, subnet=subnet
-            )
+            calls.check_place(api, "jobs.", type_=jobs.type, subnet=subnet, key="subnets")
+        calls.check_image(api, "jobs.", type_=jobs.type, ami=inputs["imageId"])
         if jobs.file_system:
             efs = program_client("efs", jobs.region)
             calls.check_share(efs, api, jobs.file_system, jobs.subnets)
+        if (existing := jobs.control.existing) and not calls.instance(api, existing):
+            raise calls.Ec2Error(
+                f"jobs.control.existing: {existing} does not exist in {jobs.region}; leave it out to make one"
+            )
 
     return pulumi.ResourceHook(name, hook, pulumi.ResourceHookOptions(on_dry_run=True))

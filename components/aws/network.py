@@ -24,20 +24,25 @@ class Network:
 
 def look_up(jobs: settings.Jobs) -> Network:
     """The network of a pipeline. Reads only; how many mount targets there are is decided by what it finds."""
-    ids = list(jobs.subnets) or list(
-        ec2.get_subnets(filters=[{"name": "default-for-az", "values": ["true"]}]).ids
+    wanted = (
+        {"name": "subnet-id", "values": list(jobs.subnets)}
+        if jobs.subnets
+        else {"name": "default-for-az", "values": ["true"]}
     )
-    if not ids:
-        raise settings.SettingsError(
-            [settings.Problem("jobs.subnets", f"{jobs.region} has no default subnet; name at least one")]
+    ids = list(ec2.get_subnets(filters=[wanted]).ids)
+    if missing := sorted(set(jobs.subnets) - set(ids)):
+        raise _wrong(
+            f"{', '.join(missing)} does not exist in {jobs.region}; name one of `aws ec2 describe-subnets`"
         )
+    if not ids:
+        raise _wrong(f"{jobs.region} has no default subnet; name at least one")
+    # In the order given: the first that has capacity is used.
+    ids = list(jobs.subnets) or ids
     found = [ec2.get_subnet(id=each) for each in ids]
     vpcs = {each.vpc_id for each in found}
     if len(vpcs) > 1:
         where = ", ".join(f"{each.id} in {each.vpc_id}" for each in found)
-        raise settings.SettingsError(
-            [settings.Problem("jobs.subnets", f"are of several VPCs ({where}); name subnets of one")]
-        )
+        raise _wrong(f"are of several VPCs ({where}); name subnets of one")
     by_zone = {each.availability_zone: each.id for each in reversed(found)}
     return Network(
         vpc=vpcs.pop(),
@@ -45,3 +50,7 @@ def look_up(jobs: settings.Jobs) -> Network:
         one_subnet_a_zone=sorted(by_zone.values()),
         account=pulumi_aws.get_caller_identity_output().account_id,
     )
+
+
+def _wrong(message: str) -> settings.SettingsError:
+    return settings.SettingsError([settings.Problem("jobs.subnets", message)])

@@ -89,7 +89,7 @@ class _Region:
         self._ec2 = self._client("ec2")
 
     def _client(self, service: str) -> Any:
-        return client(self._config.get, service, self._region, ATTEMPTS)
+        return client(self._config.get, service, self._region, attempts=ATTEMPTS)
 
     def findings(self) -> list[Finding]:
         sts = self._client("sts")
@@ -171,11 +171,11 @@ class _Region:
 
     def _image(self, node: AwsNode) -> Finding:
         ami = self._ami(node)
-        name = ec2.check_image(self._ec2, node.name, type_=node.type, ami=ami)
+        name = ec2.check_image(self._ec2, f"{node.name}: ", type_=node.type, ami=ami)
         return Finding(self._subject, "image", Status.OK, f"{ami}, {name}")
 
     def _stock(self, node: AwsNode) -> Finding:
-        zones = ec2.check_place(self._ec2, node.name, type_=node.type, subnet=node.subnet)
+        zones = ec2.check_place(self._ec2, f"{node.name}: ", type_=node.type, subnet=node.subnet)
         seen = f"{node.type} is offered in {', '.join(zones)}; whether one is free, AWS tells at launch alone"
         return Finding(self._subject, "stock", Status.OK, seen)
 

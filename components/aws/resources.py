@@ -266,13 +266,10 @@ def before_first_boot(name: str) -> pulumi.ResourceHook:
         await asyncio.to_thread(run, args.new_inputs or {})
 
     def run(inputs: Mapping[str, Any]) -> None:
-        ec2.check_launch(
-            program_client("ec2", inputs["region"]),
-            inputs["node"],
-            type_=inputs["type"],
-            ami=inputs.get("ami") or inputs["newest_ami"],
-            subnet=inputs.get("subnet"),
-        )
+        path, type_ = f"{inputs['node']}: ", inputs["type"]
+        api = program_client("ec2", inputs["region"], path)
+        ec2.check_place(api, path, type_=type_, subnet=inputs.get("subnet"))
+        ec2.check_image(api, path, type_=type_, ami=inputs.get("ami") or inputs["newest_ami"])
 
     return pulumi.ResourceHook(name, hook, pulumi.ResourceHookOptions(on_dry_run=True))
 
@@ -310,6 +307,9 @@ def before_create(
     return ResourceHookBinding(before_create=[pulumi.ResourceHook(name, hook)])
 
 
-def program_client(service: str, region: str) -> Any:
-    """The client of a service, by the provider's own configuration as the program sees it."""
-    return client(pulumi.Config("aws").get, service, region)
+def program_client(service: str, region: str, path: str = "") -> Any:
+    """The client of a service, by the provider's own configuration as the program sees it.
+
+    `path` is where the settings say the region.
+    """
+    return client(pulumi.Config("aws").get, service, region, path)

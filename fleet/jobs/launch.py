@@ -91,7 +91,7 @@ def limits(
             for type_ in pipeline.types
         }
     except LimitError as error:
-        raise JobError(str(error)) from None
+        raise JobError(f"{'jobs.' if max_cost is None else ''}{error}") from None
 
 
 def id_of(pipeline: Pipeline, token: str) -> str:
@@ -143,8 +143,8 @@ def _launch(pipeline: Pipeline, token: str, request: str, specs: Mapping[str, Jo
             else:
                 return
     raise NoCapacity(
-        f"no machine for the job: {'; '.join(refused)}. Add jobs.fallback_types or subnets of other zones, "
-        "or try again later with the same token"
+        f"no machine for the job: {'; '.join(refused)}. Add to jobs.fallback_types, or subnets of other "
+        "zones to jobs.subnets, or try again later with the same token"
     )
 
 

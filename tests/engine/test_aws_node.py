@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -55,16 +56,45 @@ def test_a_newer_image_is_offered_and_never_taken_unasked(fleet: Fleet) -> None:
     assert server(fleet)["ImageId"] == OLDER_AMI
 
 
-REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"ami": PLAIN_AMI}, "carries no NVIDIA driver; use a Deep Learning Base GPU AMI"),
-    ({"subnet": "subnet-0123456789abcdef0"}, "does not exist in this region"),
-    ({"region": "eu-west-1"}, "is not the us-east-1 of aws:region"),
-]
+def test_what_aws_would_refuse_is_said_at_preview_with_field_and_mend(fleet: Fleet) -> None:
+    ec2, efs = fleet.cloud.console("ec2"), fleet.cloud.console("efs")
+    offers = ec2.describe_instance_type_offerings(
+        LocationType="availability-zone", Filters=[{"Name": "instance-type", "Values": ["g6.xlarge"]}]
+    )["InstanceTypeOfferings"]
+    zones = {each["Location"] for each in offers}
+    elsewhere = next(
+        each["SubnetId"]
+        for each in ec2.describe_subnets()["Subnets"]
+        if each["AvailabilityZone"] not in zones
+    )
+    vpc = ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
+    foreign = ec2.create_subnet(VpcId=vpc, CidrBlock="10.9.0.0/24")["Subnet"]["SubnetId"]
+    share = efs.create_file_system(CreationToken="foreign")["FileSystemId"]
+    efs.create_mount_target(FileSystemId=share, SubnetId=foreign)
+    no_driver = rf"ami: {PLAIN_AMI} \(.*\) carries no NVIDIA driver; use a Deep Learning Base GPU AMI"
+    plain, (node,) = fleet.config, fleet.config["nodes"]
 
+    def with_node(**changes: Any) -> dict[str, Any]:
+        return {**plain, "nodes": [{**node, **changes}]}
 
-def test_what_ec2_would_refuse_is_said_at_preview(fleet: Fleet) -> None:
-    (node,) = fleet.config["nodes"]
-    for changes, said in REFUSED:
-        fleet.config["nodes"] = [{**node, **changes}]
-        assert said in " ".join(fleet.run("preview", expect_failure=True).stdout.split())
-    assert fleet.left() == []
+    def with_jobs(**changes: Any) -> dict[str, Any]:
+        return {**plain, "jobs": changes}
+
+    refused = [
+        (with_node(subnet=elsewhere), f"a: subnet: {elsewhere} is in .* name a subnet in us-east-1"),
+        (with_node(ami=PLAIN_AMI), f"a: {no_driver}"),
+        (with_node(region="eu-west-1"), "a: region: eu-west-1 is not the us-east-1 of aws:region"),
+        (with_node(spot={}, protect=True), r"nodes\[0\].protect: true cannot keep .* leave out protect"),
+        (with_jobs(ami=PLAIN_AMI), rf"jobs\.{no_driver}"),
+        (with_jobs(file_system=share), rf"jobs\.file_system: {share} is mounted in {vpc}, the jobs run in"),
+        (with_jobs(subnets=["subnet-00000000"]), r"jobs\.subnets: subnet-00000000 does not exist in us-east"),
+        (
+            with_jobs(control={"existing": "i-00000000"}),
+            r"jobs\.control\.existing: i-00000000 does not exist in us-east-1; leave it out to make one",
+        ),
+    ]
+    before = fleet.left()
+    for config, said in refused:
+        fleet.config = config
+        assert re.search(said, " ".join(fleet.run("preview", expect_failure=True).stdout.split()))
+    assert fleet.left() == before

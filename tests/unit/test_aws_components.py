@@ -86,20 +86,30 @@ def test_credentials_show_no_secret() -> None:
 
 def test_a_launch_that_ec2_would_take_is_let_through(api: Any) -> None:
     subnet = ec2.default_subnet(api, "g6.xlarge")
-    ec2.check_launch(api, "a", type_="g6.xlarge", ami=UBUNTU, subnet=subnet)
+    ec2.check_place(api, "a: ", type_="g6.xlarge", subnet=subnet)
+    ec2.check_place(api, "a: ", type_="g6.xlarge", subnet=None)
+    ec2.check_image(api, "a: ", type_="g6.xlarge", ami=UBUNTU)
 
 
 def test_a_subnet_in_a_zone_without_the_type_names_the_zones_that_have_it(api: Any) -> None:
     zones = ec2.offered_zones(api, "g6.xlarge")
     subnets = {each["AvailabilityZone"]: each["SubnetId"] for each in api.describe_subnets()["Subnets"]}
     without = next(subnet for zone, subnet in subnets.items() if zone not in zones)
-    with pytest.raises(ec2.Ec2Error, match=rf"a: subnet: .* does not offer g6.xlarge; .*{zones[0]}"):
-        ec2.check_launch(api, "a", type_="g6.xlarge", ami=UBUNTU, subnet=without)
+    said = rf"^jobs.subnets: {without} is in .*, which does not offer g6.xlarge; name a subnet in {zones[0]}"
+    with pytest.raises(ec2.Ec2Error, match=said):
+        ec2.check_place(api, "jobs.", type_="g6.xlarge", subnet=without, key="subnets")
+
+
+def test_a_type_or_subnet_that_the_region_does_not_have_is_refused(api: Any) -> None:
+    with pytest.raises(ec2.Ec2Error, match=r"^a: type: g9.xlarge is offered nowhere in us-east-1; choose"):
+        ec2.check_place(api, "a: ", type_="g9.xlarge", subnet=None)
+    with pytest.raises(ec2.Ec2Error, match=r"^a: subnet: subnet-0 does not exist in us-east-1; name one of"):
+        ec2.check_place(api, "a: ", type_="g6.xlarge", subnet="subnet-0")
 
 
 def test_an_image_without_the_driver_is_refused(api: Any) -> None:
     with pytest.raises(ec2.Ec2Error, match=r"ami: .* carries no NVIDIA driver"):
-        ec2.check_launch(api, "a", type_="g6.xlarge", ami=PLAIN, subnet=None)
+        ec2.check_image(api, "a: ", type_="g6.xlarge", ami=PLAIN)
 
 
 def test_a_file_system_of_another_vpc_is_refused(cloud: SimCloud, api: Any) -> None:

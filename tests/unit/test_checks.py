@@ -190,6 +190,14 @@ def test_a_stack_over_its_budget_is_refused_with_the_arithmetic(stack: dict[str,
     assert f"a {each:.4f} + b {each:.4f}" in said
 
 
+def test_a_cost_of_jobs_that_pays_for_less_than_a_minute_is_refused(stack: dict[str, Any]) -> None:
+    stack["jobs"] = {"max_cost": 0.035, "fallback_types": ["g6e.2xlarge"]}
+    (said,) = refused(stack)
+    assert said.startswith("jobs.max_cost: 0.035 pays for less than a minute of g6e.2xlarge at $")
+    assert "; allow at least 0.04" in said
+    checked({**stack, "jobs": {"max_cost": 0.5}})
+
+
 def test_a_budget_in_dollars_is_counted_with_its_own_rate(stack: dict[str, Any]) -> None:
     euros = checked(stack)["a"].cost.total
     assert euros

@@ -88,8 +88,24 @@ def remove_addresses(ec2: Client, key: str, value: str) -> None:
 
 def remove_groups(ec2: Client, key: str, value: str) -> None:
     """Delete every security group with the tag."""
-    for group in ec2.describe_security_groups(Filters=[tagged(key, value)])["SecurityGroups"]:
-        ec2.delete_security_group(GroupId=group["GroupId"])
+    for group in _groups(ec2, key, value):
+        ec2.delete_security_group(GroupId=group)
+
+
+def remove_unused_groups(ec2: Client, key: str, value: str) -> None:
+    """Delete the security groups with the tag that no machine is in.
+
+    One with a machine is no leftover: a machine is made after its group is in the state.
+    """
+    for group in _groups(ec2, key, value):
+        filters = [{"Name": "group-id", "Values": [group]}]
+        if not ec2.describe_network_interfaces(Filters=filters)["NetworkInterfaces"]:
+            ec2.delete_security_group(GroupId=group)
+
+
+def _groups(ec2: Client, key: str, value: str) -> list[str]:
+    found = ec2.describe_security_groups(Filters=[tagged(key, value)])["SecurityGroups"]
+    return [each["GroupId"] for each in found]
 
 
 def remove_key_pairs(ec2: Client, key: str, value: str) -> None:

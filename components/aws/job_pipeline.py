@@ -13,7 +13,7 @@ from pulumi_aws import cloudwatch, ec2, efs, iam
 
 from components.aws import ec2 as calls
 from components.aws.network import Network, look_up
-from components.aws.node import ssh_rule
+from components.aws.node import fingerprint, ssh_rule
 from components.aws.resources import ProfileAssociation, program_client
 from components.tags import NODE_TAG
 from fleet import settings
@@ -151,7 +151,7 @@ class GpuJobPipeline(pulumi.ComponentResource):
         )
         group = ec2.SecurityGroup(
             f"{self._name}-{what}-group",
-            name=f"{self._label}-{what}",
+            name_prefix=f"{self._label}-{what}-",  # it can be replaced while machines are in it
             description=description,
             vpc_id=network.vpc,
             ingress=ingress,
@@ -175,8 +175,8 @@ class GpuJobPipeline(pulumi.ComponentResource):
             encrypted=True,
             throughput_mode="elastic",
             tags=self._tags,
-            # The recordings are nowhere else.
-            opts=ResourceOptions(parent=self),
+            # The recordings are nowhere else: no change of names may make a new share in place of theirs.
+            opts=ResourceOptions(parent=self, ignore_changes=["creationToken"]),
         )
         for index, subnet in enumerate(network.one_subnet_a_zone):
             efs.MountTarget(
@@ -260,10 +260,11 @@ class GpuJobPipeline(pulumi.ComponentResource):
         self, args: GpuJobPipelineArgs, profile: Input[str], group: Input[str], network: Network
     ) -> ec2.Instance:
         control = args.jobs.control
+        public = public_key(args.access.ssh_private_key_path)
         key = ec2.KeyPair(
             f"{self._name}-key",
-            key_name=self._label,
-            public_key=public_key(args.access.ssh_private_key_path),
+            key_name=f"{self._label}-{fingerprint(public)}",
+            public_key=public,
             tags=self._tags,
             opts=self._child,
         )
@@ -293,7 +294,8 @@ class GpuJobPipeline(pulumi.ComponentResource):
                 parent=self,
                 protect=control.protect,
                 # It is kept up to date from inside; a newer image would replace a machine that people set up.
-                ignore_changes=["ami"],
+                # A key pair acts at the first boot alone.
+                ignore_changes=["ami", "keyName"],
             ),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pulumi
 from pulumi import Input, Output, ResourceHookBinding, ResourceOptions
 from pulumi_aws import ec2
 
-from components.aws.ec2 import remove_addresses, remove_groups, remove_key_pairs
+from components.aws.ec2 import remove_addresses, remove_key_pairs, remove_unused_groups
 from components.aws.resources import (
     BOOT_TAG,
     FirstBoot,
@@ -55,12 +56,12 @@ class AwsGpuNode(GpuNode):
             NODE_TAG: f"{pulumi.get_stack()}/{node.name}",
             **dict(tag.partition("=")[::2] for tag in node.tags),
         }
-        # Unique in the account, and the same again after an interrupted run.
-        unique = owner.id.apply(lambda id_: f"{label}-{id_[:8]}")
         host_key = SshHostKey(f"{name}-host-key", opts=child)
         group = ec2.SecurityGroup(
             f"{name}-security-group",
-            name=unique,
+            # Each gets a name of its own. With a new description or VPC a new group is made, the machine put
+            # into it and the old one deleted: EC2 refuses to delete a group that a machine is in.
+            name_prefix=f"{label}-",
             description=f"SSH to {label}",
             # The VPC of the subnet that is named, else the default one.
             vpc_id=_vpc_of(node.subnet),
@@ -69,12 +70,14 @@ class AwsGpuNode(GpuNode):
                 ec2.SecurityGroupEgressArgs(protocol="-1", from_port=0, to_port=0, cidr_blocks=["0.0.0.0/0"])
             ],
             tags=tags,
-            opts=clean(f"{name}-security-group-vacancy", remove_groups),
+            opts=clean(f"{name}-security-group-vacancy", remove_unused_groups),
         )
+        public = public_key(args.access.ssh_private_key_path)
         key = ec2.KeyPair(
             f"{name}-key",
-            key_name=unique,
-            public_key=public_key(args.access.ssh_private_key_path),
+            # Unique in the account, the same again after an interrupted run, and another for another key.
+            key_name=owner.id.apply(lambda id_: f"{label}-{id_[:8]}-{fingerprint(public)}"),
+            public_key=public,
             tags=tags,
             opts=clean(f"{name}-key-vacancy", remove_key_pairs),
         )
@@ -135,6 +138,8 @@ class AwsGpuNode(GpuNode):
                 parent=self,
                 # The machine holds everything that costs hours to rebuild.
                 protect=node.protect,
+                # A key pair acts at the first boot alone: another one makes no new machine.
+                ignore_changes=["keyName"],
                 hooks=ResourceHookBinding(
                     before_create=[
                         before_launch(f"{name}-launch", node.name, node.region, protect=node.protect)
@@ -207,6 +212,11 @@ def inbound(opening: Opening) -> ec2.SecurityGroupIngressArgs:
         cidr_blocks=versions[4] or None,
         ipv6_cidr_blocks=versions[6] or None,
     )
+
+
+def fingerprint(public_key: str) -> str:
+    """Tells one public key from another in a name."""
+    return hashlib.sha256(public_key.encode()).hexdigest()[:8]
 
 
 def newest_ami(source: settings.AmiSource) -> Output[str]:

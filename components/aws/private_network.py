@@ -5,7 +5,7 @@ from __future__ import annotations
 from pulumi import Output, ResourceOptions
 from pulumi_aws import ec2
 
-from components.aws.ec2 import remove_groups
+from components.aws.ec2 import remove_unused_groups
 from components.aws.resources import before_create
 from components.tags import OWNER_TAG
 from fleet import settings
@@ -20,8 +20,7 @@ def inner_group(
     """
     return ec2.SecurityGroup(
         name,
-        # Unique in the account, and the same again after an interrupted run.
-        name=owner.apply(lambda id_: f"{label}-{id_[:8]}"),
+        name_prefix=f"{label}-",  # it can be replaced while machines are in it, as a node's own
         description=f"Inside {label}",
         vpc_id=ec2.get_subnet_output(id=cluster.subnet).vpc_id if cluster.subnet else None,
         ingress=[
@@ -35,6 +34,6 @@ def inner_group(
         tags={"Name": label, OWNER_TAG: owner},
         opts=ResourceOptions.merge(
             opts,
-            ResourceOptions(hooks=before_create(f"{name}-vacancy", cluster.region, remove_groups)),
+            ResourceOptions(hooks=before_create(f"{name}-vacancy", cluster.region, remove_unused_groups)),
         ),
     )

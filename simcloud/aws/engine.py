@@ -2,7 +2,7 @@
 
 moto keeps everything in memory, so nothing of this cloud survives a restart of the emulator. What it is
 laxer in than EC2, and what the project relies on, is added here: client tokens, volumes that never shrink,
-termination protection, groups in use, throughput of volumes, what roles may do.
+termination protection, groups in use and left, throughput of volumes, what roles may do.
 """
 
 from __future__ import annotations
@@ -296,6 +296,10 @@ class Moto:
             case "ModifyInstanceAttribute" if "DisableApiTermination.Value" in request.json:
                 instance = self._ec2(request).get_instance(request.json["InstanceId"])
                 instance.disable_api_termination = request.json["DisableApiTermination.Value"] == "true"
+            case "ModifyInstanceAttribute" if request.listed("GroupId"):
+                instance = self._ec2(request).get_instance(request.json["InstanceId"])
+                for nic in instance.nics.values():
+                    nic._group_set = list(instance.security_groups)
 
     def _metadata_options(self, request: AwsRequest) -> dict[str, Any]:
         """An instance's options before they are modified."""

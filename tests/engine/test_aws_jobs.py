@@ -38,7 +38,10 @@ def test_a_pipeline_is_made_runs_jobs_and_is_gone_after_destroy(fleet: Fleet) ->
 
     share = fleet.cloud.console("efs").describe_file_systems()["FileSystems"][0]
     assert (share["FileSystemId"], share["Encrypted"]) == (jobs["file_system_id"], True)
-    groups = {each["GroupName"]: each for each in ec2.describe_security_groups()["SecurityGroups"]}
+    groups = {
+        each["GroupName"].rpartition("-")[0]: each
+        for each in ec2.describe_security_groups()["SecurityGroups"]
+    }
     rules = groups["test-jobs-share"]["IpPermissions"]
     assert [(rule["FromPort"], rule["ToPort"], rule["IpRanges"]) for rule in rules] == [(2049, 2049, [])]
     allowed = {pair["GroupId"] for rule in rules for pair in rule["UserIdGroupPairs"]}
@@ -68,12 +71,16 @@ def test_a_pipeline_is_made_runs_jobs_and_is_gone_after_destroy(fleet: Fleet) ->
     following.kill()
     following.wait()
     (share / "go-2").touch()
-    wait_for(lambda: len(list(share.glob("jobs/*/result.json"))) == 2, "its result")
+    marked = [{"Name": "tag-key", "Values": ["vllm-fleet-job"]}]
+
+    def states() -> list[str]:
+        found = ec2.describe_instances(Filters=marked)["Reservations"]
+        return [each["State"]["Name"] for one in found for each in one["Instances"]]
+
+    wait_for(lambda: states() == ["terminated"] * 2, "both machines to be off")
     listed = json.loads(run(fleet, "job", "list", "--json", "--stack", fleet.stack.name))
     assert [(job["status"], job["result"]["reason"]) for job in listed] == [("succeeded", "succeeded")] * 2
     ids = [job["instance_id"] for job in listed]
-    left = ec2.describe_instances(InstanceIds=ids)["Reservations"]
-    assert {each["State"]["Name"] for one in left for each in one["Instances"]} == {"terminated"}
     attached = [{"Name": "attachment.instance-id", "Values": ids}]
     assert ec2.describe_volumes(Filters=attached)["Volumes"] == []
 

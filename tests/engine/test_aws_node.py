@@ -56,6 +56,25 @@ def test_a_newer_image_is_offered_and_never_taken_unasked(fleet: Fleet) -> None:
     assert server(fleet)["ImageId"] == OLDER_AMI
 
 
+def test_a_group_that_is_replaced_has_a_machine_in_it_all_the_time(fleet: Fleet) -> None:
+    fleet.config["health"]["enabled"] = False
+    fleet.run("up")
+    before, seen = server(fleet), fleet.seen()
+    # The names that objects have in the account begin with the stack's.
+    fleet.stack.ask("stack", "rename", "renamed")
+    fleet.stack.name = "renamed"
+    done = fleet.run("up").operations
+    assert done["a-server"] == ["update"]
+    after = server(fleet)
+    assert (after["InstanceId"], after["LaunchTime"]) == (before["InstanceId"], before["LaunchTime"])
+    (had,), (has,) = (each["NetworkInterfaces"][0]["Groups"] for each in (before, after))
+    assert (had["GroupName"][:7], has["GroupName"][:10]) == ("test-a-", "renamed-a-")
+    steps = ("CreateSecurityGroup", "ModifyInstanceAttribute", "DeleteSecurityGroup")
+    assert [call for call in fleet.written(after=seen) if call in steps] == list(steps)
+    assert {each["name"] for each in fleet.cloud.inventory("security_group")} == {has["GroupName"]}
+    assert fleet.drift() is None
+
+
 def test_what_aws_would_refuse_is_said_at_preview_with_field_and_mend(fleet: Fleet) -> None:
     ec2, efs = fleet.cloud.console("ec2"), fleet.cloud.console("efs")
     offers = ec2.describe_instance_type_offerings(

@@ -158,9 +158,20 @@ def test_what_an_interrupted_run_left_is_found_by_its_tag_and_removed(cloud: Sim
     api.create_key_pair(KeyName="left", TagSpecifications=specification)
     tags_of_group = [{"ResourceType": "security-group", "Tags": tags}]
     api.create_security_group(GroupName="left", Description="left", TagSpecifications=tags_of_group)
-    for remove in (ec2.remove_key_pairs, ec2.remove_groups):
+    for remove in (ec2.remove_key_pairs, ec2.remove_unused_groups):
         remove(api, "vllm-fleet-owner", "left")
     assert not [thing for thing in cloud.inventory() if thing["name"] == "left"]
+
+
+def test_a_group_with_a_machine_in_it_is_no_leftover(cloud: SimCloud, api: Any) -> None:
+    tags = [{"ResourceType": "security-group", "Tags": [{"Key": "vllm-fleet-owner", "Value": "used"}]}]
+    groups = [
+        api.create_security_group(GroupName=name, Description=name, TagSpecifications=tags)["GroupId"]
+        for name in ("used", "unused")
+    ]
+    api.run_instances(ImageId=UBUNTU, MinCount=1, MaxCount=1, SecurityGroupIds=groups[:1])
+    ec2.remove_unused_groups(api, "vllm-fleet-owner", "used")
+    assert [thing["name"] for thing in cloud.inventory("security_group")] == ["used"]
 
 
 def test_an_existing_control_instance_is_given_the_role_once_and_never_loses_another(

@@ -136,6 +136,19 @@ def test_a_group_in_use_is_not_deleted(ec2: Any) -> None:
     ec2.delete_security_group(GroupId=group)
 
 
+def test_a_group_that_its_machine_has_left_is_deleted(ec2: Any) -> None:
+    subnet = ec2.describe_subnets()["Subnets"][0]
+    old, new = (
+        ec2.create_security_group(GroupName=name, Description="d", VpcId=subnet["VpcId"])["GroupId"]
+        for name in ("old", "new")
+    )
+    id_ = launch(ec2, SubnetId=subnet["SubnetId"], SecurityGroupIds=[old])["InstanceId"]
+    ec2.modify_instance_attribute(InstanceId=id_, Groups=[new])
+    ec2.delete_security_group(GroupId=old)
+    (nic,) = ec2.describe_network_interfaces()["NetworkInterfaces"]
+    assert [each["GroupId"] for each in nic["Groups"]] == [new]
+
+
 @pytest.mark.parametrize(
     ("changes", "refused"),
     [

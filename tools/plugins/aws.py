@@ -445,9 +445,11 @@ class SecurityGroup(AwsType):
     """A security group with its rules: one that is added behind its back is seen."""
 
     token = "aws:ec2/securityGroup:SecurityGroup"
-    inputs = frozenset({"name", "description", "vpcId", "ingress", "egress", "tags", "revokeRulesOnDelete"})
-    replace_on = frozenset({"name", "description", "vpcId"})
-    computed = frozenset({"arn", "ownerId"})
+    inputs = frozenset(
+        {"name", "namePrefix", "description", "vpcId", "ingress", "egress", "tags", "revokeRulesOnDelete"}
+    )
+    replace_on = frozenset({"name", "namePrefix", "description", "vpcId"})
+    computed = frozenset({"arn", "name", "ownerId"})
     defaults: ClassVar[Mapping[str, Any]] = {"description": "Managed by Pulumi", "revokeRulesOnDelete": False}
     directions: ClassVar[Mapping[str, str]] = {"ingress": "IpPermissions", "egress": "IpPermissionsEgress"}
 
@@ -455,7 +457,7 @@ class SecurityGroup(AwsType):
         made = ask(
             "ec2",
             "create_security_group",
-            GroupName=inputs["name"],
+            GroupName=inputs.get("name") or f"{inputs['namePrefix']}{time.time_ns()}",
             Description=inputs["description"],
             VpcId=inputs.get("vpcId"),
             TagSpecifications=specification("security-group", inputs.get("tags")),
@@ -1023,7 +1025,12 @@ class LogGroup(AwsType):
 
     def _retain(self, inputs: Props) -> None:
         if days := inputs.get("retentionInDays"):
-            ask("logs", "put_retention_policy", logGroupName=inputs["name"], retentionInDays=days)
+            ask(
+                "logs",
+                "put_retention_policy",
+                logGroupName=inputs["name"],
+                retentionInDays=days,
+            )
 
 
 def get_parameter(call: Call, inputs: Props) -> Props:

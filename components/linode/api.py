@@ -23,8 +23,8 @@ DELETE_DEADLINE_S = 600.0
 PAGE_SIZE = 500
 """The largest that Linode gives."""
 
-NOT_TAKEN = frozenset({408, 429, 503})
-"""Refusals after which nothing has happened and the same call may succeed."""
+PASSING = frozenset({408, 429})
+"""Refusals after which the same call may succeed."""
 OUT_OF_SCOPE = "not authorized to use this endpoint"
 """Part of the refusal, with 401, of a valid token made without the scope needed (linode-cli #142)."""
 AGAIN = "run the same command again"
@@ -152,10 +152,14 @@ class LinodeClient:
             raise
         return {each["entity"]["id"] for each in devices if each["entity"]["type"] == "linode"}
 
-    def attach(self, firewall_id: int, instance_id: int) -> None:
-        """Put an instance behind a firewall. Raises LinodeError if it is behind another one."""
-        body = {"id": instance_id, "type": "linode"}
-        self._call("POST", f"/networking/firewalls/{firewall_id}/devices", body)
+    def put_behind(self, firewall_id: int, instance_id: int) -> None:
+        """Put an instance behind a firewall, in one step in place of another one that it is behind."""
+        body = {"firewall_ids": [firewall_id]}
+        self._call("PUT", f"/linode/instances/{instance_id}/firewalls", body)
+
+    def rename_firewall(self, id_: int, label: str) -> None:
+        """Give a firewall another label; labels are unique in an account."""
+        self._call("PUT", f"/networking/firewalls/{id_}", {"label": label})
 
     def available(self, region: str, plan: str) -> bool | None:
         """Whether a plan can be had in a region now; None where Linode does not say."""
@@ -204,7 +208,10 @@ class LinodeClient:
     def _call(
         self, method: str, path: str, body: object = None, wanted: Mapping[str, str] | None = None
     ) -> Any:
-        """Send until it succeeds, cannot succeed, or the patience ends. Raises LinodeError."""
+        """Send until it succeeds, cannot succeed, or the patience ends. Raises LinodeError.
+
+        Sent twice, each of these calls does what it does once.
+        """
         return tenacity.Retrying(
             retry=tenacity.retry_if_exception(lambda error: isinstance(error, LinodeError) and error.passing),
             wait=tenacity.wait_exponential_jitter(multiplier=0.2, exp_base=2, max=5, jitter=0.2),
@@ -216,15 +223,13 @@ class LinodeClient:
         self, method: str, path: str, body: object = None, wanted: Mapping[str, str] | None = None
     ) -> Any:
         call = f"{method} {path.partition('?')[0]}"
-        # What may have taken effect must not be sent twice.
-        repeatable = method != "POST"
         headers = {"X-Filter": json.dumps(wanted)} if wanted else {}
         try:
             response = self._http.request(method, self._url + path, json=body, headers=headers)
         except httpx.RequestError as error:
             reason = f"no reply from {self._url} ({type(error).__name__})"
             mend = f"check the network and that linode:url is right, then {AGAIN}"
-            raise LinodeError(call, reason, mend, status=None, passing=repeatable) from None
+            raise LinodeError(call, reason, mend, status=None, passing=True) from None
         if response.is_success:
             return response.json()
         reasons = _reasons(response)
@@ -236,7 +241,7 @@ class LinodeClient:
             f"Linode refused ({response.status_code}): {'; '.join(reasons)}",
             MENDS.get(status, AGAIN),
             status=status,
-            passing=status in NOT_TAKEN or "Linode busy." in reasons or (status >= 500 and repeatable),
+            passing=status in PASSING or status >= 500 or "Linode busy." in reasons,
         )
 
 

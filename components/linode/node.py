@@ -19,8 +19,8 @@ from components.linode.resources import (
     NodeOwner,
     Power,
     before_create,
+    make_way,
     owner_tag,
-    remove_firewalls,
     remove_instances,
     stock_check,
 )
@@ -74,7 +74,7 @@ class LinodeGpuNode(GpuNode):
             opts=ResourceOptions(
                 parent=self,
                 hooks=ResourceHookBinding(
-                    before_create=[before_create(f"{name}-firewall-vacancy", node.name, remove_firewalls)]
+                    before_create=[before_create(f"{name}-firewall-vacancy", node.name, make_way)]
                 ),
             ),
         )

@@ -4,8 +4,9 @@ Linode's provider makes the machine and the firewall. It cannot pick up what an 
 object is in no state, and its label is taken. So everything a node consists of carries the node's owner tag,
 and
 
-- just before a machine or a firewall is created, what carries the tag is removed: it is in no state, for a
-  node has one machine, whose replacement is created only after the old one is deleted;
+- just before a machine is created, those that carry the tag are removed: they are in no state, for a node
+  has one machine, whose replacement is created only after the old one is deleted;
+- just before a firewall is created, those that carry the tag and protect nothing are removed;
 - when the node goes, whatever still carries the tag goes with it.
 """
 
@@ -116,7 +117,7 @@ class FirewallAttachmentProvider(LinodeProvider):
     def _attach(self, props: Mapping[str, Any]) -> None:
         firewall, instance = int(props["firewall_id"]), int(props["instance_id"])
         if instance not in (self.client.behind_firewall(firewall) or ()):
-            self.client.attach(firewall, instance)
+            self.client.put_behind(firewall, instance)
 
 
 class PowerProvider(LinodeProvider):
@@ -198,6 +199,19 @@ def remove_firewalls(api: LinodeClient, tag: str) -> None:
     """Delete every firewall that carries the tag."""
     for firewall in api.firewalls(tag):
         api.delete_firewall(firewall.id)
+
+
+def make_way(api: LinodeClient, tag: str) -> None:
+    """Let a firewall be made: delete those with the tag that nothing is behind, an interrupted run's.
+
+    One with a machine behind it is about to be replaced. It gives up its label, and keeps the machine until
+    that is behind the new one.
+    """
+    for firewall in api.firewalls(tag):
+        if api.behind_firewall(firewall.id):
+            api.rename_firewall(firewall.id, f"replaced-{firewall.id}")
+        else:
+            api.delete_firewall(firewall.id)
 
 
 def before_create(

@@ -36,6 +36,7 @@ class Firewalls:
             Call("create_firewall_device", "POST", one + "/devices", self.create_device),
             Call("delete_firewall_device", "DELETE", one + "/devices/{device_id}", self.delete_device),
             Call("list_instance_firewalls", "GET", of_instance, self.list_of_instance),
+            Call("update_instance_firewalls", "PUT", of_instance, self.update_of_instance),
         ]
 
     def list_firewalls(self, received: Received) -> Reply:
@@ -111,6 +112,23 @@ class Firewalls:
     def list_of_instance(self, received: Received) -> Reply:
         firewalls = self._resources.firewalls_of(self._resources.instance(received))
         return listed(received, [self._shape(firewall) for firewall in firewalls], FIELDS)
+
+    def update_of_instance(self, received: Received) -> Reply:
+        instance, wanted = self._resources.instance(received), received.json.get("firewall_ids")
+        if not isinstance(wanted, list):
+            raise errors.invalid("firewall_ids", "firewall_ids is required")
+        if len(wanted) > 1:
+            raise errors.invalid("firewall_ids", "A Linode can have one active firewall")
+        if missing := set(wanted) - {firewall.number for firewall in self._resources.firewalls}:
+            raise errors.invalid("firewall_ids", f"Firewall {missing.pop()} not found")
+        for firewall in self._resources.firewalls:
+            others = [device for device in firewall.devices if device.instance != instance.id]
+            if firewall.number in wanted:
+                others.append(Device(instance=instance.id))
+            if len(others) != len(firewall.devices):
+                firewall.devices = others
+                self._put(firewall)
+        return self.list_of_instance(received)
 
     def attach(self, firewall: Firewall, instance: Instance) -> Device:
         """Puts the instance behind the firewall. Raises ApiError if it is behind one already."""

@@ -29,6 +29,22 @@ def test_a_preview_says_in_words_that_there_is_no_stock(fleet: Fleet) -> None:
     assert "no g2-gpu" not in fleet.run("preview").stdout
 
 
+def test_a_firewall_that_is_replaced_leaves_no_machine_open(fleet: Fleet) -> None:
+    fleet.config["health"]["enabled"] = False
+    fleet.run("up")
+    seen = fleet.seen()
+    (urn,) = (each["urn"] for each in fleet.stack.state() if each["urn"].endswith("::a-firewall"))
+    fleet.run("up", "--replace", urn)
+    assert fleet.written(after=seen) == [
+        "update_firewall",  # the old one gives up its label
+        "create_firewall",
+        "update_instance_firewalls",
+        "delete_firewall",
+    ]
+    assert fleet.promises.doors(fleet.cloud, "a") == {(10022, "127.0.0.1/32")}
+    assert fleet.drift() is None
+
+
 def test_what_is_in_the_way_of_a_protected_node_is_named_and_not_touched(fleet: Fleet) -> None:
     fleet.config["health"]["enabled"] = False
     fleet.config["nodes"][0]["protect"] = True

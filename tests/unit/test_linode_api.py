@@ -10,6 +10,7 @@ import pytest
 
 from components.linode.api import LinodeClient, LinodeError
 from components.linode.credentials import Credentials, CredentialsError
+from components.linode.resources import make_way
 from simcloud.linode import DEV_TOKEN
 from simcloud.testing import SimCloud, running_simcloud
 
@@ -83,8 +84,12 @@ def test_a_machine_is_put_behind_a_firewall_and_a_missing_firewall_is_told(
 ) -> None:
     made, wall = instance(cloud, "dev-a", MINE), firewall(cloud, "dev-a", MINE)
     assert client.behind_firewall(wall) == set()
-    client.attach(wall, made)
+    client.put_behind(wall, made)
     assert client.behind_firewall(wall) == {made}
+    other = firewall(cloud, "dev-b", MINE)
+    cloud.set_fault("update_instance_firewalls", "lost_reply")
+    client.put_behind(other, made)
+    assert (client.behind_firewall(wall), client.behind_firewall(other)) == (set(), {made})
     client.delete_firewall(wall)
     client.delete_firewall(wall)
     assert client.behind_firewall(wall) is None
@@ -104,12 +109,13 @@ def test_a_look_is_repeated_until_it_succeeds(cloud: SimCloud, client: LinodeCli
     assert [found.id for found in client.instances(MINE)] == [made]
 
 
-def test_what_may_have_taken_effect_is_not_sent_twice(cloud: SimCloud, client: LinodeClient) -> None:
+def test_a_firewall_makes_way_and_keeps_the_machine_behind_it(cloud: SimCloud, client: LinodeClient) -> None:
     made, wall = instance(cloud, "dev-a", MINE), firewall(cloud, "dev-a", MINE)
-    cloud.set_fault("create_firewall_device", "lost_reply")
-    with pytest.raises(LinodeError, match="no reply from"):
-        client.attach(wall, made)
-    assert len(cloud.calls("create_firewall_device")) == 1
+    client.put_behind(wall, made)
+    firewall(cloud, "left", MINE)
+    make_way(client, MINE)
+    assert [(found.id, found.label) for found in client.firewalls(MINE)] == [(wall, f"replaced-{wall}")]
+    assert client.behind_firewall(wall) == {made}
 
 
 def test_a_refusal_names_the_call_linode_s_reason_and_the_mend_and_no_secret(

@@ -481,16 +481,6 @@ def diagnose(fault: Fault, stage: Stage, context: Context, seen: Iterable[str] =
     )
 
 
-def volume_not_grown(context: Context, seen: Iterable[str]) -> Diagnosis:
-    """For the provider: the resize was refused or did not end."""
-    return diagnose(Fault.VOLUME_NOT_GROWN, Stage.PROVIDER_VOLUME_RESIZE, context, seen)
-
-
-def server_not_started(context: Context, seen: Iterable[str]) -> Diagnosis:
-    """For the provider: power-on was refused, or the server did not come to run."""
-    return diagnose(Fault.SERVER_NOT_STARTED, Stage.PROVIDER_START, context, seen)
-
-
 def ssh_fault(error: SshError) -> Failed:
     """The fault behind an error of `fleet.ssh`, with the error as its proof."""
     fault = Fault.SSH_SILENT

@@ -52,6 +52,12 @@ class ScalewayError(Exception):
         self.request_id = request_id
 
     def __str__(self) -> str:
+        seen, mend = self.told
+        return f"{seen}. Mend: {mend}"
+
+    @property
+    def told(self) -> tuple[str, str]:
+        """What is wrong with which call, and the mend; a line each."""
         subject = f"{self.call} {self.resource}".rstrip()
         effort = (
             f" (gave up after {self.attempts} attempts in {self.elapsed_s:.0f} s)"
@@ -60,7 +66,8 @@ class ScalewayError(Exception):
         )
         request = f" [request id {self.request_id}]" if self.request_id else ""
         problem = f"{self.label}: {self.message.rstrip('.')}{effort}"
-        return " ".join(f"{subject} ({self.zone}): {problem}. Mend: {self.mend}{request}".split())
+        seen = " ".join(f"{subject} ({self.zone}): {problem}".split())
+        return seen, " ".join(f"{self.mend}{request}".split())
 
 
 class AuthenticationFailed(ScalewayError):

@@ -15,7 +15,8 @@ They are thin adapters over `api.ScalewayClient`; a reader looking for HTTP find
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from pulumi.dynamic import ConfigureRequest, CreateResult, DiffResult, ReadResul
 from components.dynamic import CloudProvider, gone
 from components.scaleway.api import Rule, ScalewayClient, Timeouts, same_rules, sbs_root_volume_id
 from components.scaleway.credentials import Credentials
+from components.scaleway.errors import ScalewayError
 from components.tags import OWNER_TAG, PENDING_TAG
 from fleet.progress import Progress, Stage
 
@@ -66,6 +68,28 @@ class ScalewayProvider(CloudProvider):
 @lru_cache(maxsize=64)
 def _client(credentials: Credentials, zone: str, timeouts: Timeouts) -> ScalewayClient:
     return ScalewayClient(credentials, zone, timeouts=timeouts)
+
+
+class NodeStopped(Exception):
+    """A node does not get past a stage. The message is its diagnosis."""
+
+
+@contextmanager
+def diagnosed(fault: str, stage: Stage, props: Mapping[str, Any], **ids: str) -> Iterator[None]:
+    """Explains what Scaleway refuses meanwhile by a fault of `fleet.diagnosis`, in the words of the gate.
+
+    `ids` are those of its hints. Raises NodeStopped.
+    """
+    try:
+        yield
+    except ScalewayError as error:
+        # Loaded when something is wrong: it takes longer than a preview may.
+        from fleet.diagnosis import Context, Fault, Hints, diagnose  # noqa: PLC0415
+
+        seen, mend = error.told
+        context = Context(props["node"], "scaleway", Hints(zone=props["zone"], **ids))
+        found = diagnose(Fault[fault], stage, context, [seen, f"Mend: {mend}"])
+        raise NodeStopped(str(found)) from None
 
 
 def _owner(props: Mapping[str, Any]) -> str:
@@ -403,13 +427,14 @@ class RootVolumeProvider(ScalewayProvider):
 
     def _grown(self, volume_id: str, props: dict[str, Any]) -> dict[str, Any]:
         client, wanted = self.client(props), int(props["size_gb"]) * GB
-        volume = client.wait_volume(volume_id, until={"in_use", "available"}, deadline_s=RESIZE_DEADLINE_S)
-        if volume.size < wanted:
-            Progress(props["node"]).reached(
-                Stage.PROVIDER_VOLUME_RESIZE, f"{volume.size // GB} → {wanted // GB} GB"
-            )
-            client.grow_volume(volume_id, wanted, tags=[*volume.tags, _owner(props)])
-            volume = client.wait_volume_size(volume_id, wanted, deadline_s=RESIZE_DEADLINE_S)
+        stage = Stage.PROVIDER_VOLUME_RESIZE
+        with diagnosed("VOLUME_NOT_GROWN", stage, props, volume_id=volume_id):
+            settled = {"in_use", "available"}
+            volume = client.wait_volume(volume_id, until=settled, deadline_s=RESIZE_DEADLINE_S)
+            if volume.size < wanted:
+                Progress(props["node"]).reached(stage, f"{volume.size // GB} → {wanted // GB} GB")
+                client.grow_volume(volume_id, wanted, tags=[*volume.tags, _owner(props)])
+                volume = client.wait_volume_size(volume_id, wanted, deadline_s=RESIZE_DEADLINE_S)
         if volume.size > wanted:
             raise ValueError(_too_large(volume.size // GB, props["size_gb"]))
         return {**props, "size_gb": volume.size // GB}
@@ -478,9 +503,10 @@ class PowerProvider(ScalewayProvider):
         was_running = server.state == "running"
         if not was_running:
             Progress(node).reached(Stage.PROVIDER_START)
-            if server.state != "starting":
-                client.server_action(server_id, "poweron")
-            client.wait_server(server_id, until={"running"}, deadline_s=START_DEADLINE_S)
+            with diagnosed("SERVER_NOT_STARTED", Stage.PROVIDER_START, props, server_id=server_id):
+                if server.state != "starting":
+                    client.server_action(server_id, "poweron")
+                client.wait_server(server_id, until={"running"}, deadline_s=START_DEADLINE_S)
         address = client.wait_public_ip(server_id, deadline_s=START_DEADLINE_S)
         Progress(node).reached(Stage.PROVIDER_GET_IP, address)
         Progress(node).reached(Stage.PROVIDER_SECURITY_GROUP, server.security_group_id or "")
@@ -525,13 +551,15 @@ class HostKeysProvider(ScalewayProvider):
     replace_on = frozenset({"zone", "server_id"})
 
     def create(self, props: dict[str, Any]) -> CreateResult:
-        published = self.client(props).wait_user_data(
-            props["server_id"], HOST_KEYS_KEY, deadline_s=float(props["deadline_s"])
-        )
+        server_id, stage = props["server_id"], Stage.WORKER_SSH_ACCESSIBLE
+        with diagnosed("HOST_KEY_NOT_PUBLISHED", stage, props, server_id=server_id):
+            published = self.client(props).wait_user_data(
+                server_id, HOST_KEYS_KEY, deadline_s=float(props["deadline_s"])
+            )
         keys = [
             " ".join(line.split()[:2]) for line in published.decode().splitlines() if line.startswith("ssh-")
         ]
-        return CreateResult(props["server_id"], {**props, "keys": keys})
+        return CreateResult(server_id, {**props, "keys": keys})
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         # Pinned on purpose: a machine that later publishes another key must not be trusted by that.

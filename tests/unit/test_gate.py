@@ -18,7 +18,7 @@ import asyncssh
 import pytest
 from fake_node import API_KEY, MODEL, Answer, FakeNode, FastClock, cloud_init, container, vllm
 
-from fleet import diagnosis, gate
+from fleet import gate
 from fleet.diagnosis import INSTALL_MARKS, SERVING_MARKS, Context, Fault, Hints, diagnose, marked, quote
 from fleet.gate import GateSpec, Report, Timeouts
 from fleet.progress import Progress, Stage
@@ -410,15 +410,6 @@ def test_every_diagnosis_is_four_lines_whatever_is_known() -> None:
         ):
             text = str(diagnose(fault, Stage.HEALTH_CHECK, context, ["a line"]))
             assert len(text.splitlines()) == 4 and "{" not in text, text
-
-
-def test_the_provider_gets_its_two_diagnoses_in_words() -> None:
-    context = Context("l4-a", "scaleway", Hints(zone="fr-par-2", server_id="server-1", volume_id="volume-1"))
-    grown = diagnosis.volume_not_grown(context, ["update_volume: permissions denied"])
-    assert grown.stage == "25 % PROVIDER_VOLUME_RESIZE"
-    assert grown.next_command == "scw block volume get volume-1 zone=fr-par-2"
-    started = diagnosis.server_not_started(context, ["stopped for 600 s"])
-    assert "snapshot" in started.cause and "local volume" in started.cause
 
 
 @pytest.mark.parametrize(

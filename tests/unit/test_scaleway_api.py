@@ -35,7 +35,13 @@ from components.scaleway.api import (
     same_rules,
     sbs_root_volume_id,
 )
-from components.scaleway.resources import _delete_server
+from components.scaleway.resources import (
+    NodeStopped,
+    PowerProvider,
+    RootVolumeProvider,
+    ScalewayProvider,
+    _delete_server,
+)
 
 SECRET = "5ec2e700-0000-4000-8000-00000000cafe"
 ZONE = "fr-par-2"
@@ -565,6 +571,42 @@ def test_a_denied_permission_names_the_one_to_give(call: str, permission: str) -
     client = client_of(scripted([ok({"type": "permissions_denied"}, 403)]))
     with pytest.raises(PermissionDenied, match=permission):
         getattr(client, call)(*(["id-1"] if call.startswith("get") else []))
+
+
+DENIED: Reply = ok({"type": "permissions_denied"}, 403)
+VOLUME = {"zone": ZONE, "node": "l4-a", "owner": "7f", "volume_id": "v-1", "size_gb": 200}
+SERVER = {"zone": ZONE, "node": "l4-a", "server_id": "s-1"}
+
+
+@pytest.mark.parametrize(
+    ("provider", "props", "replies", "said"),
+    [
+        (
+            RootVolumeProvider,
+            VOLUME,
+            [ok(volume_json()), DENIED],
+            r"l4-a stopped at 25 % PROVIDER_VOLUME_RESIZE: the root volume did not grow\n"
+            r"  seen:  update_volume v-1 .*permission denied.* \| Mend: .*BlockStorageFullAccess\n"
+            r"  cause: the API key may not change block volumes, .*\n"
+            r"  next:  scw block volume get v-1 zone=fr-par-2$",
+        ),
+        (
+            PowerProvider,
+            SERVER,
+            [ok({"server": server_json(tags=[])}), DENIED],
+            r"l4-a stopped at 30 % PROVIDER_START: the server does not start\n"
+            r"  seen:  server_action s-1 .*\n"
+            r"  cause: its root volume does not hold the image's snapshot, a local volume is attached .*\n"
+            r"  next:  scw instance server get s-1 zone=fr-par-2$",
+        ),
+    ],
+)
+def test_what_stops_a_node_is_diagnosed_as_the_gate_does(
+    provider: type[ScalewayProvider], props: Any, replies: list[Reply], said: str, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(provider, "client", lambda self, props: client_of(scripted(replies)))
+    with pytest.raises(NodeStopped, match=said):
+        provider().create(props)
 
 
 def test_an_unknown_image_is_mended_by_choosing_another() -> None:

@@ -177,8 +177,8 @@ AWS: list[tuple[str, Break, str, str, str]] = [
         "not-offered",
         with_node("aws", type="p5e.48xlarge"),
         "stock",
-        "no zone of this region offers p5e.48xlarge",
-        "choose another region or type",
+        "p5e.48xlarge is offered nowhere in us-east-1",
+        "choose another type or region",
     ),
     (
         "quota-used-up",

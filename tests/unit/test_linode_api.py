@@ -126,7 +126,7 @@ def test_a_refusal_names_the_call_linode_s_reason_and_the_mend_and_no_secret(
         client.firewalls(MINE)
     assert str(refused.value) == (
         "GET /networking/firewalls: Linode refused (403): Unauthorized. "
-        "Mend: give the token read and write access to Linodes and Firewalls"
+        "Mend: give the token read and write access to Linodes and Firewalls, and read access to Events"
     )
     secret = LinodeClient(Credentials("planted-token", f"{cloud.linode_url}/v4"))
     with pytest.raises(LinodeError, match="Invalid Token") as refused:

@@ -586,7 +586,7 @@ SERVER = {"zone": ZONE, "node": "l4-a", "server_id": "s-1"}
             VOLUME,
             [ok(volume_json()), DENIED],
             r"l4-a stopped at 25 % PROVIDER_VOLUME_RESIZE: the root volume did not grow\n"
-            r"  seen:  update_volume v-1 .*permission denied.* \| Mend: .*BlockStorageFullAccess\n"
+            r"  seen:  update_volume v-1 .*permission denied.* \| Mend: .*BlockStorageFullAccess.*\n"
             r"  cause: the API key may not change block volumes, .*\n"
             r"  next:  scw block volume get v-1 zone=fr-par-2$",
         ),

@@ -150,6 +150,11 @@ class RayCluster(pulumi.ComponentResource):
         """Start vLLM on the head and wait until it answers."""
         cluster, health = args.cluster, args.health
         serving = cluster.serving
+        readiness = {
+            **_timeouts(health),
+            "ready_s": health.ready_timeout_s,
+            "token_s": health.first_token_timeout_s,
+        }
         contacts = [each.membership.contact for each in members if each.membership]
         served = run_module(
             f"{name}-serve",
@@ -157,6 +162,7 @@ class RayCluster(pulumi.ComponentResource):
             Output.all(*contacts).apply(
                 lambda known: {
                     "target": known[0]["target"],
+                    "hints": known[0]["hints"],
                     "members": [contact["address"] for contact in known],
                 }
             ),
@@ -164,7 +170,9 @@ class RayCluster(pulumi.ComponentResource):
                 "node": cluster.head.name,
                 "arguments": arguments(serving, spread(cluster, args.secrets)),
                 "environment": compose.env_file(serving.environment),
+                "cloud": cluster.cloud,
                 "timeouts": _timeouts(health),
+                "readiness": readiness if health.enabled else None,
             },
             {SECRETS_VARIABLE: Output.secret(compose.env_file(compose.secret_environment(args.secrets)))},
             # A machine made anew has the old one's address at most: ranks on it are to be started.
@@ -183,11 +191,7 @@ class RayCluster(pulumi.ComponentResource):
                 "vllm_port": serving.port,
                 "served_model": serving.served_name,
                 "unit": ray.SERVE_UNIT,
-                "timeouts": {
-                    **_timeouts(health),
-                    "ready_s": health.ready_timeout_s,
-                    "token_s": health.first_token_timeout_s,
-                },
+                "timeouts": readiness,
             },
             {"FLEET_API_KEY": Output.secret(args.secrets.api_key.get_secret_value())},
             [*(each.server_id for each in members), served.stdout],

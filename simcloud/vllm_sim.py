@@ -590,7 +590,12 @@ class Simulator:
     async def _complete(self, request: Request) -> Response:
         body, prompt = self._read(request)
         if self.fault is Fault.HUNG:
-            await request.disconnected()
+            # Its engine has taken it, and goes on having it.
+            self._counters.running += 1
+            try:
+                await request.disconnected()
+            finally:
+                self._counters.running -= 1
         chat = request.path == "/v1/chat/completions"
         wanted = body.get("max_completion_tokens") or body.get("max_tokens") or (len(_ANSWER) if chat else 16)
         if len(prompt) + wanted > self._max_model_len:

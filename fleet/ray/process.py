@@ -1,4 +1,4 @@
-"""Brings a machine into its cluster, and vLLM up on the head. What is right already is left alone."""
+"""Brings a machine into its cluster. What is right already is left alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TypeVar
 from fleet import layout, ray
 from fleet import spec as specs
 from fleet.progress import SYSTEM_CLOCK, Clock, Progress, Stage, pause_s
-from fleet.ray.spec import JoinSpec, ServeSpec
+from fleet.ray.spec import JoinSpec
 from fleet.rollout.session import Session
 from fleet.ssh import HttpReply, NothingListens, SshError, Timeout
 
@@ -52,7 +52,7 @@ async def join(spec: JoinSpec, token: str, progress: Progress, clock: Clock = SY
             placed[ray.SETTINGS_PATH] = (ray.settings_file(spec.address, spec.head_address).encode(), 0o644)
             placed[ray.TOKEN_PATH] = (token.encode(), 0o600)
             placed[ray.REQUIREMENTS_PATH] = (spec.requirements.encode(), 0o644)
-            wanted = await _place_all(session, placed)
+            wanted = await place_all(session, placed)
             changed = await session.read_file(ray.STARTED_WITH_PATH) != wanted
             progress.note(
                 Stage.WORKER_SSH_INSTALL, "installing Ray" if changed else "Ray's files are unchanged"
@@ -66,43 +66,12 @@ async def join(spec: JoinSpec, token: str, progress: Progress, clock: Clock = SY
         raise ClusterFailed(f"{spec.node}: {error}; run `pulumi up` again once that is mended") from None
 
 
-async def serve(spec: ServeSpec, secrets: str, progress: Progress, clock: Clock = SYSTEM_CLOCK) -> str:
-    """Start vLLM on the head with these arguments; what runs already as it should is left alone.
-
-    Returns a digest of what is served: it changes whenever vLLM was started anew. Raises ClusterFailed.
-    """
-    placed = {
-        ray.ARGUMENTS_PATH: (json.dumps(spec.arguments).encode(), 0o644),
-        ray.ENVIRONMENT_PATH: ((spec.environment + secrets).encode(), 0o600),
-        ray.MEMBERS_PATH: ("".join(f"{address}\n" for address in spec.members).encode(), 0o644),
-    }
-    try:
-        async with Session(spec.target, spec.timeouts.ssh_s, progress, clock) as session:
-            wanted = await _place_all(session, placed)
-            changed = await session.read_file(ray.SERVING_PATH) != wanted
-            if changed:
-                # Machines that are about to go must not be given a rank.
-                await session.run(["systemctl", "start", ray.RETIRE_UNIT], timeout_s=150.0)
-            await session.run(["systemctl", "enable", ray.SERVE_UNIT])
-            verb = "restart" if changed else "start"
-            await session.run(["systemctl", verb, ray.SERVE_UNIT], timeout_s=120.0)
-            # Only now: who is interrupted before starts it anew.
-            await session.write_file(ray.SERVING_PATH, wanted, mode=0o600)
-    except SshError as error:
-        raise ClusterFailed(f"{spec.node}: {error}; run `pulumi up` again once that is mended") from None
-    progress.note(
-        Stage.WORKER_SSH_INSTALL,
-        f"vLLM {'started' if changed else 'runs already'} over {len(spec.members)} machines",
-    )
-    return wanted.decode()[:16]
-
-
 def _place(name: str) -> str:
     folder = layout.UNITS_DIRECTORY if name.endswith(".service") else layout.SCRIPTS_DIRECTORY
     return f"{folder}/{name}"
 
 
-async def _place_all(session: Session, placed: Mapping[str, tuple[bytes, int]]) -> bytes:
+async def place_all(session: Session, placed: Mapping[str, tuple[bytes, int]]) -> bytes:
     """Write the files that differ from what is there; a digest of all of them."""
     for path, (data, mode) in placed.items():
         if await session.read_file(path) != data:

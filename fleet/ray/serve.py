@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 from fleet.progress import Progress
-from fleet.ray.process import run_command, serve
+from fleet.ray.process import run_command
+from fleet.ray.release import serve
 from fleet.ray.spec import SECRETS_VARIABLE, ServeSpec
 
 

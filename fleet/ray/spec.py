@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fleet import gate
+from fleet.diagnosis import Hints
 from fleet.ssh import Target
 
 TOKEN_VARIABLE = "FLEET_RAY_TOKEN"  # noqa: S105  a variable's name
@@ -57,4 +59,8 @@ class ServeSpec:
     """Of `vllm serve`."""
     environment: str
     """`NAME='value'` lines, none secret."""
+    cloud: str = ""
+    hints: Hints = field(default_factory=Hints)
     timeouts: Timeouts = field(default_factory=Timeouts)
+    readiness: gate.Timeouts | None = None
+    """How long the gate waits after a change, before that is undone; None: nothing is gated or undone."""

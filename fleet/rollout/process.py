@@ -12,7 +12,6 @@ from fleet import gate
 from fleet.diagnosis import (
     SERVING_MARKS,
     Context,
-    Diagnosis,
     Failed,
     Fault,
     diagnose,
@@ -24,6 +23,7 @@ from fleet.gateway import UNNOTICED_S
 from fleet.layout import DIRECTORY, GATEWAY_CHECK_PORT
 from fleet.progress import SYSTEM_CLOCK, Clock, Progress, Stage, pause_s
 from fleet.rollout import preflight
+from fleet.rollout.gating import Within, indented, verdict
 from fleet.rollout.release import SERVICE, Release, Unreadable, differences
 from fleet.rollout.session import Session
 from fleet.rollout.spec import RolloutSpec
@@ -257,7 +257,7 @@ class _Rollout:
             report = await self._gate(served)
             raise RolloutFailed(
                 f"{self._headline(why)}\n  node:  nothing was switched; release {served.digest} "
-                f"{_state(report)}"
+                f"{verdict(report)}"
             ) from None
 
     async def _check(self, served: Release) -> None:
@@ -377,7 +377,7 @@ class _Rollout:
             return f"the release before it, {served.digest}, could not be put back: {why}"
         if self._release.digest != served.digest:
             await self._store.drop(self._release.digest)
-        return f"rolled back; release {served.digest} {_state(report)}"
+        return f"rolled back; release {served.digest} {verdict(report)}"
 
     async def _restore(self, release: Release) -> None:
         await self._store.put_in_place(release)
@@ -409,9 +409,7 @@ class _Rollout:
             hints=self._spec.hints,
             timeouts=self._spec.timeouts,
         )
-        return await gate.check(
-            spec, _Within(self._progress, self._spec.node, self._clock), clock=self._clock
-        )
+        return await gate.check(spec, Within(self._progress, self._spec.node, self._clock), clock=self._clock)
 
     async def _success_mark(self) -> str:
         """vLLM's own word that it is up."""
@@ -477,7 +475,7 @@ class _Rollout:
         if isinstance(error, _Refused):
             return self._listed(error.problems)
         if isinstance(error, _NotReady):
-            return _indented(error.report.diagnosis)
+            return indented(error.report.diagnosis)
         if isinstance(error, Failed):
             failed = error
         elif isinstance(error, (CommandFailed, Timeout)):
@@ -486,7 +484,7 @@ class _Rollout:
             failed = ssh_fault(error)
         else:
             return quote(str(error), self._secrets)
-        return _indented(diagnose(failed.fault, Stage.WORKER_SSH_ACCESSIBLE, self._context, failed.seen))
+        return indented(diagnose(failed.fault, Stage.WORKER_SSH_ACCESSIBLE, self._context, failed.seen))
 
     def _listed(self, problems: Iterable[str]) -> str:
         return "\n".join(f"  - {_masked(problem, self._secrets)}" for problem in problems)
@@ -502,29 +500,6 @@ class _NotReady(Exception):
     def __init__(self, report: gate.Report) -> None:
         super().__init__("not ready")
         self.report = report
-
-
-class _Within(Progress):
-    """The gate's progress as part of a rollout, whose percentage stays where it is."""
-
-    def __init__(self, outer: Progress, node: str, clock: Clock) -> None:
-        super().__init__(node, clock=clock)
-        self._outer = outer
-
-    def _print(self, stage: Stage, text: str) -> None:
-        self._last_line_at = self._clock.now()
-        self._percent = max(self._percent, stage)
-        self._outer.note(Stage.WORKER_SSH_ACCESSIBLE, f"rollout: gate: {stage.name} {text}".rstrip())
-
-
-def _state(report: gate.Report) -> str:
-    if report.ready:
-        return f"serves, gated in {report.seconds:.1f} s"
-    return f"does not pass the gate either:\n{_indented(report.diagnosis)}"
-
-
-def _indented(diagnosis: Diagnosis | None) -> str:
-    return "\n".join(f"  {line}" for line in str(diagnosis).splitlines())
 
 
 def _masked(text: str, secrets: Iterable[str]) -> str:

@@ -835,6 +835,13 @@ class StackSettings(Section):
             )
         if expose is None:
             return self
+        for cluster in self.ray:
+            if cluster.serve:
+                raise wrong(
+                    "expose: the gateway does not reach vLLM on the Ray cluster {name}; give the cluster a "
+                    "stack of its own without expose, and reach it by: fleet tunnel {name}-head",
+                    name=cluster.name,
+                )
         names = [node.name for node in self.nodes]
         if not names or expose.gateway not in {None, *names}:
             raise wrong(

@@ -123,7 +123,7 @@ async def _show(call: Call, unit: Unit, options: dict[str, str]) -> int:
         "SubState": unit.sub,
         "Result": unit.result,
         "ExecMainStatus": str(unit.status),
-        "NRestarts": "0",
+        "NRestarts": str(unit.restarts),
         "UnitFileState": call.machine.systemd.file_state(unit.name),
         "StateChangeTimestamp": time.strftime("%a %Y-%m-%d %H:%M:%S UTC", time.gmtime(unit.since)),
     }

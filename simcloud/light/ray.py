@@ -17,6 +17,7 @@ from simcloud.light.commands import Call, Failed, handles
 from simcloud.light.containers import Connection
 from simcloud.light.systemd import NoSuchUnit, Unit
 from simcloud.vllm_sim import (
+    BadFlags,
     Gpus,
     Reader,
     Request,
@@ -121,14 +122,21 @@ class Part:
         if unit is None or unit.active != "active":
             return None
         if self._running and (self._running.done() or unit.since != self._started_at):
+            unit.restarts += self._running.done()
             self._running.cancel()
             self._vllm = self._running = None
         if self._vllm is None:
             self._started_at = unit.since
             environment = _variables(self._text(ray.ENVIRONMENT_PATH))
             members = self.members()
+            try:
+                options = parse_options(json.loads(self._text(ray.ARGUMENTS_PATH)), environment)
+            except BadFlags as refusal:
+                unit.log.write(str(refusal))
+                unit.restarts += 1
+                return None
             self._vllm = Simulator(
-                parse_options(json.loads(self._text(ray.ARGUMENTS_PATH)), environment),
+                options,
                 hf_token=environment.get("HF_TOKEN", ""),
                 # Ray hands out the GPUs of all machines.
                 gpus=Gpus(sum(each.gpus.count for each in members), self._machine.gpus.memory_mib),

@@ -34,6 +34,8 @@ class Unit:
     result: str = "success"
     status: int = 0
     since: float = 0.0
+    restarts: int = 0
+    """By itself, since it was last started by somebody."""
     log: Log = field(default_factory=Log)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -142,7 +144,7 @@ class Systemd:
                 if status := await self._run(unit, line):
                     unit.status = status
                     return self._fail(unit, "exit-code")
-            unit.status, unit.result = 0, "success"
+            unit.status, unit.result, unit.restarts = 0, "success", 0
             if not oneshot:
                 unit.become("active", "running")
             elif wanted.get("RemainAfterExit", ["no"])[-1] in {"yes", "true", "1"}:

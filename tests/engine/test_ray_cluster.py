@@ -61,6 +61,14 @@ def test_a_cluster_serves_over_all_its_machines_and_only_what_must_changes_with_
     assert fleet.run("up").operations == {}
     assert fleet.drift() is None
 
+    fleet.config["serving"]["extra_args"] = ["--no-such-flag"]
+    failed = fleet.run("up", expect_failure=True).stdout
+    assert "vLLM refuses its arguments" in failed
+    assert "rolled back; what served before serves, gated in" in failed
+    assert launch_line(fleet) == words
+    del fleet.config["serving"]["extra_args"]
+    assert fleet.run("up").operations == {}, "what it had before is what it has"
+
     cluster["count"] = 3
     grown = fleet.run("up").operations
     assert {name for name in grown if name.startswith("pool") and "w2" not in name} == {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -69,15 +70,15 @@ class Clients:
     """To the domain, by somebody else."""
     http: httpx.AsyncClient
 
-    async def serve(self, *, two_keys: bool = True) -> None:
-        """Bring both nodes to what the settings say."""
+    async def serve(self, *, two_keys: bool = True, **changed: Any) -> None:
+        """Bring both nodes to what the settings say; `changed` are those of the gateway."""
         addresses = [boot.address for boot in self.fleet.boots]
         secrets = Secrets(
             api_key=SecretStr(KEY),
             previous_api_key=SecretStr(OLD_KEY) if two_keys else None,
             tls_key=SecretStr(self.site.key),
         )
-        wanted = expose(tls="certificate", certificate=self.site.certificate)
+        wanted = expose(tls="certificate", certificate=self.site.certificate, **changed)
         for index, others in ((0, tuple(addresses[1:])), (1, None)):
             door = Gateway(wanted, two_keys, self.issued.authority, self.issued.certificate, others)
             environment = {
@@ -128,11 +129,15 @@ class Clients:
 
     async def served(self) -> list[float]:
         """Completions that each node has finished."""
+        return await self.counted("vllm:request_success_total")
+
+    async def counted(self, metric: str) -> list[float]:
+        """A metric of vLLM's on each node."""
         found = []
         for index in range(2):
             async with connect(self.fleet.target(index)) as node:
                 metrics = (await node.http("GET", 8000, "/metrics")).body.decode()
-            lines = [line for line in metrics.splitlines() if line.startswith("vllm:request_success_total")]
+            lines = [line for line in metrics.splitlines() if line.startswith(metric)]
             found.append(sum(float(line.split()[-1]) for line in lines))
         return found
 
@@ -201,6 +206,26 @@ async def test_requests_go_to_every_node_that_is_ready(clients: Clients) -> None
     await clients.up(1)
     await clients.on(1, "rm", journal)
     await until(both)
+
+
+async def test_requests_beyond_what_the_nodes_may_work_on_are_turned_away(clients: Clients) -> None:
+    await clients.serve(max_requests=1)
+    for index in range(2):
+        await clients.fleet.backend.inject(f"n-{index}", "hung")
+        await clients.on(index, "docker", "restart", "vllm")
+    await clients.until_ready()
+    held: set[asyncio.Task[int]] = set()
+
+    async def full() -> bool:
+        # A node counts only once the gateway has seen that it is back.
+        held.difference_update([request for request in held if request.done()])
+        held.update(asyncio.create_task(clients.complete()) for _ in range(2 - len(held)))
+        return all(await clients.counted("vllm:num_requests_running"))
+
+    await until(full)
+    assert await clients.complete() == 503
+    for request in held:
+        request.cancel()
 
 
 async def test_the_node_sees_its_gateway_from_within(clients: Clients) -> None:

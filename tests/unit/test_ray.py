@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 import yaml
 from light_fleet import LightFleet, light_fleet
 
-from fleet import layout, ray, settings
+from fleet import gate, layout, ray, settings
 from fleet.progress import Progress
 from fleet.ray import plan
-from fleet.ray.process import ClusterFailed, join, serve
+from fleet.ray.process import ClusterFailed, join
+from fleet.ray.release import Release, serve
 from fleet.ray.spec import JoinSpec, ServeSpec, Timeouts
 from fleet.userdata import HostPart
 from simcloud.vllm_sim import parse_options
@@ -167,3 +169,86 @@ async def test_a_machine_that_is_to_go_leaves_before_vllm_is_started_anew(tmp_pa
         worker = fleet.backend._machines[fleet.boots[1].server_id]
         assert worker.systemd.unit(ray.WORKER_UNIT).active == "inactive"
         assert worker.systemd.unit(ray.WORKER_UNIT).since <= started(fleet, 0, ray.SERVE_UNIT)
+
+
+# --- changes of what is served --------------------------------------------------------------------------
+
+KEY = "VLLM_API_KEY='a-key-of-16-or-more'\n"
+MODEL = ("--model", "Qwen/Qwen3-8B-AWQ")
+BAD_FLAG = (*MODEL, "--no-such-flag")
+READINESS = gate.Timeouts(ssh_s=20, install_s=20, ready_s=10, token_s=5, reboot_s=5)
+
+
+def told(fleet: LightFleet, *arguments: str) -> ServeSpec:
+    return ServeSpec(
+        "n-0",
+        fleet.target(0),
+        ("10.77.0.10",),
+        arguments,
+        "",
+        cloud="scaleway",
+        timeouts=Timeouts(ssh_s=20),
+        readiness=READINESS,
+    )
+
+
+async def until_serves(fleet: LightFleet, model: str) -> None:
+    report = await gate.check(
+        gate.GateSpec(
+            "n-0",
+            "scaleway",
+            fleet.target(0),
+            model,
+            "a-key-of-16-or-more",
+            unit=ray.SERVE_UNIT,
+            timeouts=READINESS,
+        ),
+        Progress("n-0"),
+    )
+    assert report.ready, report.diagnosis
+
+
+async def test_a_change_that_does_not_pass_the_gate_is_undone_and_says_so(tmp_path: Path) -> None:
+    async with light_fleet(tmp_path, 1) as fleet:
+        await join(spec(fleet, 0), TOKEN, Progress("n-0"))
+        await serve(told(fleet, *MODEL), KEY, Progress("n-0"))
+        await until_serves(fleet, MODEL[1])
+        with pytest.raises(ClusterFailed) as caught:
+            await serve(told(fleet, *BAD_FLAG), KEY, Progress("n-0"))
+        said = str(caught.value)
+        assert "vLLM refuses its arguments" in said
+        assert "--no-such-flag" in said
+        assert "rolled back; what served before serves, gated in" in said
+        assert "a-key-of-16-or-more" not in said
+        await until_serves(fleet, MODEL[1])
+        await serve(told(fleet, *MODEL, "--served-model-name", "other"), KEY, Progress("n-0"))
+        await until_serves(fleet, "other")
+
+
+async def test_a_change_whose_operator_died_is_judged_by_the_next_run(tmp_path: Path) -> None:
+    async with light_fleet(tmp_path, 1) as fleet:
+        await join(spec(fleet, 0), TOKEN, Progress("n-0"))
+        await serve(told(fleet, *MODEL), KEY, Progress("n-0"))
+        await until_serves(fleet, MODEL[1])
+        disk = fleet.backend._machines[fleet.boots[0].server_id].disk
+        before = Release(MODEL, KEY, ("10.77.0.10",))
+        # It died after the switch, before the gate had an answer.
+        await serve(replace(told(fleet, *BAD_FLAG), readiness=None), KEY, Progress("n-0"))
+        disk.write(ray.BEFORE_PATH, json.dumps(asdict(before)).encode())
+        with pytest.raises(ClusterFailed, match="rolled back"):
+            await serve(told(fleet, *BAD_FLAG), KEY, Progress("n-0"))
+        await until_serves(fleet, MODEL[1])
+        assert not disk.exists(ray.BEFORE_PATH)
+
+
+async def test_with_fewer_machines_there_is_no_way_back(tmp_path: Path) -> None:
+    async with light_fleet(tmp_path, 2) as fleet:
+        for index in (0, 1):
+            await join(spec(fleet, index), TOKEN, Progress(f"n-{index}"))
+        both = replace(told(fleet, *MODEL), members=("10.77.0.10", "10.77.0.11"))
+        await serve(both, KEY, Progress("n-0"))
+        await until_serves(fleet, MODEL[1])
+        # The gate that follows says what is wrong with it.
+        await serve(told(fleet, *BAD_FLAG), KEY, Progress("n-0"))
+        disk = fleet.backend._machines[fleet.boots[0].server_id].disk
+        assert json.loads(disk.text(ray.ARGUMENTS_PATH)) == list(BAD_FLAG)

@@ -65,6 +65,17 @@ def test_a_machine_of_a_cluster_takes_no_nodes_name(stack: dict[str, Any]) -> No
         settings.parse(stack)
 
 
+def test_a_gateway_that_would_not_reach_the_cluster_is_refused_by_its_name(stack: dict[str, Any]) -> None:
+    stack["nodes"] = [{"name": "a", "cloud": "scaleway"}]
+    stack["expose"] = {"domain": "llm.example.com", "cidrs": ["203.0.113.0/24"], "tls": "internal"}
+    with pytest.raises(
+        settings.SettingsError, match=r"expose: .* Ray cluster pool; .*fleet tunnel pool-head"
+    ):
+        settings.parse(stack)
+    stack["ray"][0]["serve"] = False
+    assert settings.parse(stack).expose
+
+
 def test_a_stack_has_a_node_or_a_cluster(stack: dict[str, Any]) -> None:
     stack |= {"nodes": [], "ray": []}
     with pytest.raises(settings.SettingsError, match="nodes: is empty; give at least one"):

@@ -142,6 +142,12 @@ class Operator:
         finally:
             connection.close()
 
+    async def is_untouched(self, report: str) -> None:
+        """After a failure: the first release serves, and nothing of the rollout is left."""
+        assert f"{self.release({}).digest} serves, gated in" in report
+        assert await self.models() == [MODEL]
+        assert await self.left() == []
+
     async def left(self) -> list[str]:
         """What of a rollout under way is on the node."""
         return [path for path in (JOURNAL, LOCK) if await self.on_node(f"ls {path}")]
@@ -267,9 +273,7 @@ async def test_a_bad_rollout_leaves_the_release_before_it_serving_and_gated(
     report = await operator.fails(serving, timeouts=timeouts, **more)
     assert f"failed at {phase}" in report and why in report
     assert "rolled back; release" in report if phase == "gate" else "nothing was switched" in report
-    assert f"{operator.release({}).digest} serves, gated in" in report
-    assert await operator.models() == [MODEL]
-    assert await operator.left() == []
+    await operator.is_untouched(report)
 
     await operator.roll_out({"model": OTHER})
     assert await operator.models() == [OTHER]
@@ -279,6 +283,10 @@ async def test_a_full_disk_is_seen_before_anything_is_touched(operator: Operator
     await operator.node.nodes.inject("l4-0", "disk_full")
     report = await operator.fails({"image": "vllm/vllm-openai:v0.10.2"})
     assert "failed at preflight" in report and "GB of disk are free" in report and "root_volume_gb" in report
+    await operator.is_untouched(report)
+
+    await operator.node.nodes.inject("l4-0", None)
+    await operator.roll_out({"image": "vllm/vllm-openai:v0.10.2"})
     assert await operator.models() == [MODEL]
 
 
@@ -290,7 +298,10 @@ async def test_a_port_of_somebody_else_is_seen_before_anything_is_touched(operat
     connection.close()
     report = await operator.fails({"port": 8001})
     assert "port 8001 is taken on the node" in report and "ss -ltnp" in report
-    assert await operator.models() == [MODEL]
+    await operator.is_untouched(report)
+
+    await operator.roll_out({"model": OTHER})
+    assert await operator.models() == [OTHER]
 
 
 async def test_a_malformed_token_never_reaches_the_node(operator: Operator) -> None:
@@ -341,11 +352,14 @@ async def test_an_interrupted_operator_says_so_and_lets_the_next_run_in(operator
     assert await operator.models() == [OTHER]
 
 
-async def test_a_bad_release_of_a_killed_operator_is_undone_by_the_next_run(operator: Operator) -> None:
+@pytest.mark.parametrize("phase", ["gate", "restore"])
+async def test_a_bad_release_of_a_killed_operator_is_undone_by_the_next_run(
+    operator: Operator, phase: str
+) -> None:
     process = await operator.start({"model": "fault/oom"})
     assert process.stderr is not None
     async for line in process.stderr:
-        if "rollout: gate" in line.decode():
+        if f"rollout: {phase}" in line.decode():
             process.send_signal(signal.SIGKILL)
             break
     await process.communicate()
@@ -377,14 +391,14 @@ async def test_a_cut_connection_is_taken_up_again(operator: Operator, phase: str
     assert await operator.left() == []
 
 
-@pytest.mark.parametrize(
-    ("phase", "said"),
-    [("pull", "nothing was switched"), ("gate", "puts the release before it back by itself")],
-)
+@pytest.mark.parametrize("phase", PHASES)
 async def test_a_connection_that_stays_away_fails_and_the_next_run_converges(
-    operator: Operator, phase: str, said: str
+    operator: Operator, phase: str
 ) -> None:
     machine = operator.machine
+    # A rollout that waits for its turn asks the node nothing: it finds out at the switch.
+    switched = PHASES.index(phase) >= PHASES.index("turn")
+    said = "puts the release before it back by itself" if switched else "nothing was switched"
 
     def cut(line: str) -> None:
         if f"rollout: {phase}" in line and machine._ssh:

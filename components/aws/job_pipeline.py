@@ -18,7 +18,7 @@ from components.aws.resources import ProfileAssociation, program_client
 from components.tags import NODE_TAG
 from fleet import settings
 from fleet.jobs.policies import PIPELINE_TAG, Scope, control_policy, job_policy, trust_policy
-from fleet.settings.models import CONTROL_AMI_PARAMETER, JOB_AMI_PARAMETER
+from fleet.settings.jobs import CONTROL_AMI_PARAMETER, JOB_AMI_PARAMETER
 from fleet.ssh_key import public_key
 
 NFS_PORT = 2049

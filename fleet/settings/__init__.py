@@ -14,37 +14,27 @@ from pydantic import TypeAdapter, ValidationError
 
 from fleet.catalog import LOCATION_KEY
 from fleet.settings.expose import Expose
-from fleet.settings.models import (
+from fleet.settings.jobs import Jobs
+from fleet.settings.nodes import (
     CHEAPEST,
     CLOUDS,
-    Access,
     AmiSource,
     AnyNode,
     AwsNode,
-    AwsRayCluster,
     BaseNode,
-    Budget,
     CheapestNode,
-    Fit,
-    Health,
-    Jobs,
     LinodeNode,
-    LinodeRayCluster,
     Node,
     Pin,
-    RayCluster,
-    RayMachines,
-    Rollout,
     ScalewayNode,
-    ScalewayRayCluster,
-    Secrets,
-    Serving,
     Spot,
-    StackSettings,
 )
 from fleet.settings.observability import Observability
 from fleet.settings.problems import Problem, SettingsError, problems_of
 from fleet.settings.provision import Provision
+from fleet.settings.ray import AwsRayCluster, LinodeRayCluster, RayCluster, RayMachines, ScalewayRayCluster
+from fleet.settings.serving import Fit, Serving
+from fleet.settings.stack import Access, Budget, Health, Rollout, Secrets, StackSettings
 from fleet.ssh_key import NoPublicKey, public_key
 
 __all__ = [

@@ -12,26 +12,11 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from fleet.settings.expose import Expose
-from fleet.settings.models import (
-    CHEAPEST,
-    CLOUDS,
-    Access,
-    AmiSource,
-    Budget,
-    ControlInstance,
-    Fit,
-    Health,
-    Jobs,
-    ModelArchitecture,
-    Pin,
-    Rollout,
-    ScalewayNode,
-    Secrets,
-    Serving,
-    Spot,
-    StackSettings,
-)
+from fleet.settings.jobs import ControlInstance, Jobs
+from fleet.settings.nodes import CHEAPEST, CLOUDS, AmiSource, Pin, ScalewayNode, Spot
 from fleet.settings.provision import SECTIONS as PROVISION_SECTIONS
+from fleet.settings.serving import Fit, ModelArchitecture, Serving
+from fleet.settings.stack import Access, Budget, Health, Rollout, Secrets, StackSettings
 
 Path = Sequence[int | str]
 

@@ -9,8 +9,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fleet.settings import PROJECT, expose, models, observability, provision
-from fleet.settings.models import StackSettings
+from fleet.settings import PROJECT, expose, jobs, nodes, observability, provision, ray, serving, stack
+from fleet.settings.serving import Serving
+from fleet.settings.stack import StackSettings
+
+SECTIONS = (stack, serving, nodes, ray, jobs, expose, observability, provision)
+"""The modules with the sections of a stack."""
 
 
 def json_schema() -> dict[str, Any]:
@@ -53,7 +57,7 @@ def _describe(definitions: dict[str, Any]) -> None:
 
     Pydantic can do it itself, but reads the sources to do so whenever the classes are made: at every preview.
     """
-    for module in (models, expose, observability, provision):
+    for module in SECTIONS:
         for section in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(section, ast.ClassDef):
                 for field, text in pairwise(section.body):
@@ -67,13 +71,13 @@ def _describe(definitions: dict[str, Any]) -> None:
 
 def _describe_field(definitions: dict[str, Any], section: str, field: str, description: str) -> None:
     """Describe a field where it is declared and where it is inherited."""
-    everything = {**vars(models), **vars(expose), **vars(observability), **vars(provision)}
-    kinds = [kind for kind in everything.values() if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    found = {kind for module in SECTIONS for kind in vars(module).values() if isinstance(kind, type)}
+    kinds = [kind for kind in found if issubclass(kind, BaseModel)]
     for kind in kinds:
         declared_in = next(
             (base.__name__ for base in kind.__mro__ if field in inspect.get_annotations(base)), ""
         )
-        names = [kind.__name__] + (["ServingOverride"] if kind is models.Serving else [])
+        names = [kind.__name__] + (["ServingOverride"] if kind is Serving else [])
         for name in names:
             if declared_in == section and field in definitions.get(name, {}).get("properties", {}):
                 definitions[name]["properties"][field].setdefault("description", description)

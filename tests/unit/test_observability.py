@@ -16,8 +16,8 @@ from syrupy.assertion import SnapshotAssertion
 from fleet import layout, observability
 from fleet.observability import PORTS, File, WatchSpec, deploy, described, remove
 from fleet.progress import Progress
-from fleet.settings.models import WATCHING_PORTS
 from fleet.settings.observability import Observability
+from fleet.settings.stack import WATCHING_PORTS
 from fleet.tunnel import forwards
 from simcloud.vm.host import cached, digest
 

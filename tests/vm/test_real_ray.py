@@ -11,7 +11,7 @@ import pytest
 from namespaces import DEADLINE_S, SCRIPTS, Machine, Service, installed, network
 
 from fleet import ray
-from fleet.settings.models import RAY_VERSION
+from fleet.settings.provision import RAY_VERSION
 
 pytestmark = pytest.mark.vm
 

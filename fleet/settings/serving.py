@@ -1,0 +1,143 @@
+"""What a node serves, and what is to be done about a model that does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from fleet.fit.flags import unsupported_flag
+from fleet.fit.versions import VllmVersion
+from fleet.layout import GATEWAY_CHECK_PORT
+from fleet.settings.section import Section
+from fleet.settings.values import (
+    Environment,
+    ModelReference,
+    PinnedImage,
+    VisibleDevices,
+    VllmArguments,
+    wrong,
+)
+
+PORTS_IN_USE = {22: "SSH", 3000: "Open WebUI", 8080: "the node agent", GATEWAY_CHECK_PORT: "the gateway"}
+"""Of a node, beside vLLM's."""
+
+
+class ModelArchitecture(Section):
+    """What a model is like, for one that neither the bundled table nor the Hugging Face hub knows."""
+
+    config: Path
+    """The model's own config.json on this machine."""
+    weights_gib: float | None = Field(default=None, gt=0)
+    """Size of its weights in GiB; counted from the config if left out."""
+
+
+class Serving(Section):
+    """What vLLM serves and with which flags. A change is rolled out in place; it never replaces a machine."""
+
+    image: PinnedImage = "vllm/vllm-openai:v0.9.2"
+    """Container image, pinned by tag or digest."""
+    model: ModelReference
+    """Hugging Face model (owner/name) or an absolute path on the node."""
+    architecture: ModelArchitecture | None = None
+    """What the model is like, where nobody else can tell whether it fits."""
+    served_model_name: str | None = Field(default=None, min_length=1, pattern=r"^\S+$")
+    """Name clients ask for; the model's own name if left out."""
+    max_model_len: int = Field(default=16384, ge=256, le=10_000_000)
+    """Longest context in tokens."""
+    quantization: (
+        Literal[
+            "awq",
+            "awq_marlin",
+            "gptq",
+            "gptq_marlin",
+            "fp8",
+            "bitsandbytes",
+            "compressed-tensors",
+            "modelopt",
+        ]
+        | None
+    ) = None
+    """Weight quantization; read from the model's own config if left out."""
+    dtype: Literal["auto", "half", "float16", "bfloat16", "float32"] = "auto"
+    """Type of weights and activations."""
+    kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"] = "auto"
+    """Type of the KV cache."""
+    gpu_memory_utilization: float = Field(default=0.90, ge=0.1, le=0.95)
+    """Share of each GPU's memory that vLLM takes; above 0.95 the driver and CUDA graphs have no room."""
+    tensor_parallel_size: int = Field(default=1, ge=1, le=16)
+    """GPUs that one copy of the model is spread over."""
+    distributed_executor_backend: Literal["mp", "ray"] | None = None
+    """How tensor-parallel workers are run; vLLM chooses if left out."""
+    max_num_seqs: int | None = Field(default=None, ge=1, le=4096)
+    """Most requests in one batch; vLLM's default if left out."""
+    swap_space_gb: int | None = Field(default=None, ge=0, le=1024)
+    """CPU swap per GPU in GiB; only vLLM before 0.18 has it."""
+    extra_args: VllmArguments = ()
+    """More `vllm serve` arguments, as a list of words."""
+    environment: Environment = Field(default_factory=dict)
+    """More environment variables of the vLLM container. No secrets."""
+    visible_devices: VisibleDevices = "all"
+    """GPUs the container sees, by index."""
+    container_name: str = Field(default="vllm", pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{1,62}$")
+    """Name of the vLLM container."""
+    port: int = Field(default=8000, ge=1024, le=65535)
+    """Port vLLM listens on, on the node's loopback only."""
+    shm_size_gb: int = Field(default=16, ge=1, le=1024)
+    """Shared memory of the container in GiB; NCCL needs it across GPUs."""
+    start_period_s: int = Field(default=300, ge=60, le=7200)
+    """Seconds Docker's own healthcheck waits before it counts failures; a 32B model needs about 300."""
+    webui: bool = False
+    """Run Open WebUI beside vLLM, on port 3000 of the node's loopback."""
+    webui_image: PinnedImage = "ghcr.io/open-webui/open-webui:v0.6.18"
+    """Open WebUI image, pinned by tag or digest."""
+    dry_run: bool = False
+    """Check and compare with what is served, change nothing; the gate is left out meanwhile."""
+
+    @property
+    def served_name(self) -> str:
+        """The model name a client puts in its requests."""
+        return self.served_model_name or self.model
+
+    @property
+    def vllm_version(self) -> VllmVersion | None:
+        """The vLLM release of the image by its tag; None where the tag names none."""
+        try:
+            return VllmVersion.parse(self.image)
+        except ValueError:
+            return None
+
+    @field_validator("port")
+    @classmethod
+    def _port_is_free(cls, port: int) -> int:
+        if port in PORTS_IN_USE:
+            raise wrong(
+                "is {owner}'s on the node; choose another, for example 8000", owner=PORTS_IN_USE[port]
+            )
+        return port
+
+    @model_validator(mode="after")
+    def _the_image_knows_its_flags(self) -> Serving:
+        for word in self.extra_args:
+            refused = self.vllm_version and unsupported_flag(word.partition("=")[0], self.vllm_version)
+            if refused:
+                raise wrong("extra_args: {refused}", refused=refused)
+        return self
+
+    @model_validator(mode="after")
+    def _visible_devices_suffice(self) -> Serving:
+        if self.visible_devices != "all" and self.tensor_parallel_size > len(self.visible_devices):
+            raise wrong(
+                "tensor_parallel_size: {tp} GPUs needed, visible_devices shows {count}; make them agree",
+                tp=self.tensor_parallel_size,
+                count=len(self.visible_devices),
+            )
+        return self
+
+
+class Fit(Section):
+    """What to do about a model that does not fit its GPUs."""
+
+    override: str | None = Field(default=None, min_length=1)
+    """Why a node is deployed although its model does not fit. Every preview repeats it."""

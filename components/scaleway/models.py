@@ -300,49 +300,6 @@ class PrivateNic:
 
 
 @dataclass(frozen=True)
-class ServerType:
-    """A commercial type as the product catalog describes it."""
-
-    name: str
-    hourly_price: float
-    gpus: int
-    gpu_name: str | None
-    gpu_memory: int
-    """Bytes of one GPU; 0 where there is none."""
-    ncpus: int
-    ram: int
-    arch: str
-    local_volumes_min: int
-    """Bytes of local volumes the type must have; 0 for types on block storage."""
-    local_volumes_max: int
-    """Bytes of local volumes the type may have; 0: it accepts none."""
-    block_storage: bool
-    scratch_max: int
-    """Bytes of scratch volume the type comes with."""
-    end_of_service: bool
-
-    @classmethod
-    def parse(cls, name: str, data: Json) -> Self:
-        gpu = data.get("gpu_info") or {}
-        local = data.get("volumes_constraint") or {}
-        return cls(
-            name=name,
-            hourly_price=float(data["hourly_price"]),
-            gpus=int(data.get("gpu") or 0),
-            gpu_name=gpu.get("gpu_name"),
-            gpu_memory=int(gpu.get("gpu_memory") or 0),
-            ncpus=int(data["ncpus"]),
-            ram=int(data["ram"]),
-            arch=data["arch"],
-            local_volumes_min=int(local.get("min_size") or 0),
-            local_volumes_max=int(local.get("max_size") or 0),
-            block_storage=bool((data.get("capabilities") or {}).get("block_storage")),
-            scratch_max=int(data.get("scratch_storage_max_size") or 0),
-            end_of_service=bool(data.get("end_of_service")),
-        )
-
-
-@dataclass(frozen=True)
 class SshKey:
     """A public key of the project; Scaleway installs it on every server it starts."""
 

@@ -28,7 +28,7 @@ from components.scaleway.errors import (
 )
 
 if TYPE_CHECKING:
-    from components.scaleway.api import RetryPolicy, Timeouts
+    from components.scaleway.calls import RetryPolicy, Timeouts
     from components.scaleway.credentials import Credentials
 
 T = TypeVar("T")

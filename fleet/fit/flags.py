@@ -69,33 +69,11 @@ _FLAGS = {
     )
 }  # fmt: skip
 
-_REASONING_PARSERS: tuple[tuple[VllmVersion, tuple[str, ...]], ...] = (
-    (VllmVersion(0, 9), ("deepseek_r1", "granite", "qwen3")),
-    (VllmVersion(0, 10), ("glm45", "hunyuan_a13b", "mistral", "openai_gptoss", "step3")),
-    (VllmVersion(0, 11), ("seed_oss",)),
-    (
-        VllmVersion(0, 12),
-        ("deepseek_v3", "ernie45", "kimi_k2", "minimax_m2", "minimax_m2_append_think", "olmo3"),
-    ),
-    (VllmVersion(0, 15), ("holo2", "step3p5")),
-    (VllmVersion(0, 18), ("nemotron_v3",)),
-    (VllmVersion(0, 20), ("deepseek_v4", "gemma4", "hy_v3", "mimo")),
-)
-
 
 def supported(flag: str, version: VllmVersion) -> bool:
     """Whether that release takes the flag. Flags without an entry have been there throughout."""
     life = _FLAGS.get(flag)
     return life is None or life.in_release(version)
-
-
-def serve_flags_removed(version: VllmVersion) -> dict[str, str]:
-    """The flags that release no longer takes, and what does their work now."""
-    return {
-        name: flag.instead
-        for name, flag in _FLAGS.items()
-        if flag.until is not None and flag.until <= version
-    }
 
 
 def unsupported_flag(flag: str, version: VllmVersion) -> str | None:
@@ -108,8 +86,3 @@ def unsupported_flag(flag: str, version: VllmVersion) -> str | None:
             f"{flag} exists since vLLM {life.since}, the image has {version}; leave it out or pin a newer one"
         )
     return f"{flag} is gone since vLLM {life.until}, the image has {version}; instead: {life.instead}"
-
-
-def reasoning_parsers(version: VllmVersion) -> tuple[str, ...]:
-    """Names `--reasoning-parser` knows in that release."""
-    return tuple(name for since, names in _REASONING_PARSERS if since <= version for name in names)

@@ -6,7 +6,7 @@ import pytest
 
 from fleet.fit import VllmVersion, gpu
 from fleet.fit.compatibility import compatible
-from fleet.fit.flags import reasoning_parsers, serve_flags_removed, supported, unsupported_flag
+from fleet.fit.flags import supported, unsupported_flag
 
 V092 = VllmVersion(0, 9, 2)
 
@@ -50,13 +50,9 @@ def test_a_flag_is_known_where_the_release_takes_it(flag: str, version: str, kno
 
 
 def test_a_removed_flag_names_what_does_its_work_now() -> None:
-    assert serve_flags_removed(VllmVersion(0, 10))["--enable-reasoning"] == "--reasoning-parser alone"
-    assert "--swap-space" not in serve_flags_removed(V092)
+    assert "instead: --reasoning-parser alone" in str(
+        unsupported_flag("--enable-reasoning", VllmVersion(0, 10))
+    )
     assert "instead: --structured-outputs-config" in str(
         unsupported_flag("--guided-decoding-backend", VllmVersion(0, 12))
     )
-
-
-def test_reasoning_parsers_grow_with_the_releases() -> None:
-    assert reasoning_parsers(V092) == ("deepseek_r1", "granite", "qwen3")
-    assert "openai_gptoss" in reasoning_parsers(VllmVersion(0, 10, 2))

@@ -1,0 +1,140 @@
+"""Volumes, by the Block API."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from collections.abc import Set as AbstractSet
+
+from components.scaleway.calls import Calls, given, matching, on_change, one_of, or_none
+from components.scaleway.errors import PreconditionFailed
+from components.scaleway.models import Volume
+
+
+class Volumes(Calls):
+    """SBS volumes."""
+
+    def get_volume(self, volume_id: str) -> Volume:
+        return self._get("get_volume", volume_id, self._block(volume_id), Volume.parse)
+
+    def find_volume(self, volume_id: str) -> Volume | None:
+        """The volume, or None if it does not exist."""
+        return or_none(lambda: self.get_volume(volume_id))
+
+    def list_volumes(self, *, tags: Collection[str] = (), name: str | None = None) -> tuple[Volume, ...]:
+        """SBS volumes that carry all `tags` and, if given, have exactly this `name`; oldest first."""
+        # Unlike the Instance API, this one takes several tags as several parameters.
+        filters = given(tags=list(tags) or None, name=name)
+        volumes = self._list(
+            "list_volumes",
+            name or "",
+            self._block(),
+            "volumes",
+            Volume.parse,
+            filters=filters,
+            size="page_size",
+        )
+        return matching(volumes, tags, name)
+
+    def grow_volume(self, volume_id: str, size: int, *, tags: Collection[str] | None = None) -> Volume:
+        """Ask for `size` bytes (whole 10⁹); the reply still shows the old size: see `wait_volume_size`."""
+
+        def growing() -> Volume | None:
+            volume = self.get_volume(volume_id)
+            return volume if volume.size >= size or volume.status in {"updating", "resizing"} else None
+
+        body = given(size=size, tags=None if tags is None else list(tags))
+        return self._write(
+            "update_volume",
+            volume_id,
+            "PATCH",
+            self._block(volume_id),
+            Volume.parse,
+            body=body,
+            settle=growing,
+        )
+
+    def delete_volume(self, volume_id: str) -> None:
+        """Delete a volume that no server uses. One that is gone already is fine."""
+        self._delete("delete_volume", volume_id, self._block(volume_id))
+
+    def delete_volume_once_detached(self, volume_id: str, *, deadline_s: float) -> None:
+        """Delete a volume whose server is being deleted, as soon as it is free. Raises `DeadlineExceeded`."""
+        self._transport.poll(
+            lambda: self.find_volume(volume_id),
+            lambda volume: volume is None or volume.status in {"available", "error", "deleting", "deleted"},
+            deadline_s=deadline_s,
+            failure=lambda volume, waited: (
+                "delete_volume",
+                volume_id,
+                f"still {volume.status if volume else 'there'} after {waited:.0f} s",
+                "it still bills: detach and delete it in Scaleway's console, or run `pulumi destroy` again",
+            ),
+        )
+        self.delete_volume(volume_id)
+
+    def wait_volume(
+        self,
+        volume_id: str,
+        *,
+        until: AbstractSet[str],
+        deadline_s: float,
+        on_progress: Callable[[Volume], None] | None = None,
+    ) -> Volume:
+        """Wait for a status. Raises `DeadlineExceeded`, and `PreconditionFailed` for a volume in `error`."""
+        return self._wait_volume(
+            volume_id, lambda volume: volume.status in until, one_of(until), deadline_s, on_progress
+        )
+
+    def wait_volume_size(
+        self,
+        volume_id: str,
+        size: int,
+        *,
+        deadline_s: float,
+        on_progress: Callable[[Volume], None] | None = None,
+    ) -> Volume:
+        """Wait until the volume has at least `size` bytes and has settled. Raises as `wait_volume`."""
+        return self._wait_volume(
+            volume_id,
+            lambda volume: volume.size >= size and volume.status in {"available", "in_use"},
+            f"{size / 1e9:g} GB",
+            deadline_s,
+            on_progress,
+        )
+
+    def _wait_volume(
+        self,
+        volume_id: str,
+        done: Callable[[Volume], bool],
+        what: str,
+        deadline_s: float,
+        on_progress: Callable[[Volume], None] | None,
+    ) -> Volume:
+        mend = (
+            "check that the API key may change volumes (BlockStorageFullAccess), that the server is stopped "
+            "or running and not in between, and the volume's state at console.scaleway.com; then run "
+            "`pulumi up` again"
+        )
+
+        tell = on_change(on_progress, lambda volume: (volume.status, volume.size))
+
+        def look() -> Volume:
+            volume = self.get_volume(volume_id)
+            tell(volume)
+            if volume.status == "error" and not done(volume):
+                raise PreconditionFailed(
+                    "wait_volume", volume_id, self.zone, "the volume is in state error", mend=mend
+                )
+            return volume
+
+        return self._transport.poll(
+            look,
+            done,
+            deadline_s=deadline_s,
+            failure=lambda volume, waited: (
+                "wait_volume",
+                volume_id,
+                f"not {what} after {waited:.0f} s, last seen {volume.status} with {volume.size / 1e9:g} GB",
+                mend,
+            ),
+        )

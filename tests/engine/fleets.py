@@ -11,7 +11,9 @@ All clouds are configured; `fleet.promises` tells what a test has to know of the
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ import httpx
 import pytest
 import yaml
 from clouds import CLOUDS, ENVIRONMENT
-from harness import ROOT, Result, Running, Stack
+from harness import ROOT, TIMEOUT_S, Result, Running, Stack
 
 from simcloud.testing import SimCloud, running_simcloud
 
@@ -84,6 +86,21 @@ class Fleet:
         self.write()
         result = self.stack.start("refresh", "--preview-only", "--expect-no-changes").wait()
         return result if result.code else None
+
+    def looked_at(self, *flags: str) -> tuple[int, list[dict[str, Any]]]:
+        """Exit code and findings of `fleet drift`, run where a user runs it."""
+        done = subprocess.run(
+            [sys.executable, "-m", "fleet", "drift", "--stack", self.stack.name, "--json", *flags],
+            cwd=self.stack.folder,
+            env=self.stack.env,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        assert done.returncode in (0, 3), done.stderr
+        assert not [secret for secret in SECRETS.values() if secret in done.stdout + done.stderr]
+        return done.returncode, json.loads(done.stdout)["drift"]
 
     def outputs(self) -> dict[str, Any]:
         return self.stack.outputs()

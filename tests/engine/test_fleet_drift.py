@@ -3,33 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
-from fleets import SECRETS, Fleet
-from harness import TIMEOUT_S, wait_for
+from fleets import Fleet
+from harness import wait_for
 
 from fleet.ssh import Target, connect
-
-
-def drift(fleet: Fleet, *flags: str) -> tuple[int, list[dict[str, Any]]]:
-    """Exit code and findings of the command, run where a user runs it."""
-    done = subprocess.run(
-        [sys.executable, "-m", "fleet", "drift", "--stack", fleet.stack.name, "--json", *flags],
-        cwd=fleet.stack.folder,
-        env=fleet.stack.env,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    assert done.returncode in (0, 3), done.stderr
-    assert not [secret for secret in SECRETS.values() if secret in done.stdout + done.stderr]
-    return done.returncode, json.loads(done.stdout)["drift"]
 
 
 def change_outside(fleet: Fleet) -> None:
@@ -78,14 +59,14 @@ def test_what_was_changed_is_named_and_looking_writes_nothing(fleet: Fleet, tmp_
     nodes = fleet.outputs()["nodes"]
     seen = fleet.cloud.log()[-1]["seq"]
     for _ in range(3):
-        assert drift(fleet) == (0, [])
+        assert fleet.looked_at() == (0, [])
     assert {call["method"] for call in fleet.cloud.calls(after=seen)} == {"GET"}
 
     change_outside(fleet)
     change_inside(Target.parse(nodes["a"]["ssh"]))
     seen = fleet.cloud.log()[-1]["seq"]
     report, known = tmp_path / "drift.md", tmp_path / "seen.json"
-    code, found = drift(fleet, "--markdown", str(report), "--seen", str(known))
+    code, found = fleet.looked_at("--markdown", str(report), "--seen", str(known))
     assert code == 3
     named = {(each["node"], each["resource"], each["property"]) for each in found}
     changed = {
@@ -108,7 +89,7 @@ def test_what_was_changed_is_named_and_looking_writes_nothing(fleet: Fleet, tmp_
     assert report.read_text().count("\n| ") == heading + len(found)
 
     report.unlink()
-    code, again = drift(fleet, "--markdown", str(report), "--seen", str(known))
+    code, again = fleet.looked_at("--markdown", str(report), "--seen", str(known))
     assert (code, {each["new"] for each in again}) == (3, {False})
     assert not report.exists(), "what was reported is not reported again"
     assert {call["method"] for call in fleet.cloud.calls(after=seen)} == {"GET"}

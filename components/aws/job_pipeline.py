@@ -59,7 +59,7 @@ class GpuJobPipeline(pulumi.ComponentResource):
         self.file_system_id = (
             Output.from_input(jobs.file_system)
             if jobs.file_system
-            else self._share(network, [control_group, job_group])
+            else self._share(network, [control_group, job_group], protect=jobs.control.protect)
         )
         log = cloudwatch.LogGroup(
             f"{name}-log",
@@ -162,7 +162,7 @@ class GpuJobPipeline(pulumi.ComponentResource):
         id_: Output[str] = group.id
         return id_
 
-    def _share(self, network: Network, clients: Sequence[Input[str]]) -> Output[str]:
+    def _share(self, network: Network, clients: Sequence[Input[str]], *, protect: bool) -> Output[str]:
         """An encrypted file system that the two groups alone reach, and by NFS alone."""
         nfs = ec2.SecurityGroupIngressArgs(
             description="nfs", protocol="tcp", from_port=NFS_PORT, to_port=NFS_PORT, security_groups=clients
@@ -175,8 +175,8 @@ class GpuJobPipeline(pulumi.ComponentResource):
             encrypted=True,
             throughput_mode="elastic",
             tags=self._tags,
-            # The recordings are nowhere else: no change of names may make a new share in place of theirs.
-            opts=ResourceOptions(parent=self, ignore_changes=["creationToken"]),
+            # The recordings are nowhere else; and no change of names may make a new share in place of theirs.
+            opts=ResourceOptions(parent=self, protect=protect, ignore_changes=["creationToken"]),
         )
         for index, subnet in enumerate(network.one_subnet_a_zone):
             efs.MountTarget(

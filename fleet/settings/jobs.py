@@ -32,7 +32,7 @@ class ControlInstance(Section):
     volume_gb: int = Field(default=30, ge=8, le=16_384)
     """Size of its encrypted root volume in GiB."""
     protect: bool = True
-    """Refuse to terminate it."""
+    """Refuse to terminate it, or to delete the share that was made, with what is on it."""
     security_group: SecurityGroupId | None = None
     """Its security group; one that lets SSH in from `access.ssh_cidrs` is made if left out."""
 

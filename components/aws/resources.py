@@ -5,7 +5,8 @@ object is in no state. So everything a node consists of carries the node's owner
 of its first boot:
 
 - just before a machine, a group, a key pair or an address is created, what is there with the same mark or tag
-  is removed: it is in no state;
+  is removed: it is in no state, or about to be replaced. A group with a machine in it stays until the machine
+  is in the new one;
 - a first boot that goes, with the node or because it is replaced, takes every machine with its mark along;
 - when the node goes, whatever still carries its owner tag goes with it.
 """

@@ -73,6 +73,12 @@ def test_a_group_that_is_replaced_has_a_machine_in_it_all_the_time(fleet: Fleet)
     assert [call for call in fleet.written(after=seen) if call in steps] == list(steps)
     assert {each["name"] for each in fleet.cloud.inventory("security_group")} == {has["GroupName"]}
     assert fleet.drift() is None
+    # Its key pair is another by now, too; the next machine is made with that.
+    (key,) = (each["name"] for each in fleet.cloud.inventory("key_pair"))
+    assert after["KeyName"] != key
+    fleet.config["nodes"][0]["ami"] = OLDER_AMI
+    assert fleet.run("up").operations["a-server"][0] == "create-replacement"
+    assert server(fleet)["KeyName"] == key
 
 
 def test_what_aws_would_refuse_is_said_at_preview_with_field_and_mend(fleet: Fleet) -> None:

@@ -221,20 +221,6 @@ def or_none(get: Callable[[], T]) -> T | None:
         return None
 
 
-def on_change(tell: Callable[[T], None] | None, of: Callable[[T], object]) -> Callable[[T], None]:
-    """A function that calls `tell` with what it is given whenever `of` it differs from the time before."""
-    last: object = None
-
-    def look(item: T) -> None:
-        nonlocal last
-        now = of(item)
-        if tell is not None and now != last:
-            tell(item)
-        last = now
-
-    return look
-
-
 def one_of(states: AbstractSet[str]) -> str:
     """In words."""
     return " or ".join(sorted(states))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, Literal
 
@@ -12,7 +12,6 @@ from components.scaleway.calls import (
     given,
     matching,
     merged,
-    on_change,
     one_of,
     or_none,
     path_of,
@@ -85,9 +84,6 @@ class Servers(Calls):
         tags: Collection[str] = (),
         adopt_tag: str | None = None,
         security_group: str | None = None,
-        project: str | None = None,
-        dynamic_ip_required: bool = True,
-        boot_type: str = "local",
     ) -> Server:
         """Create a stopped server from an image alone, or return the one an earlier call left.
 
@@ -100,10 +96,10 @@ class Servers(Calls):
             "name": name,
             "commercial_type": commercial_type,
             "image": image,
-            "project": project or self._project,
+            "project": self._project,
             "tags": merged(tags, marks),
-            "dynamic_ip_required": dynamic_ip_required,
-            "boot_type": boot_type,
+            "dynamic_ip_required": True,
+            "boot_type": "local",
         }
         if security_group is not None:
             body["security_group"] = security_group
@@ -184,25 +180,16 @@ class Servers(Calls):
             if action != "terminate":
                 raise
 
-    def wait_server(
-        self,
-        server_id: str,
-        *,
-        until: AbstractSet[str],
-        deadline_s: float,
-        on_progress: Callable[[Server], None] | None = None,
-    ) -> Server:
-        """Wait for a state; `on_progress` sees each new state or detail.
+    def wait_server(self, server_id: str, *, until: AbstractSet[str], deadline_s: float) -> Server:
+        """Wait for a state.
 
         Raises `StartFailed` if a start ends in `stopped`, `DeadlineExceeded` after `deadline_s` seconds.
         """
-        tell = on_change(on_progress, lambda server: (server.state, server.state_detail))
         starting = False
 
         def look() -> Server:
             nonlocal starting
             server = self.get_server(server_id)
-            tell(server)
             if starting and server.state == "stopped" and "stopped" not in until:
                 raise StartFailed(
                     "wait_server", server.name, self.zone, "the server went from starting back to stopped"

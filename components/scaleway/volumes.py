@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from collections.abc import Set as AbstractSet
 
-from components.scaleway.calls import Calls, given, matching, on_change, one_of, or_none
+from components.scaleway.calls import Calls, given, matching, one_of, or_none
 from components.scaleway.errors import PreconditionFailed
 from components.scaleway.models import Volume
 
@@ -72,43 +72,21 @@ class Volumes(Calls):
         )
         self.delete_volume(volume_id)
 
-    def wait_volume(
-        self,
-        volume_id: str,
-        *,
-        until: AbstractSet[str],
-        deadline_s: float,
-        on_progress: Callable[[Volume], None] | None = None,
-    ) -> Volume:
+    def wait_volume(self, volume_id: str, *, until: AbstractSet[str], deadline_s: float) -> Volume:
         """Wait for a status. Raises `DeadlineExceeded`, and `PreconditionFailed` for a volume in `error`."""
-        return self._wait_volume(
-            volume_id, lambda volume: volume.status in until, one_of(until), deadline_s, on_progress
-        )
+        return self._wait_volume(volume_id, lambda volume: volume.status in until, one_of(until), deadline_s)
 
-    def wait_volume_size(
-        self,
-        volume_id: str,
-        size: int,
-        *,
-        deadline_s: float,
-        on_progress: Callable[[Volume], None] | None = None,
-    ) -> Volume:
+    def wait_volume_size(self, volume_id: str, size: int, *, deadline_s: float) -> Volume:
         """Wait until the volume has at least `size` bytes and has settled. Raises as `wait_volume`."""
         return self._wait_volume(
             volume_id,
             lambda volume: volume.size >= size and volume.status in {"available", "in_use"},
             f"{size / 1e9:g} GB",
             deadline_s,
-            on_progress,
         )
 
     def _wait_volume(
-        self,
-        volume_id: str,
-        done: Callable[[Volume], bool],
-        what: str,
-        deadline_s: float,
-        on_progress: Callable[[Volume], None] | None,
+        self, volume_id: str, done: Callable[[Volume], bool], what: str, deadline_s: float
     ) -> Volume:
         mend = (
             "check that the API key may change volumes (BlockStorageFullAccess), that the server is stopped "
@@ -116,11 +94,8 @@ class Volumes(Calls):
             "`pulumi up` again"
         )
 
-        tell = on_change(on_progress, lambda volume: (volume.status, volume.size))
-
         def look() -> Volume:
             volume = self.get_volume(volume_id)
-            tell(volume)
             if volume.status == "error" and not done(volume):
                 raise PreconditionFailed(
                     "wait_volume", volume_id, self.zone, "the volume is in state error", mend=mend

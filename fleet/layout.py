@@ -15,7 +15,6 @@ AGENT_PORT = 8080
 WEBUI_PORT = 3000
 GATEWAY_CHECK_PORT = 8081
 """Where the gateway answers on the node's loopback, without TLS, as it does outside."""
-AGENT_PATH = f"{DIRECTORY}/agent.py"
 SCRIPTS_DIRECTORY = "/usr/local/lib/vllm-fleet"
 """Scripts of the first boot, and what only they read."""
 HOST_SETTINGS_PATH = "/etc/vllm-fleet/host.env"

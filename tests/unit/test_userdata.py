@@ -237,7 +237,7 @@ def test_static_files_name_the_paths_that_the_layout_names() -> None:
     assert f"PathChanged={layout.ENV_PATH}\n" in read["vllm-env.path"]
     assert f"ConditionPathExists={layout.ENV_PATH}\n" in read["vllm.service"]
     assert f"WorkingDirectory={layout.DIRECTORY}\n" in read["vllm.service"]
-    assert f"{layout.AGENT_PATH} --port {layout.AGENT_PORT}\n" in read["vllm-agent.service"]
+    assert f"{layout.DIRECTORY}/agent.py --port {layout.AGENT_PORT}\n" in read["vllm-agent.service"]
     assert layout.STAGES_PATH == "/var/lib/vllm-fleet/stages.jsonl"
     assert "readonly STATE=/var/lib/vllm-fleet\n" in read["stages.sh"]
     assert '"$STATE/stages.jsonl"' in read["stages.sh"]

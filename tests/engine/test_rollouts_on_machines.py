@@ -256,7 +256,8 @@ def test_drift_is_silent_until_somebody_changes_the_machine(machine: Machine) ->
 
     machine.node.run(
         "sed -i \"s/'0.9'/'0.8'/\" /opt/llm/docker-compose.yml && apt-mark unhold docker.io && "
-        "kill -KILL $(docker inspect --format '{{.State.Pid}}' vllm)"
+        "kill -KILL $(docker inspect --format '{{.State.Pid}}' vllm) && "
+        "until docker inspect --format '{{.RestartCount}}' vllm | grep --quiet 1; do sleep 1; done"
     )
     machine.serves()
     code, found = machine.fleet.looked_at()

@@ -16,6 +16,9 @@ from fleet.progress import Stage, parse_line
 
 NODE_URN = re.compile(r"[:$]vllm-fleet:\w+:GpuNode::([^:]+)$")
 
+EXCEPTION = re.compile(r"^(?:\w+\.)+[A-Z]\w+: ")
+"""An exception's name with its module, before what it says."""
+
 EXPECTED_S: Mapping[str, Mapping[Stage, float]] = {
     "scaleway": {
         Stage.PROVIDER_CREATE: 5,
@@ -34,13 +37,19 @@ EXPECTED_S: Mapping[str, Mapping[Stage, float]] = {
         Stage.WORKER_VLLM_HTTP_OK: 1640,
         Stage.READY: 1650,
     },
+    "aws": {
+        Stage.WORKER_SSH_ACCESSIBLE: 88,
+        Stage.WORKER_VLLM_HTTP_OK: 588,
+        Stage.READY: 598,
+    },
 }
 """Seconds from the start to each stage, by cloud.
 
 Scaleway: volume and start as in its API's recorded replies (GPU servers start in 10 to 31 s), SSH some 20 s
 later; image pull, weights and compilation together 351 s as in AWS' published cold start of a 12B model
 (data-on-eks). Linode: the middles of its vLLM guide's table (SSH 2–3 min, cloud-init 5–10, reboot 1–2,
-model 10–20). They are a first guess only: a node's own pace corrects them.
+model 10–20). AWS: that same cold start, 598 s on a g6e.2xlarge, of which 88 s until the node is there.
+They are a first guess only: a node's own pace corrects them.
 """
 
 
@@ -146,7 +155,10 @@ class Board:
             return None
         for line in lines:
             self._hear(line)
-        return "\n".join(lines) or None
+        node = self._node_of(urn)
+        # Progress names its node by itself.
+        named = [f"{node.name}: {line}" if node and parse_line(line) is None else line for line in lines]
+        return "\n".join(named) or None
 
     def finish(self) -> None:
         """The update is over: what is still under way was cut off."""
@@ -188,7 +200,8 @@ class Board:
             return
         # A failed command's error repeats its output: of that, the stages were shown and the report is for
         # programs. What remains is the reason; where there is one, that the command failed says nothing more.
-        reason = [line for line in lines if parse_line(line) is None and not line.startswith("{")]
+        told = [EXCEPTION.sub("", line) for line in lines]
+        reason = [line for line in told if parse_line(line) is None and not line.startswith("{")]
         node.failure += reason[1:] if len(reason) > 1 and reason[0].startswith("exit status") else reason
 
     def _start(self, node: NodeProgress) -> None:

@@ -82,7 +82,9 @@ def refresh(
     write: Annotated[
         bool, typer.Option("--write", help="Write the catalog's files; else only show the diff.")
     ] = False,
-    directory: Annotated[Path, typer.Option(help="Folder of the catalog's files.")] = DATA,
+    directory: Annotated[
+        Path, typer.Option(help="Folder of the catalog's files.", show_default="the program's own")
+    ] = DATA,
     scaleway_url: Annotated[
         str, typer.Option(envvar="SCW_API_URL", help="Base of the Scaleway API.")
     ] = "https://api.scaleway.com",

@@ -57,6 +57,21 @@ def test_other_lines_are_not_progress() -> None:
         assert parse_line(other) is None
 
 
+def test_what_is_said_of_a_node_names_it_and_an_error_says_what_it_says() -> None:
+    seen = board("a", "b")
+    assert seen.said(NODE.format("b"), "warning", "cost: 1 EUR an hour") == "b: cost: 1 EUR an hour"
+    stage = line("b", Stage.PROVIDER_CREATE).rstrip()
+    assert seen.said(PART.format(SERVER, "b-server"), "info", stage) == stage
+    urn = PART.format(SERVER, "b-server")
+    seen.said(urn, "error", "components.scaleway.errors.OutOfStock: create_server: none. Mend: wait")
+    assert seen.nodes["b"].failure == ["create_server: none. Mend: wait"]
+
+
+@pytest.mark.parametrize("cloud", ["scaleway", "linode", "aws"])
+def test_every_cloud_has_an_expected_time(cloud: str) -> None:
+    assert Board({"a": (cloud, 1.0)}).nodes["a"].expected_s()
+
+
 def test_a_node_goes_through_its_stages_to_100() -> None:
     seen = board()
     seen.began(NODE.format("a"), "create")

@@ -41,17 +41,24 @@ QUOTAS: Mapping[tuple[str, bool], tuple[str, str]] = {
 }
 """Code and name of the limit, in vCPUs, by family and whether on spot (AWS's "Amazon EC2 service quotas")."""
 
+ASKED = ("DryRunOperation", "Invalid", "NoSuchEntity", "ParameterNotFound", "VPCIdNotSpecified")
+"""How the codes begin that a call gets which is allowed, and without effect."""
 
 DRY_RUNS: Mapping[str, Mapping[str, Any]] = {
+    "DescribeInstances": {},
     "StartInstances": {"InstanceIds": [f"i-{NOWHERE}"]},
     "TerminateInstances": {"InstanceIds": [f"i-{NOWHERE}"]},
     "CreateTags": {"Resources": [f"i-{NOWHERE}"], "Tags": [{"Key": "Name", "Value": "none"}]},
     "ModifyVolume": {"VolumeId": f"vol-{NOWHERE}", "Size": 200},
     "CreateSecurityGroup": {"GroupName": "none", "Description": "none"},
-    "AuthorizeSecurityGroupIngress": {"GroupId": f"sg-{NOWHERE}", "IpPermissions": []},
-    "ImportKeyPair": {"KeyName": "none", "PublicKeyMaterial": b"none"},
+    "AuthorizeSecurityGroupIngress": {
+        "GroupId": f"sg-{NOWHERE}",
+        "IpPermissions": [
+            {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": "192.0.2.1/32"}]}
+        ],
+    },
 }
-"""Actions of EC2 that every node needs, and arguments that name nothing."""
+"""Actions of EC2 that every node needs, and arguments that name nothing there is."""
 
 
 def probe(request: CloudRequest) -> list[Finding]:
@@ -81,6 +88,7 @@ class _Region:
 
     def __init__(self, request: CloudRequest, region: str, nodes: Sequence[AwsNode]) -> None:
         self._config = request.config
+        self._public_key = request.public_key
         self._region = region
         self._nodes = nodes
         self._wanted = [node for node in nodes if node.name not in request.existing]
@@ -135,14 +143,15 @@ class _Region:
     def _needed(self) -> dict[str, Callable[[], object]]:
         """Actions of a deployment, as policies name them, and calls that tell whether they are allowed."""
         node = self._nodes[0]
+        launch = {"InstanceType": node.type, "MinCount": 1, "MaxCount": 1, "DryRun": True}
+        place = {"SubnetId": node.subnet} if node.subnet else {}
         needed: dict[str, Callable[[], object]] = {
             "ssm:GetParameter": partial(self._ami, node),
-            "ec2:DescribeInstances": self._ec2.describe_instances,
-            "ec2:RunInstances": lambda: self._ec2.run_instances(
-                ImageId=self._ami(node), InstanceType=node.type, MinCount=1, MaxCount=1, DryRun=True
-            ),
+            "ec2:RunInstances": lambda: self._ec2.run_instances(ImageId=self._ami(node), **launch, **place),
         }
         dry_runs = dict(DRY_RUNS)
+        if self._public_key:
+            dry_runs["ImportKeyPair"] = {"KeyName": "none", "PublicKeyMaterial": self._public_key.encode()}
         if any(each.elastic_ip for each in self._nodes):
             dry_runs["AllocateAddress"] = {"Domain": "vpc"}
         for action, arguments in dry_runs.items():
@@ -213,7 +222,8 @@ def _may(attempt: Callable[[], object]) -> bool:
     except AwsError as error:
         if error.code in NOT_PERMITTED:
             return False
-        if error.code != "DryRunOperation" and not error.code.endswith(("NotFound", "NoSuchEntity")):
+        # Whatever else EC2 has against the arguments, it has let us ask.
+        if not error.code.startswith(ASKED):
             raise
     return True
 

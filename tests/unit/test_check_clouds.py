@@ -19,6 +19,7 @@ from simcloud import aws
 from simcloud.linode import DEV_TOKEN
 from simcloud.testing import SimCloud, running_simcloud
 
+PUBLIC_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 MODEL = {"serving": {"model": "Qwen/Qwen3-8B-AWQ"}}
 READS = ("Describe", "Get", "List")
 
@@ -61,7 +62,7 @@ def request(cloud: SimCloud, name: str, **node: Any) -> CloudRequest:
             "endpoints": json.dumps([dict.fromkeys(services, cloud.aws_url)]),
         }
         declared = settings.AwsNode.model_validate({"name": "a", "cloud": "aws", **MODEL, **node})
-    return CloudRequest(config=config, nodes=(declared,), existing=frozenset(), public_key=None)
+    return CloudRequest(config=config, nodes=(declared,), existing=frozenset(), public_key=PUBLIC_KEY)
 
 
 def failed(findings: list[Finding]) -> dict[str, Finding]:

@@ -21,6 +21,7 @@ from fleet import authority, compose, layout
 from fleet.authority import Issued, issue
 from fleet.check import Finding, Status, check_node
 from fleet.gateway import NODE_NAME, Gateway, caddyfile
+from fleet.inventory import FleetNode
 from fleet.settings import Expose, Secrets, Serving
 from fleet.settings.expose import certificate_problem
 from fleet.ssh import NothingListens, connect
@@ -251,6 +252,18 @@ async def test_a_check_says_how_long_the_certificate_holds(clients: Clients) -> 
     assert gone.status is Status.FAILED and "docker logs --tail 50 caddy" in gone.mend
 
 
+async def shown_certificate(node: FleetNode) -> Finding:
+    """What the check finds once the new Caddy listens."""
+    found: list[Finding] = []
+
+    async def shown() -> bool:
+        found[:] = [each for each in await check_node(node, None) if each.name == "certificate"]
+        return "shows none" not in found[0].seen
+
+    await until(shown)
+    return found[0]
+
+
 async def test_a_check_warns_of_a_certificate_that_is_not_renewed_and_fails_when_it_is_about_to_expire(
     clients: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,7 +272,7 @@ async def test_a_check_warns_of_a_certificate_that_is_not_renewed_and_fails_when
         monkeypatch.setattr(authority, "VALID", timedelta(days=days, hours=1))
         clients.site = issue("a public authority", DOMAIN)
         await clients.serve()
-        finding = next(each for each in await check_node(node, None) if each.name == "certificate")
+        finding = await shown_certificate(node)
         assert (finding.status, finding.seen) == (status, f"for {DOMAIN}, {days} days left")
         assert "docs/runbooks/certificate.md" in finding.mend
 

@@ -1,6 +1,5 @@
 #!/bin/bash
-# Fetches what serving needs before it is asked for. Nothing here is fatal: what is missing is fetched by
-# vllm.service, which also says why it cannot be had.
+# prefetch.sh images | weights: fetches what serving needs before it is asked for.
 set -euo pipefail
 # shellcheck source=cloudinit/stages.sh
 . /usr/local/lib/vllm-fleet/stages.sh
@@ -28,11 +27,4 @@ weights() {
     end_stage
 }
 
-# They come from different places, and one is mostly unpacked while the other is mostly waited for.
-for what in images weights; do
-    (
-        trap 'say_failure $? "$BASH_COMMAND"' EXIT
-        "$what"
-    ) &
-done
-wait
+"$1"

@@ -72,11 +72,12 @@ record boot $((${uptime%.*} * 1000))
 ! nvidia-smi >/dev/null 2>&1 || rm -f "$STATE/reboot-required"
 
 stage docker
+systemctl daemon-reload
+# Fetched beside what follows: the weights need nothing of it, the images no driver.
+systemctl start --no-block vllm-prefetch@weights.service
 install_containers
 configure_docker
-systemctl daemon-reload
-# Image and weights are fetched beside the driver's installation.
-systemctl start --no-block vllm-prefetch.service
+systemctl start --no-block vllm-prefetch@images.service
 
 if [[ -n $DRIVER_BRANCH ]] && ! has nvidia-smi; then
     stage driver
@@ -90,7 +91,8 @@ systemctl enable vllm.service vllm-env.path vllm-agent.service
 if [[ -e $STATE/reboot-required ]]; then
     stage prefetch
     # What is not fetched by then is fetched after the reboot.
-    timeout 20m systemctl start vllm-prefetch.service || echo 'vllm-fleet: rebooting before the fetch has ended'
+    timeout 20m systemctl start vllm-prefetch@{images,weights}.service ||
+        echo 'vllm-fleet: rebooting before the fetch has ended'
 else
     # No reboot will start them. The path first, so that an .env that arrives now is not missed.
     systemctl start vllm-agent.service vllm-env.path

@@ -31,7 +31,7 @@ STATIC_FILES = {
         (
             "vllm.service",
             "vllm-env.path",
-            "vllm-prefetch.service",
+            "vllm-prefetch@.service",
             "vllm-agent.service",
             "vllm-setup.service",
         ),

@@ -160,7 +160,7 @@ async def waiting(lab: Lab) -> AsyncIterator[Machine]:
     guest = await lab.boot("scaleway", user_data)
     lab.backend.mirrors(guest.boot.name)[Mirror.REGISTRY] = DOWN
     await guest.until("cloud-init status | grep -q done", deadline_s=600)
-    await guest.run("systemctl stop vllm-prefetch.service")
+    await guest.run("systemctl stop vllm-prefetch@images.service")
     published = guest.published["ssh-host-public-keys"].decode().splitlines()
     yield Machine(guest, tuple(published), await lab.snapshot(guest, "waiting"))
 

@@ -81,7 +81,7 @@ recording: ## draw docs/images/fleet-up.svg from a real run on ten light nodes
 bench: ## measure the engine's share of preview and up, into bench/results.json
 	@$(WITH) python -m tools.bench
 
-bench-boot: ## measure first boots of virtual machines: an hour on a quiet machine
+bench-boot: ## measure first boots of virtual machines: 45 minutes on a quiet machine
 	@$(WITH) python -m tools.bench first_boot
 
 clean: ## remove what set-up, tests and the demo left in this checkout (stacks' state and the shared cache stay)

@@ -99,7 +99,7 @@ BENCHES: list[Callable[[], Result]] = [
     up_of_ten_nodes,
 ]
 BY_NAME_ALONE: list[Callable[[], Result]] = [first_boot]
-"""Those that take an hour."""
+"""Those that take most of an hour."""
 
 
 def main(names: list[str]) -> int:

@@ -47,9 +47,11 @@ class Lab:
     async def boot_from(self, snapshot: Snapshot, like: Guest) -> Guest:
         """A machine that goes on where `like` was when the snapshot was taken; it has a name of its own."""
         guest = await self._guest(like.boot.cloud, like.boot.user_data)
-        guest = dataclasses.replace(guest, key=like.key)
-        await self.backend.start_from(snapshot, guest.boot)
-        return guest
+        # By another id, cloud-init would take its next boot for the first one of a new machine.
+        boot = dataclasses.replace(guest.boot, server_id=like.boot.server_id)
+        self._current = dataclasses.replace(guest, boot=boot, key=like.key)
+        await self.backend.start_from(snapshot, boot)
+        return self._current
 
     async def snapshot(self, guest: Guest, name: str) -> Snapshot:
         return await self.backend.snapshot(guest.boot.server_id, name, self._directory)

@@ -89,7 +89,7 @@ class Release:
                 flags[name] = value
             elif flags:
                 last = next(reversed(flags))
-                flags[last] = f"{flags[last]} {word}".strip()
+                flags[last] = f"{flags[last]} {word}" if flags[last] else word
         return flags
 
     @property

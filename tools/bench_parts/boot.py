@@ -32,8 +32,8 @@ RUNS = 3
 BANDWIDTH = {Mirror.REGISTRY: 640_000, Mirror.WEIGHTS: 400_000}
 """Bytes a second. Image and weights, 75 MB each here, stand for an image of 10 GB and a model of 8 billion
 parameters in 16 bits, 16 GB, on a line of 83 MB/s: two minutes, and more than three. Together that is 64 % of
-the plain order's time on an emulated machine; on a cloud, where packages take longer, 10 to 20 minutes of 20 to 35
-are fetching."""
+the plain order's time on an emulated machine; on a cloud, where packages take longer, 10 to 20 minutes of 20
+to 35 are fetching."""
 DEADLINE_S = 3600.0
 
 READY = "curl -fsS http://127.0.0.1:8000/health"

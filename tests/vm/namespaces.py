@@ -59,6 +59,7 @@ def _start(
     with log.open("ab") as output:
         return subprocess.Popen(
             [*within, *_ISOLATED, "bash", *command],
+            cwd="/",  # as systemd does; this checkout may lie under a /tmp that the machine does not see
             env={"PATH": path, "HOME": "/root", **{k: str(v) for k, v in paths.items()}, **environment},
             stdout=output,
             stderr=subprocess.STDOUT,

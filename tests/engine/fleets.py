@@ -87,10 +87,10 @@ class Fleet:
         result = self.stack.start("refresh", "--preview-only", "--expect-no-changes").wait()
         return result if result.code else None
 
-    def looked_at(self, *flags: str) -> tuple[int, list[dict[str, Any]]]:
-        """Exit code and findings of `fleet drift`, run where a user runs it."""
-        done = subprocess.run(
-            [sys.executable, "-m", "fleet", "drift", "--stack", self.stack.name, "--json", *flags],
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """A `fleet` command about this stack, run where a user runs it, that has ended."""
+        return subprocess.run(
+            [sys.executable, "-m", "fleet", *words, "--stack", self.stack.name],
             cwd=self.stack.folder,
             env=self.stack.env,
             capture_output=True,
@@ -98,6 +98,10 @@ class Fleet:
             timeout=TIMEOUT_S,
             check=False,
         )
+
+    def looked_at(self, *flags: str) -> tuple[int, list[dict[str, Any]]]:
+        """Exit code and findings of `fleet drift`."""
+        done = self.command("drift", "--json", *flags)
         assert done.returncode in (0, 3), done.stderr
         assert not [secret for secret in SECRETS.values() if secret in done.stdout + done.stderr]
         return done.returncode, json.loads(done.stdout)["drift"]

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import subprocess
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 from clouds import CLOUDS, scaleway
 from fleets import SECRETS, Fleet, node_config
-from harness import TIMEOUT_S, wait_for
+from harness import wait_for
 
 from fleet.ssh import Target, connect
 
@@ -26,15 +24,7 @@ Expected = Mapping[tuple[str, str], tuple[str, str]]
 
 def check(fleet: Fleet, *flags: str) -> tuple[int, str]:
     fleet.write()
-    done = subprocess.run(
-        [sys.executable, "-m", "fleet", "check", "--stack", fleet.stack.name, *flags],
-        cwd=fleet.stack.folder,
-        env=fleet.stack.env,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+    done = fleet.command("check", *flags)
     said = done.stdout + done.stderr
     secrets = (*SECRETS.values(), *(secret for each in CLOUDS.values() for secret in each.secrets.values()))
     assert not [secret for secret in secrets if secret in said], "a secret is shown"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 from fleets import Fleet
 
@@ -21,15 +19,8 @@ def test_phases_run_before_what_is_served_and_again_only_when_they_change(fleet:
     assert "scripts setup.sh: applied" in up.stdout
 
     assert fleet.run("preview").operations == {}
-    command = [sys.executable, "-m", "fleet", "provision", "a", "--plan", "--json"]
-    planned = subprocess.run(
-        [*command, "--stack", fleet.stack.name],
-        cwd=fleet.stack.folder,
-        env=fleet.stack.env,
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
+    planned = fleet.command("provision", "a", "--plan", "--json")
+    assert planned.returncode == 0, planned.stderr
     (report,) = json.loads(planned.stdout)
     assert [(phase["phase"], phase["outcome"]) for phase in report["phases"]] == [
         *(("machine", "unchanged"), ("ssh", "unchanged"), ("packages", "unchanged")),

@@ -24,29 +24,41 @@ apt_install() {
     apt install "$@" || { apt --error-on=any update && apt install "$@"; }
 }
 
-install_containers() {
-    local packages=()
-    # Ubuntu's own packages: the image has their key, and they need no third party.
-    has docker || packages+=(docker.io)
-    docker compose version >/dev/null 2>&1 || packages+=(docker-compose-v2)
+update_package_lists() {
+    has docker && has nvidia-ctk && return 0
     if ! has nvidia-ctk; then
         # Only here: an image that has the toolkit has its source too, and apt refuses one source with two keys.
         install -D -m 0644 "$LIB/nvidia-container-toolkit.asc" /etc/apt/keyrings/nvidia-container-toolkit.asc
         install -m 0644 "$LIB/nvidia-container-toolkit.sources" /etc/apt/sources.list.d/
-        packages+=(nvidia-container-toolkit)
     fi
-    ((${#packages[@]})) || return 0
     # 2 + 4 + … + 32 s of pauses, beside apt's own retries of each file.
     attempt 6 apt --error-on=any update
+}
+
+install_docker() {
+    has docker && return 0
+    # Ubuntu's own package: the image has its key, and it needs no third party.
+    local packages=(docker.io)
     # Docker unpacks images faster with it.
     ! to_be_had pigz || packages+=(pigz)
     apt_install "${packages[@]}"
 }
 
+install_toolkit() {
+    local packages=()
+    docker compose version >/dev/null 2>&1 || packages+=(docker-compose-v2)
+    has nvidia-ctk || packages+=(nvidia-container-toolkit)
+    ((${#packages[@]} == 0)) || apt_install "${packages[@]}"
+}
+
+docker_knows_nvidia() { [[ $(docker info --format '{{json .Runtimes}}' 2>/dev/null) == *'"nvidia"'* ]]; }
+
 configure_docker() {
-    [[ $(docker info --format '{{json .Runtimes}}' 2>/dev/null) == *'"nvidia"'* ]] && return 0
+    ! docker_knows_nvidia || return 0
     nvidia-ctk runtime configure --runtime=docker
-    systemctl restart docker.service
+    # Read again by a daemon that goes on: a restart would cut the pull of the images.
+    systemctl reload-or-restart docker.service
+    attempt 5 docker_knows_nvidia
 }
 
 install_driver() {
@@ -72,12 +84,16 @@ record boot $((${uptime%.*} * 1000))
 ! nvidia-smi >/dev/null 2>&1 || rm -f "$STATE/reboot-required"
 
 stage docker
-systemctl daemon-reload
-# Fetched beside what follows: the weights need nothing of it, the images no driver.
+# Begun by cloud-init's first stage; here it is for a machine that is set up again.
 systemctl start --no-block vllm-prefetch@weights.service
-install_containers
-configure_docker
+update_package_lists
+install_docker
+# Pulled beside what follows: it needs neither toolkit nor driver.
 systemctl start --no-block vllm-prefetch@images.service
+
+stage toolkit
+install_toolkit
+configure_docker
 
 if [[ -n $DRIVER_BRANCH ]] && ! has nvidia-smi; then
     stage driver

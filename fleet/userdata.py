@@ -49,9 +49,16 @@ STATIC_FILES = {
 WEIGHT_FLAGS = ("--revision", "--download-dir", "--load-format", "--hf-config-path")
 """Arguments of vLLM that make it load other files than the model's newest safetensors."""
 
-
 ELSEWHERE = {"HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "VLLM_USE_MODELSCOPE"}
 """Variables that make vLLM look for the model in another place than the one it is fetched to."""
+
+_EARLY_WEIGHTS = [
+    *("cloud-init-per", "instance", "vllm-weights"),
+    *("systemd-run", "--no-block", "--property=After=cloud-config.target"),
+    *("systemctl", "start", "--no-block", "vllm-prefetch@weights.service"),
+]
+"""Begins the longest fetch as soon as network and files are there, a stage or two of cloud-init before
+`runcmd`. What it starts does not exist yet when it runs, so systemd is told what to wait for."""
 
 
 class UserDataTooLarge(ValueError):
@@ -201,7 +208,10 @@ class HostPart:
 
     def _commands(self) -> dict[str, Any]:
         publish = [[f"{layout.SCRIPTS_DIRECTORY}/publish-host-keys.sh"]] if self.publish_host_keys else []
-        commands: dict[str, Any] = {"runcmd": [*publish, [f"{layout.SCRIPTS_DIRECTORY}/setup.sh"]]}
+        commands: dict[str, Any] = {
+            "bootcmd": [_EARLY_WEIGHTS],
+            "runcmd": [*publish, [f"{layout.SCRIPTS_DIRECTORY}/setup.sh"]],
+        }
         if self.driver_branch is not None:
             commands["power_state"] = {
                 "mode": "reboot",

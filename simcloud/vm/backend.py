@@ -106,11 +106,13 @@ class _Running:
 class VmNodes(NodeBackend):
     """Runs machines under QEMU: 2 processors, 2.5 GB of memory, a disk, a network of mirrors only.
 
-    The first `start` (or `prepare`) builds and keeps the images: about two minutes.
+    The first `start` (or `prepare`) builds and keeps the images: about two minutes. Installing the
+    stand-in driver takes `driver_build_s` seconds, as the compilation of a real one's module takes minutes.
     """
 
-    def __init__(self, *, ssh_port: int) -> None:
+    def __init__(self, *, ssh_port: int, driver_build_s: float = 0) -> None:
         self._ssh_port = ssh_port
+        self._driver_build_s = driver_build_s
         self._resources = AsyncExitStack()
         self._ground: Ground | None = None
         self._preparing = asyncio.Lock()
@@ -162,7 +164,7 @@ class VmNodes(NodeBackend):
         await self._forget(boot.server_id)
         ground = await self.prepare()
         mirrors = self.mirrors(boot.name)
-        server = MachineServer(boot, lambda: self._faults.get(boot.name))
+        server = MachineServer(boot, lambda: self._faults.get(boot.name), driver_build_s=self._driver_build_s)
         http, https = await mirrors.start(
             archive=ground.image.archive,
             registry_url=ground.registry_url,

@@ -155,8 +155,10 @@ def _configure(root: Path, archive: Path, authority: bytes) -> None:
     guest("90_image.cfg", "etc/cloud/cloud.cfg.d/90_image.cfg")
     guest("before-docker", "usr/lib/embedded-cloud/before-docker")
     guest("docker.conf", "etc/systemd/system/docker.service.d/10-embedded-cloud.conf")
-    guest("metadata-guard.nft", "usr/lib/embedded-cloud/metadata-guard.nft")
-    guest("metadata-guard.service", "etc/systemd/system/metadata-guard.service")
+    services = ("early-netfilter", "metadata-guard")
+    for name in services:
+        guest(f"{name}.nft", f"usr/lib/embedded-cloud/{name}.nft")
+        guest(f"{name}.service", f"etc/systemd/system/{name}.service")
     (root / "usr/bin/sqv").rename(root / "usr/lib/embedded-cloud/sqv")
     guest("sqv", "usr/bin/sqv")
     for fingerprint, publisher in packages.VENDOR_KEYS.items():
@@ -186,7 +188,8 @@ def _configure(root: Path, archive: Path, authority: bytes) -> None:
     # Timers of the distribution would take the processor from what is tried.
     run([*inside, "systemctl", "mask", "apt-daily.timer", "apt-daily-upgrade.timer", "fstrim.timer",
          "e2scrub_all.timer", "man-db.timer"], timeout_s=30)  # fmt: skip
-    run([*inside, "systemctl", "enable", "metadata-guard.service", "systemd-networkd.service"], timeout_s=30)
+    enabled = [f"{name}.service" for name in (*services, "systemd-networkd")]
+    run([*inside, "systemctl", "enable", *enabled], timeout_s=30)
 
 
 def _install(root: Path, archive: Path, names: tuple[str, ...]) -> None:

@@ -33,9 +33,10 @@ _USER_DATA_LIMIT = 127 * 1024
 class MachineServer:
     """The metadata and hardware services of one machine. `fault` may change at any time."""
 
-    def __init__(self, boot: Boot, fault: Callable[[], str | None]) -> None:
+    def __init__(self, boot: Boot, fault: Callable[[], str | None], *, driver_build_s: float) -> None:
         self._boot = boot
         self._fault = fault
+        self._driver_build_s = driver_build_s
         self._user_data = {} if boot.user_data is None else {"cloud-init": boot.user_data}
         routes = {"scaleway": self._scaleway, "linode": self._linode, "aws": self._aws}[boot.cloud]()
         server = LoopbackServer(Starlette(routes=[*self._hardware(), *routes]), ports=3)
@@ -62,6 +63,9 @@ class MachineServer:
         async def fault(request: Request) -> Response:
             return PlainTextResponse(self._fault() or "")
 
+        async def driver_build(request: Request) -> Response:
+            return PlainTextResponse(str(self._driver_build_s))
+
         async def vllm(request: Request) -> Response:
             settings = {
                 "VLLM_SIM_GPUS": str(boot.gpu_count),
@@ -69,7 +73,12 @@ class MachineServer:
             }
             return JSONResponse(settings | ({"VLLM_SIM_FAULT": name} if (name := self._fault()) else {}))
 
-        return [Route("/gpus", gpus), Route("/fault", fault), Route("/vllm", vllm)]
+        return [
+            Route("/gpus", gpus),
+            Route("/fault", fault),
+            Route("/driver-build-seconds", driver_build),
+            Route("/vllm", vllm),
+        ]
 
     def _asked_for_hardware(self, request: Request) -> bool:
         return bool(request.scope["server"][1] == self._hardware_port)

@@ -29,7 +29,8 @@ KVM = Accelerator(["-accel", "kvm", "-cpu", "host"], "")
 # Debian's 6.12 kernel double-faults on cmpxchg16b as QEMU 7.2 emulates it. String instructions are emulated a
 # byte at a time: a kernel that believes them fast copies at a third of the speed. Now and then an emulated
 # processor trips over code that the kernel has just changed, mostly in its first seconds: it then begins
-# anew, and what would change code later, because a busy host looks like a bad clock, is switched off.
+# anew, and what would change code later is switched off (a busy host that looks like a bad clock) or done
+# before there is traffic (guest/early-netfilter.service).
 EMULATED = Accelerator(
     ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,-cx16,-erms,-fsrm"],
     "clearcpuid=rep_good tsc=reliable panic=1 oops=panic",

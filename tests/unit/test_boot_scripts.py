@@ -68,7 +68,16 @@ def bare(node: Node, branch: int = 580) -> Node:
         "nvidia-driver": "nvidia-smi",
     }
     node.real("mv")
-    node.tool("docker")  # a daemon that has just been installed knows no runtime of NVIDIA's
+    told = f"{node.root}/told"
+    # Just installed, it lacks Compose, and knows no runtime of NVIDIA's until it reads its settings again.
+    node.tool(
+        "docker",
+        f"""case $1 in
+        info) [ ! -e {told} ] || echo '{{"nvidia":{{}},"runc":{{}}}}' ;;
+        compose) exit 1 ;;
+    esac""",
+    )
+    node.tool("systemctl", f'case "$*" in *docker.service) touch {told} ;; esac')
     bring = ""
     for package, program in packages.items():
         (node.root / "bin" / program).rename(node.root / program)
@@ -88,7 +97,7 @@ def test_an_image_that_brings_everything_is_set_up_without_any_package(node: Nod
     assert not [call for call in node.calls if call.startswith("apt-get")]
     assert not node.path(layout.REBOOT_MARK_PATH).exists()
     assert "systemctl start vllm-agent.service vllm-env.path" in node.calls
-    assert node.stages == ["boot", "docker", "units"]
+    assert node.stages == ["boot", "docker", "toolkit", "units"]
 
 
 def test_a_plain_image_gets_docker_driver_and_toolkit_and_asks_for_a_reboot(node: Node) -> None:
@@ -96,20 +105,29 @@ def test_a_plain_image_gets_docker_driver_and_toolkit_and_asks_for_a_reboot(node
     assert done.returncode == 0, done.stderr
     installs = [call for call in node.calls if " install " in call and call.startswith("apt-get")]
     assert [call.partition(" install ")[2] for call in installs] == [
-        "docker.io docker-compose-v2 nvidia-container-toolkit",
+        "docker.io",
+        "docker-compose-v2 nvidia-container-toolkit",
         "nvidia-driver-580-server",
     ]
     assert all("DPkg::Lock::Timeout=300" in call for call in installs)
     assert node.path(layout.REBOOT_MARK_PATH).exists()
-    assert node.stages == ["boot", "docker", "driver", "units", "prefetch"]
+    assert node.stages == ["boot", "docker", "toolkit", "driver", "units", "prefetch"]
 
 
-def test_the_image_is_pulled_while_the_driver_is_installed(node: Node) -> None:
+def test_the_image_is_pulled_from_the_moment_docker_is_there_and_nothing_cuts_the_pull(node: Node) -> None:
     bare(node).run("setup.sh")
     pull = position(node.calls, "systemctl start --no-block vllm-prefetch@images.service")
-    assert position(node.calls, "nvidia-ctk runtime configure --runtime=docker") < pull
-    assert position(node.calls, "systemctl restart docker.service") < pull
+    assert position(node.calls, " install docker.io") < pull
+    told = position(node.calls, "nvidia-ctk runtime configure --runtime=docker")
+    assert pull < told < position(node.calls, "systemctl reload-or-restart docker.service")
     assert pull < position(node.calls, "nvidia-driver-580-server")
+
+
+def test_a_daemon_that_does_not_take_nvidias_runtime_stops_the_set_up(node: Node) -> None:
+    bare(node).tool("systemctl")
+    done = node.run("setup.sh")
+    assert done.returncode != 0
+    assert "vllm-fleet: toolkit failed: docker_knows_nvidia: " in done.stderr
 
 
 def test_the_weights_are_fetched_while_docker_is_installed(node: Node) -> None:
@@ -138,7 +156,7 @@ def test_headers_come_along_where_the_archive_has_them(node: Node) -> None:
 def test_a_package_that_cannot_be_had_stops_the_set_up_and_says_where(node: Node) -> None:
     bare(node)
     node.tool("apt-get", "case $* in *driver*) echo 'E: Unable to locate package' >&2; exit 100;; esac")
-    node.tool("docker")
+    node.tool("docker", """[ "$1" != info ] || echo '{"nvidia":{}}'""")
     node.tool("nvidia-ctk")
     done = node.run("setup.sh")
     assert done.returncode != 0

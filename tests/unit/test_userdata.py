@@ -136,6 +136,15 @@ def test_the_host_key_is_published_before_anything_that_takes_time() -> None:
     assert first == [f"{layout.SCRIPTS_DIRECTORY}/publish-host-keys.sh"]
 
 
+def test_the_weights_are_begun_before_cloud_inits_later_stages() -> None:
+    for made in (scaleway(), linode()):
+        (early,) = document(made)["bootcmd"]
+        # Once, not at every boot; and not before the files it needs are written, which is after `bootcmd`.
+        assert early[:2] == ["cloud-init-per", "instance"]
+        assert "--property=After=cloud-config.target" in early
+        assert early[-3:] == ["start", "--no-block", "vllm-prefetch@weights.service"]
+
+
 def test_only_a_machine_that_installs_its_driver_restarts() -> None:
     assert document(linode())["power_state"]["mode"] == "reboot"
     assert "power_state" not in document(linode(driver_branch=None))

@@ -173,7 +173,7 @@ async def bare(lab: Lab) -> AsyncIterator[Machine]:
     host_key = HostKey(key.export_private_key().decode(), public)
     user_data = HostPart.linode(node("linode"), secrets(), host_key).user_data()
     document = cloudconfig.document(cloudconfig.decoded(user_data)) | {"runcmd": [["true"]]}
-    del document["power_state"]
+    del document["power_state"], document["bootcmd"]
     guest = await lab.boot("linode", b"#cloud-config\n" + yaml.safe_dump(document).encode())
     await guest.until("cloud-init status | grep -q done", deadline_s=600)
     yield Machine(guest, (public,), await lab.snapshot(guest, "bare"))

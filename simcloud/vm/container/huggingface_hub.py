@@ -15,7 +15,8 @@ def _ask(path: str) -> Any:
 
 
 def snapshot_download(repo_id: str, *, allow_patterns: object = None) -> str:
-    cache = Path(os.environ["HF_HOME"], "hub", f"models--{repo_id.replace('/', '--')}")
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    cache = home / "hub" / f"models--{repo_id.replace('/', '--')}"
     ref = cache / "refs/main"
     commit = (
         ref.read_text() if ref.exists() else json.load(_ask(f"api/models/{repo_id}/revision/main"))["sha"]

@@ -154,7 +154,8 @@ async def test_an_unasked_reboot_comes_back_serving(serving: Guest) -> None:
 async def test_mirrors_fail_as_they_are_told_and_heal(lab: Lab, serving: Guest) -> None:
     mirrors = lab.backend.mirrors(serving.boot.name)
     pull = "docker pull -q vllm/vllm-openai:v0.10.0"
-    install = "apt-get install -qy --reinstall nvidia-utils-580-server 2>&1"
+    # apt keeps what it has fetched.
+    install = "apt-get clean && apt-get install -qy --reinstall nvidia-utils-580-server 2>&1"
 
     async def refused(command: str, mirror: Mirror, fault: Fault, path: str = "") -> str:
         mirrors[mirror] = Condition(fault=fault, path=path)
@@ -179,9 +180,8 @@ async def test_a_machine_can_lose_its_gpu_and_its_docker_daemon(lab: Lab, servin
     await lab.backend.inject(serving.boot.name, "docker_dead")
     assert (await serving.attempt("systemctl restart docker.service")).exit_status != 0
     await lab.backend.inject(serving.boot.name, None)
-    await serving.run(
-        "systemctl reset-failed docker.service; systemctl start docker.service && docker start vllm"
-    )
+    # It took its containers' unit along, which took the containers away.
+    await serving.run("systemctl reset-failed docker.service; systemctl start vllm.service")
     await serving.until(SERVING, deadline_s=60)
 
 

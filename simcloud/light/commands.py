@@ -183,16 +183,36 @@ def _inside(machine: Machine, argv: list[str]) -> list[str]:
     return [*argv[:first], *paths]
 
 
-async def _on_host(machine: Machine, command: str, process: Process) -> int:
-    child = await asyncio.create_subprocess_exec(
-        *("/bin/sh", "-c", command.removeprefix("sudo -n ")),
-        cwd=machine.disk.locate(HOME),
-        env={"PATH": os.defpath, "HOME": HOME, "LANG": "C.UTF-8"},
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
+async def start_shell(command: str, directory: Path) -> asyncio.subprocess.Process:
+    """A shell at the head of a session of its own; cancelled, it leaves no process of it behind."""
+    starting = asyncio.create_task(
+        asyncio.create_subprocess_exec(
+            *("/bin/sh", "-c", command),
+            cwd=directory,
+            env={"PATH": os.defpath, "HOME": HOME, "LANG": "C.UTF-8"},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
     )
+    try:
+        # asyncio would kill the shell alone and wait until what it has started closes the pipes, or forever.
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        child = await starting
+        _kill(child)
+        await child.communicate()
+        raise
+
+
+def _kill(child: asyncio.subprocess.Process) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+async def _on_host(machine: Machine, command: str, process: Process) -> int:
+    child = await start_shell(command.removeprefix("sudo -n "), machine.disk.locate(HOME))
     assert child.stdout is not None
     assert child.stderr is not None
     pumps = [
@@ -206,8 +226,7 @@ async def _on_host(machine: Machine, command: str, process: Process) -> int:
         status = await child.wait()
         return 128 - status if status < 0 else status
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
+        _kill(child)
         for pump in pumps:
             pump.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)

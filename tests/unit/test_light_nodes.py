@@ -7,7 +7,10 @@ import base64
 import gzip
 import io
 import json
+import os
+import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +26,7 @@ from fleet.gate import GateSpec, check
 from fleet.progress import Progress
 from fleet.ssh import Target
 from simcloud.light import LightNodes
+from simcloud.light.commands import start_shell
 from simcloud.nodes import Boot
 
 KEY = "sk-planted"
@@ -575,3 +579,25 @@ async def test_packages_that_a_script_holds_are_on_hold(node: Node) -> None:
     assert ((await run(connection, query)).stdout or b"") == b"ii nvidia-driver-580-server\n"
     held = (await run(connection, "apt-mark showhold")).stdout or b""
     assert b"nvidia-driver-580-server" in held
+
+
+@pytest.mark.parametrize("turns", range(2, 10))
+async def test_a_client_that_leaves_while_its_command_starts_leaves_nothing_behind(
+    tmp_path: Path, turns: int
+) -> None:
+    # Holds the shell's pipes, and with them the end of the session, longer than any deadline.
+    starting = asyncio.create_task(start_shell("sleep 600 & echo $$ >shell; sleep 600", tmp_path))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    until = time.monotonic() + DEADLINE_S
+    while not (tmp_path / "shell").exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)  # noqa: ASYNC251  (the loop stands still, while the shell starts its child)
+    starting.cancel()
+    done, _ = await asyncio.wait({starting}, timeout=DEADLINE_S)
+    assert done
+    if starting.cancelled():
+        return
+    child = starting.result()
+    os.killpg(child.pid, signal.SIGKILL)
+    await child.communicate()

@@ -10,6 +10,8 @@ readonly LIB=/usr/local/lib/vllm-fleet
 
 has() { command -v "$1" >/dev/null; }
 
+has_compose() { docker compose version >/dev/null 2>&1; }
+
 to_be_had() { apt-cache show "$1" >/dev/null 2>&1; }
 
 apt() {
@@ -25,7 +27,7 @@ apt_install() {
 }
 
 update_package_lists() {
-    has docker && has nvidia-ctk && return 0
+    has_compose && has nvidia-ctk && return 0
     if ! has nvidia-ctk; then
         # Only here: an image that has the toolkit has its source too, and apt refuses one source with two keys.
         install -D -m 0644 "$LIB/nvidia-container-toolkit.asc" /etc/apt/keyrings/nvidia-container-toolkit.asc
@@ -46,7 +48,7 @@ install_docker() {
 
 install_toolkit() {
     local packages=()
-    docker compose version >/dev/null 2>&1 || packages+=(docker-compose-v2)
+    has_compose || packages+=(docker-compose-v2)
     has nvidia-ctk || packages+=(nvidia-container-toolkit)
     ((${#packages[@]} == 0)) || apt_install "${packages[@]}"
 }

@@ -174,6 +174,15 @@ def test_an_archive_that_is_down_for_a_moment_is_asked_again(node: Node) -> None
     assert len([call for call in node.calls if call.endswith(" update")]) == 2
 
 
+def test_an_image_that_lacks_compose_alone_gets_it_from_lists_that_are_asked_for_again(node: Node) -> None:
+    node.tool("docker", """case $1 in info) echo '{"nvidia":{}}' ;; compose) exit 1 ;; esac""")
+    once = f"{node.root}/once"
+    node.tool("apt-get", f'case "$*" in *update) [ -e {once} ] || {{ touch {once}; exit 100; }} ;; esac')
+    assert node.run("setup.sh").returncode == 0
+    asked = [call.rpartition(" ")[2] for call in node.calls if call.startswith("apt-get")]
+    assert asked == ["update", "update", "docker-compose-v2"]
+
+
 def test_a_set_up_that_got_no_further_than_the_driver_is_taken_up_after_the_restart(node: Node) -> None:
     node.write(layout.HOST_SETTINGS_PATH, "DRIVER_BRANCH=580\n")
     node.write(layout.REBOOT_MARK_PATH, "")

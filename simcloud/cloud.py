@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 import socket
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -21,7 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from simcloud.faults import FaultKind, Faults
+from simcloud.faults import Fault, FaultKind, Faults, Lag
 from simcloud.journal import Journal
 from simcloud.machines import Machines
 from simcloud.store import Document, Store
@@ -125,6 +127,12 @@ class Cloud(Protocol):
     def inventory(self) -> Iterable[Json]:
         """Everything that exists, each with cloud, kind, id, name, node, state and whether it bills."""
 
+    def objects(self) -> frozenset[str]:
+        """Ids of everything that exists, to see what a call made."""
+
+    def hiding(self, lags: Sequence[Lag]) -> AbstractContextManager[None]:
+        """In the block, calls do not know of what the lags hide."""
+
     async def start(self) -> None:
         """Takes up what was under way and powers on the machines that should run."""
 
@@ -218,35 +226,36 @@ async def _answer(cloud: Cloud, received: Received, simulation: Simulation, requ
         node=node,
     )
     fault: FaultKind | None = None
+    lag: Fault | None = None
 
     def answered(reply: Reply | None) -> Response:
-        simulation.journal.answered(entry, status=reply.status if reply else None, fault=fault)
-        return reply.response() if reply else NoReply(reset=fault is not FaultKind.TIMEOUT)
+        met = fault or (lag.fault if lag else None)
+        simulation.journal.answered(entry, status=reply.status if reply else None, fault=met)
+        if reply is None:
+            return NoReply(fault)
+        return TornReply(reply.response()) if fault is FaultKind.TRUNCATED else reply.response()
 
     try:
         cloud.authorize(received)
-        fault = faults.take(call.name, names)
-        match fault:
-            case FaultKind.TIMEOUT | FaultKind.RESET:
-                return answered(None)
-            case FaultKind.HOLD:
-                if not await _or_gone(faults.hold(call.name, node, fault), request):
-                    return answered(None)
-            case None | FaultKind.LOST_REPLY | FaultKind.HOLD_AFTER:
-                pass
-            case _:
-                return answered(cloud.refusal(fault, received))
-        with simulation.store.transaction():
+        fault, lag = faults.take(call.name, names), faults.take_lag(call.name, names)
+        if fault in SILENT:
+            return answered(None)
+        if fault in REFUSING:
+            return answered(cloud.refusal(fault, received))
+        if fault is FaultKind.HOLD and not await _or_gone(faults.hold(call.name, node, fault), request):
+            return answered(None)
+        known = cloud.objects() if lag else frozenset()
+        with simulation.store.transaction(), faults.lags() as lags, cloud.hiding(lags):
             reply = call.handler(received)
+        if lag:
+            faults.hide(cloud.objects() - known, lag)
     except ApiError as error:
         reply = error.reply
-    match fault:
-        case FaultKind.LOST_REPLY:
-            return answered(None)
-        case FaultKind.HOLD_AFTER:
-            if not await _or_gone(faults.hold(call.name, node, fault), request):
-                return answered(None)
-    return answered(reply)
+    if fault is FaultKind.LOST_REPLY:
+        return answered(None)
+    if fault is FaultKind.HOLD_AFTER and not await _or_gone(faults.hold(call.name, node, fault), request):
+        return answered(None)
+    return answered(spoilt(reply, fault))
 
 
 def _loggable(received: Received) -> Any:
@@ -282,19 +291,89 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-class NoReply(Response):
-    """Says nothing: the connection is reset, or stays open until the client closes it."""
+SILENT = frozenset({FaultKind.TIMEOUT, FaultKind.RESET, FaultKind.CLOSED})
+"""These have no effect and get no reply."""
+REFUSING = frozenset(
+    {
+        *(FaultKind.RATE_LIMITED, FaultKind.SERVER_ERROR, FaultKind.UNAVAILABLE, FaultKind.FORBIDDEN),
+        *(FaultKind.NOT_FOUND, FaultKind.CONFLICT, FaultKind.QUOTA, FaultKind.OUT_OF_STOCK),
+    }
+)
+"""These have no effect, and a reply in the cloud's own words."""
 
-    def __init__(self, *, reset: bool) -> None:
+PROXY_PAGE = b"<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
+LOGIN_PAGE = b"<!DOCTYPE html><html><body>Please sign in to this network.</body></html>"
+
+
+def spoilt(reply: Reply, fault: FaultKind | None) -> Reply:
+    """A reply as a fault leaves it."""
+    html = {"Content-Type": "text/html"}
+    match fault:
+        case FaultKind.HTML_502:
+            return Reply(502, PROXY_PAGE, html)
+        case FaultKind.GARBAGE:
+            return Reply(200, LOGIN_PAGE, html)
+        case FaultKind.WRONG_SHAPE if _is_xml(reply.body):
+            return replace(reply, body=b"<Unexpected><shape/></Unexpected>")
+        case FaultKind.WRONG_SHAPE:
+            return replace(reply, status=max(reply.status, 200), body=b'["an unexpected shape"]')
+        case FaultKind.NULLS:
+            return replace(reply, body=_without_values(reply.body))
+        case _:
+            return reply
+
+
+def _is_xml(body: Any) -> bool:
+    return isinstance(body, bytes) and body.lstrip().startswith(b"<")
+
+
+def _without_values(body: Any) -> Any:
+    if _is_xml(body):
+        return re.sub(rb">[^<]+<", b"><", body)
+    try:
+        return _nulled(json.loads(body) if isinstance(body, bytes) else body)
+    except ValueError:
+        return b""
+
+
+def _nulled(value: Any) -> Any:
+    """The same keys and lists, with null for every value in them."""
+    if isinstance(value, dict):
+        return {key: _nulled(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_nulled(each) for each in value]
+    return None
+
+
+class NoReply(Response):
+    """Says nothing: the connection is reset, closed, or stays open until the client closes it."""
+
+    def __init__(self, fault: FaultKind | None) -> None:
         super().__init__()
-        self._reset = reset
+        self._fault = fault
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._reset:
-            transport: asyncio.Transport = scope["state"]["transport"]
+        transport: asyncio.Transport = scope["state"]["transport"]
+        if self._fault not in (FaultKind.TIMEOUT, FaultKind.CLOSED):
             # Closing without lingering sends RST instead of FIN.
             transport.get_extra_info("socket").setsockopt(
                 socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
             )
+        if self._fault is not FaultKind.TIMEOUT:
             transport.abort()
+        await _gone(receive)
+
+
+class TornReply(Response):
+    """Ends in the middle: all headers, half of the body, and the connection is closed."""
+
+    def __init__(self, whole: Response) -> None:
+        super().__init__(whole.body, whole.status_code)
+        self.raw_headers = whole.raw_headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        half = bytes(self.body)[: len(self.body) // 2]
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": half, "more_body": True})
+        scope["state"]["transport"].close()
         await _gone(receive)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from itertools import count
 
@@ -17,6 +19,10 @@ class FaultKind(StrEnum):
     SERVER_ERROR = "500"
     UNAVAILABLE = "503"
     FORBIDDEN = "403"
+    NOT_FOUND = "404"
+    """No effect: what the call is about is said not to exist, whether it does or not."""
+    CONFLICT = "409"
+    """No effect: what the call is about is just changing."""
     QUOTA = "quota"
     OUT_OF_STOCK = "out_of_stock"
     TIMEOUT = "timeout"
@@ -25,10 +31,30 @@ class FaultKind(StrEnum):
     """No effect, and the connection is reset."""
     LOST_REPLY = "lost_reply"
     """The effect happens, then the connection is reset."""
+    CLOSED = "closed"
+    """No effect, and the connection is closed in good order, without a reply."""
+    HTML_502 = "html_502"
+    """The effect happens; a proxy on the way back answers 502 with a page of its own."""
+    GARBAGE = "garbage"
+    """The effect happens; the reply is a success whose body is a page of text."""
+    WRONG_SHAPE = "wrong_shape"
+    """The effect happens; the reply is a success in the right syntax that says something else."""
+    NULLS = "nulls"
+    """The effect happens; the reply is a success in which every value is missing."""
+    TRUNCATED = "truncated"
+    """The effect happens; the connection is closed in the middle of the body."""
     HOLD = "hold"
     """The call waits for its release before its effect; a client that goes away takes the call with it."""
     HOLD_AFTER = "hold_after"
     """The effect happens; the reply waits for its release."""
+    LAG = "lag"
+    """The effect happens, and the next calls do not know yet of what was made."""
+    LIST_LAG = "list_lag"
+    """The same, but only lists lack it: who asks for it by its id finds it."""
+
+
+LAGS = frozenset({FaultKind.LAG, FaultKind.LIST_LAG})
+"""These change no reply of the call they are planted on, and so come on top of another fault of it."""
 
 
 class Fault(BaseModel):
@@ -43,6 +69,8 @@ class Fault(BaseModel):
     fault: FaultKind
     times: int = Field(default=1, ge=1)
     skip: int = Field(default=0, ge=0)
+    misses: int = Field(default=3, ge=1)
+    """How many calls miss what the call made, of a lag."""
 
 
 class Held(BaseModel):
@@ -54,6 +82,23 @@ class Held(BaseModel):
     fault: FaultKind
 
 
+@dataclass
+class Lag:
+    """Objects that calls do not know of yet."""
+
+    ids: frozenset[str]
+    lists_only: bool
+    misses: int
+    missed: bool = False
+    """Whether the present call would have known of one."""
+
+    def hides(self, object_id: str, *, listed: bool) -> bool:
+        """Whether the present call must not see the object; `listed` if it looks at all there are."""
+        hidden = object_id in self.ids and (listed or not self.lists_only)
+        self.missed = self.missed or hidden
+        return hidden
+
+
 class Faults:
     """The planted faults and the calls they hold."""
 
@@ -61,6 +106,7 @@ class Faults:
         self.planted: list[Fault] = []
         self._ids = count(1)
         self._held: dict[int, tuple[Held, asyncio.Event]] = {}
+        self._lags: list[Lag] = []
 
     @property
     def held(self) -> list[Held]:
@@ -72,11 +118,20 @@ class Faults:
     def clear(self) -> None:
         """Removes every fault and lets held calls go on."""
         self.planted.clear()
+        self._lags.clear()
         self.release()
 
     def take(self, call: str, names: Collection[str]) -> FaultKind | None:
         """The fault that hits this call, used up once. The first planted one that matches decides."""
-        for fault in self.planted:
+        fault = self._take(call, names, [each for each in self.planted if each.fault not in LAGS])
+        return fault.fault if fault else None
+
+    def take_lag(self, call: str, names: Collection[str]) -> Fault | None:
+        """The lag that hits this call, used up once."""
+        return self._take(call, names, [each for each in self.planted if each.fault in LAGS])
+
+    def _take(self, call: str, names: Collection[str], planted: list[Fault]) -> Fault | None:
+        for fault in planted:
             if fault.call not in (None, call) or (fault.node is not None and fault.node not in names):
                 continue
             if fault.skip:
@@ -85,8 +140,24 @@ class Faults:
             fault.times -= 1
             if not fault.times:
                 self.planted.remove(fault)
-            return fault.fault
+            return fault
         return None
+
+    def hide(self, made: frozenset[str], fault: Fault) -> None:
+        """Let the next `fault.misses` calls that would know of what was made not know of it."""
+        self._lags.append(Lag(made, fault.fault is FaultKind.LIST_LAG, fault.misses))
+
+    @contextmanager
+    def lags(self) -> Iterator[list[Lag]]:
+        """The lags of one call, each counted where that call missed something."""
+        for lag in self._lags:
+            lag.missed = False
+        try:
+            yield list(self._lags)
+        finally:
+            for lag in self._lags:
+                lag.misses -= lag.missed
+            self._lags = [lag for lag in self._lags if lag.misses]
 
     async def hold(self, call: str, node: str | None, fault: FaultKind) -> None:
         """Waits for `release`, however long: who plants a hold also ends it."""

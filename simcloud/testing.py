@@ -80,12 +80,18 @@ class SimCloud:
         return make(service, endpoint_url=self.aws_url, region_name="us-east-1", **{**owner, **given})
 
     def set_fault(
-        self, call: str | None, fault: str, *, node: str | None = None, times: int = 1, skip: int = 0
+        self,
+        call: str | None,
+        fault: str,
+        *,
+        node: str | None = None,
+        times: int = 1,
+        skip: int = 0,
+        misses: int = 3,
     ) -> None:
-        """Plants a fault; the kinds are those of `simcloud.faults.FaultKind`."""
-        self._send(
-            "POST", "/faults", {"call": call, "node": node, "fault": fault, "times": times, "skip": skip}
-        )
+        """Plants a fault; the kinds and fields are those of `simcloud.faults`."""
+        planted = {"call": call, "node": node, "fault": fault, "times": times, "skip": skip}
+        self._send("POST", "/faults", {**planted, "misses": misses})
 
     def faults(self) -> dict[str, Any]:
         """The planted faults and the held calls."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from fleet.catalog import catalog
 from simcloud.aws.engine import Moto
 from simcloud.aws.jobs import JobBoot, JobMachines, is_job
-from simcloud.aws.protocol import CALLS, AwsRequest, recognize, refusal
+from simcloud.aws.protocol import CALLS, AwsRequest, conflict_of, not_found_of, recognize, refusal
 from simcloud.cloud import ApiError, Call, Cloud, Json, Received, Reply, Simulation
-from simcloud.faults import FaultKind
+from simcloud.faults import FaultKind, Lag
 from simcloud.machines import NoNodes
 from simcloud.nodes import Boot
 
@@ -110,6 +111,10 @@ class Aws(Cloud):
                 found = 503, "ServiceUnavailable", "The server is overloaded and can't handle the request."
             case FaultKind.FORBIDDEN:
                 found = 403, "AccessDenied", f"You are not authorized to perform: {request.call.name}"
+            case FaultKind.NOT_FOUND:
+                found = not_found_of(request)
+            case FaultKind.CONFLICT:
+                found = conflict_of(request)
             case FaultKind.QUOTA if launch:
                 found = 400, "VcpuLimitExceeded", OVER_QUOTA.format(limit=0)
             case FaultKind.QUOTA:
@@ -147,6 +152,14 @@ class Aws(Cloud):
                 "state": "",
                 "bills": thing.bills,
             }
+
+    def objects(self) -> frozenset[str]:
+        return frozenset(
+            [instance.id for instance in self._moto.instances()] + [thing.id for thing in self._moto.things()]
+        )
+
+    def hiding(self, lags: Sequence[Lag]) -> AbstractContextManager[None]:
+        return self._moto.hiding(lags)
 
     async def start(self) -> None:
         pass  # moto starts empty, so no machine is to be powered on

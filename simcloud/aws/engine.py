@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 from simcloud.aws import iam
 from simcloud.aws.protocol import AwsRequest, refusal
 from simcloud.cloud import Reply
+from simcloud.faults import Lag
 
 ACCOUNT = "123456789012"
 AMIS = Path(__file__).parent / "amis.json"
@@ -136,6 +138,29 @@ class Moto:
             for backend in self._backends(service):
                 for id_, each in getattr(backend, attribute).items():
                     yield Thing(kind, id_, getattr(each, "name", None) or id_, {}, bills=service != "iam")
+
+    @contextmanager
+    def hiding(self, lags: Sequence[Lag]) -> Iterator[None]:
+        """In the block, moto does not know of instances, volumes, groups and keys that a lag hides.
+
+        It has no difference between lists and look-ups: AWS's calls describe both.
+        """
+        taken: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+        for backend in self._backends("ec2") if lags else ():
+            tables = (backend.reservations, backend.volumes, backend.key_pairs, *backend.groups.values())
+            for holder in tables:
+                hidden = {key for key, each in holder.items() if _hidden(each, lags)}
+                if hidden:
+                    taken.append((holder, dict(holder)))
+                    for key in hidden:
+                        del holder[key]
+        try:
+            yield
+        finally:
+            for holder, whole in taken:
+                made = {key: each for key, each in holder.items() if key not in whole}
+                holder.clear()
+                holder.update(whole | made)
 
     def reset(self) -> None:
         """Forgets everything but its seeds."""
@@ -349,6 +374,12 @@ class Moto:
 def _launch(request: AwsRequest) -> str:
     """What a client token stands for."""
     return str(sorted(request.json.items()))
+
+
+def _hidden(thing: Any, lags: Sequence[Lag]) -> bool:
+    """Whether a lag hides a thing, or every instance of a reservation."""
+    ids = [each.id for each in getattr(thing, "instances", [thing])]
+    return any(lag.hides(id_, listed=True) for lag in lags for id_ in ids)
 
 
 def _tags(thing: Any) -> dict[str, str]:

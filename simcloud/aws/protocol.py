@@ -155,3 +155,40 @@ def refusal(request: AwsRequest, status: int, code: str, message: str) -> ApiErr
         case _:
             headers = {"Content-Type": "application/x-amz-json-1.1"}
             return ApiError(Reply(status, {"__type": code, "message": message}, headers))
+
+
+NOT_FOUND = [
+    ("InstanceId", "InvalidInstanceID.NotFound", "The instance ID '{id}' does not exist"),
+    ("VolumeId", "InvalidVolume.NotFound", "The volume '{id}' does not exist."),
+    ("GroupId", "InvalidGroup.NotFound", "The security group '{id}' does not exist"),
+    ("SecurityGroupId", "InvalidGroup.NotFound", "The security group '{id}' does not exist"),
+    ("KeyName", "InvalidKeyPair.NotFound", "The key pair '{id}' does not exist"),
+    ("AllocationId", "InvalidAllocationID.NotFound", "The allocation ID '{id}' does not exist"),
+    ("SubnetId", "InvalidSubnetID.NotFound", "The subnet ID '{id}' does not exist"),
+    ("VpcId", "InvalidVpcID.NotFound", "The vpc ID '{id}' does not exist"),
+    ("ResourceId", "InvalidID", "The ID '{id}' is not valid"),
+]
+"""Parameter (or its first of a list), code and message of EC2's refusals of what does not exist."""
+
+Refusal = tuple[int, str, str]
+"""Status, code and message."""
+
+
+def not_found_of(request: AwsRequest) -> Refusal:
+    """That what the request is about does not exist, as its service says it."""
+    if request.service == "ec2":
+        for parameter, code, message in NOT_FOUND:
+            named = request.json.get(parameter) or next(iter(request.listed(parameter)), None)
+            if named:
+                return 400, code, message.format(id=named)
+        return 400, "InvalidParameterValue", "A resource of the request does not exist"
+    codes = {"iam": "NoSuchEntity", "elasticfilesystem": "FileSystemNotFound", "ssm": "ParameterNotFound"}
+    return 404, codes.get(request.service, "ResourceNotFoundException"), "The resource does not exist."
+
+
+def conflict_of(request: AwsRequest) -> Refusal:
+    """That what the request is about is just changing, as its service says it."""
+    if request.service == "ec2":
+        return 400, "IncorrectState", "The resource is not in a valid state for the requested operation."
+    codes = {"iam": "ConcurrentModification", "elasticfilesystem": "IncorrectFileSystemLifeCycleState"}
+    return 409, codes.get(request.service, "OperationAbortedException"), "Please try again."

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 
 from simcloud.cloud import Cloud, Json, Received, Reply, Simulation
-from simcloud.faults import FaultKind
+from simcloud.faults import FaultKind, Lag
 from simcloud.linode import errors
 from simcloud.linode.firewalls import Firewalls
 from simcloud.linode.instances import Instances
@@ -61,6 +62,10 @@ class Linode(Cloud):
                 error = errors.unavailable()
             case FaultKind.FORBIDDEN:
                 error = errors.unauthorized()
+            case FaultKind.NOT_FOUND:
+                error = errors.not_found()
+            case FaultKind.CONFLICT:
+                error = errors.busy()
             case FaultKind.QUOTA:
                 error = errors.limit_reached()
             case FaultKind.OUT_OF_STOCK:
@@ -89,6 +94,12 @@ class Linode(Cloud):
                 "state": firewall.status,
                 "bills": False,
             }
+
+    def objects(self) -> frozenset[str]:
+        return self._simulation.store.ids(f"{CLOUD}/")
+
+    def hiding(self, lags: Sequence[Lag]) -> AbstractContextManager[None]:
+        return self._simulation.store.hiding(lags)
 
     async def start(self) -> None:
         await self._power.resume()

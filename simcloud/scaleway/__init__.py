@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 
 from simcloud.cloud import Cloud, Json, Received, Reply, Simulation, node_name
-from simcloud.faults import FaultKind
+from simcloud.faults import FaultKind, Lag
 from simcloud.scaleway import errors
 from simcloud.scaleway.block import SETTLE, Block
 from simcloud.scaleway.catalog import TYPES
@@ -63,20 +64,27 @@ class Scaleway(Cloud):
         return self._resources.names(received)
 
     def refusal(self, kind: FaultKind, received: Received) -> Reply:
+        resource, id_ = received.call.resource, _resource_id(received)
         match kind:
             case FaultKind.RATE_LIMITED:
-                return errors.RATE_LIMITED
+                reply = errors.RATE_LIMITED
             case FaultKind.UNAVAILABLE:
-                return errors.UNAVAILABLE
+                reply = errors.UNAVAILABLE
             case FaultKind.FORBIDDEN:
-                return errors.forbidden(received.call.resource, _permission(received)).reply
+                reply = errors.forbidden(resource, _permission(received)).reply
+            case FaultKind.NOT_FOUND:
+                reply = errors.not_found(NOT_FOUND.get(resource, resource), id_).reply
+            case FaultKind.CONFLICT:
+                reply = errors.transient(NOT_FOUND.get(resource, resource), id_).reply
             case FaultKind.QUOTA:
                 quota = TYPES[self._commercial_type(received)].quota
-                return errors.quota_exceeded(quota, quota=0, current=0, project=self._resources.project).reply
+                project = self._resources.project
+                reply = errors.quota_exceeded(quota, quota=0, current=0, project=project).reply
             case FaultKind.OUT_OF_STOCK:
-                return errors.out_of_stock(self._commercial_type(received)).reply
+                reply = errors.out_of_stock(self._commercial_type(received)).reply
             case _:
-                return errors.INTERNAL
+                reply = errors.INTERNAL
+        return reply
 
     def not_found(self, received: Received) -> Reply:
         return errors.not_found("route", received.path).reply
@@ -127,6 +135,12 @@ class Scaleway(Cloud):
         for key in resources.ssh_keys:
             yield {**_thing("ssh_key", key.id, key.name, None, None), "state": "enabled", "bills": False}
 
+    def objects(self) -> frozenset[str]:
+        return self._simulation.store.ids(f"{CLOUD}/")
+
+    def hiding(self, lags: Sequence[Lag]) -> AbstractContextManager[None]:
+        return self._simulation.store.hiding(lags)
+
     async def start(self) -> None:
         await self._power.resume()
         self._simulation.timers.serve(CLOUD, self._due)
@@ -145,6 +159,21 @@ class Scaleway(Cloud):
 
 def _permission(received: Received) -> str:
     return "read" if received.call.method == "GET" else "write"
+
+
+NOT_FOUND = {
+    "compute_servers": "instance_server",
+    "compute_security_groups": "instance_security_group",
+    "compute_ips": "instance_ip",
+    "compute_images": "instance_image",
+}
+"""What the Instance API calls its resources where it does not find them; the other APIs have one word."""
+
+
+def _resource_id(received: Received) -> str:
+    """The id in the path, the last of several."""
+    ids = [value for name, value in received.params.items() if name.endswith("_id")]
+    return ids[-1] if ids else ""
 
 
 def _thing(kind: str, id: str, name: str, zone: str | None, node: str | None) -> Json:

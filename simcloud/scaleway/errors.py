@@ -57,6 +57,22 @@ def conflict(message: str) -> ApiError:
     return ApiError(Reply(409, {"message": message, "type": "conflict"}))
 
 
+def transient(resource: str, resource_id: str) -> ApiError:
+    """The resource is between two states, and nobody may change it meanwhile."""
+    return ApiError(
+        Reply(
+            409,
+            {
+                "current_state": "configuring",
+                "message": "resource is in a transient state",
+                "resource": resource,
+                "resource_id": resource_id,
+                "type": "transient_state",
+            },
+        )
+    )
+
+
 def not_found(resource: str, resource_id: str) -> ApiError:
     return ApiError(
         Reply(

@@ -172,6 +172,10 @@ def test_what_does_not_exist_is_refused_at_launch(ec2: Any, changes: Any, refuse
         ("ec2", "RunInstances", None, "403", ("UnauthorizedOperation", 403)),
         ("ec2", "RunInstances", None, "quota", ("VcpuLimitExceeded", 400)),
         ("ec2", "RunInstances", None, "out_of_stock", ("InsufficientInstanceCapacity", 500)),
+        ("ec2", "DescribeVolumes", {"VolumeIds": ["vol-1"]}, "404", ("InvalidVolume.NotFound", 400)),
+        ("ec2", "DeleteKeyPair", {"KeyName": "k"}, "409", ("IncorrectState", 400)),
+        ("iam", "GetRole", {"RoleName": "r"}, "404", ("NoSuchEntity", 404)),
+        ("iam", "GetRole", {"RoleName": "r"}, "409", ("ConcurrentModification", 409)),
         ("iam", "GetRole", {"RoleName": "r"}, "429", ("Throttling", 400)),
         ("ssm", "GetParameter", {"Name": "n"}, "403", ("AccessDeniedException", 403)),
         ("efs", "DescribeFileSystems", {}, "503", ("ServiceUnavailable", 503)),
@@ -186,6 +190,16 @@ def test_a_fault_is_worded_as_its_service_words_it(
     with pytest.raises(ClientError) as caught:
         launch(api) if arguments is None else getattr(api, method)(**arguments)
     assert (code(caught), caught.value.response["ResponseMetadata"]["HTTPStatusCode"]) == expected
+
+
+def test_what_was_made_lags_behind(cloud: SimCloud, ec2: Any) -> None:
+    cloud.set_fault("RunInstances", "lag", misses=2)
+    made = launch(ec2)["InstanceId"]
+    with pytest.raises(ClientError) as caught:
+        ec2.describe_instances(InstanceIds=[made])
+    assert code(caught) == "InvalidInstanceID.NotFound"
+    assert ec2.describe_instances()["Reservations"] == []
+    assert ec2.describe_instances()["Reservations"][0]["Instances"][0]["InstanceId"] == made
 
 
 def test_a_type_that_is_out_in_one_zone_starts_in_another(cloud: SimCloud, ec2: Any) -> None:

@@ -430,6 +430,8 @@ class TestFaults:
             ("500", 500, "Internal Server Error"),
             ("503", 503, "try again later"),
             ("403", 403, "Unauthorized"),
+            ("404", 404, "Not found"),
+            ("409", 400, "Linode busy."),
             ("quota", 400, "Account Limit reached"),
             ("out_of_stock", 403, "no availability"),
         ],
@@ -449,6 +451,13 @@ class TestFaults:
         with pytest.raises(httpx.ReadError, match="reset by peer"):
             http.post("/linode/instances", json=body())
         assert [server["name"] for server in cloud.inventory("server")] == ["dev-a"]
+
+    def test_what_was_made_lags_behind(self, cloud: SimCloud, http: httpx.Client) -> None:
+        cloud.set_fault("create_instance", "lag", misses=2)
+        made = http.post("/linode/instances", json=body()).json()["id"]
+        assert http.get("/linode/instances").json()["data"] == []
+        assert http.get(f"/linode/instances/{made}").status_code == 404
+        assert http.get(f"/linode/instances/{made}").json()["id"] == made
 
     def test_a_fault_hits_one_node(self, cloud: SimCloud, sdk: Sdk) -> None:
         a, b = (sdk.create(f"dev-{n}", tags=[f"vllm-fleet-node=dev/{n}"]) for n in ("a", "b"))

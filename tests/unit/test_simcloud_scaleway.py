@@ -469,6 +469,8 @@ class TestFaults:
             ("500", 500, "internal_server_error"),
             ("503", 503, "no healthy upstream"),
             ("403", 403, "permissions_denied"),
+            ("404", 404, "instance_server"),
+            ("409", 409, "transient_state"),
             ("quota", 403, "cp_servers_type_L4_1_24G"),
             ("out_of_stock", 503, "out_of_stock"),
         ],
@@ -507,6 +509,58 @@ class TestFaults:
         with pytest.raises(httpx.ReadTimeout):
             http.post("/servers", json=body(), timeout=0.3)
         assert cloud.inventory() == []
+
+    def test_a_closed_connection_has_no_effect(self, cloud: SimCloud, http: httpx.Client) -> None:
+        cloud.set_fault("create_server", "closed")
+        with pytest.raises(httpx.RemoteProtocolError, match="without sending a response"):
+            http.post("/servers", json=body())
+        assert cloud.inventory() == []
+
+    @pytest.mark.parametrize(
+        ("fault", "status", "said"),
+        [
+            ("html_502", 502, "<title>502 Bad Gateway"),
+            ("garbage", 200, "<!DOCTYPE html>"),
+            ("wrong_shape", 201, '["an unexpected shape"]'),
+            ("nulls", 201, '"id": null'),
+        ],
+    )
+    def test_a_spoilt_reply_comes_after_the_effect(
+        self, cloud: SimCloud, http: httpx.Client, fault: str, status: int, said: str
+    ) -> None:
+        cloud.set_fault("create_server", fault)
+        reply = http.post("/servers", json=body())
+        assert (reply.status_code, said in reply.text) == (status, True)
+        assert len(cloud.inventory("server")) == 1
+        assert http.get("/servers").json()["servers"][0]["name"] == "l4-a"
+
+    def test_a_truncated_reply_comes_after_the_effect(self, cloud: SimCloud, http: httpx.Client) -> None:
+        cloud.set_fault("create_server", "truncated")
+        with pytest.raises(httpx.RemoteProtocolError, match="without sending complete message body"):
+            http.post("/servers", json=body())
+        assert len(cloud.inventory("server")) == 1
+
+    def test_what_was_made_lags_behind(self, cloud: SimCloud, http: httpx.Client) -> None:
+        cloud.set_fault("create_server", "lag", misses=3)
+        made = http.post("/servers", json=body()).json()["server"]["id"]
+        assert http.get("/servers").json()["servers"] == []
+        assert http.get(f"/servers/{made}").status_code == 404
+        assert http.patch(f"/servers/{made}", json={"name": "b"}).status_code == 404
+        assert http.get(f"/servers/{made}").json()["server"]["name"] == "l4-a"
+        assert len(http.get("/servers").json()["servers"]) == 1
+
+    def test_lists_alone_lag_behind(self, cloud: SimCloud, http: httpx.Client) -> None:
+        cloud.set_fault("create_server", "list_lag", misses=1)
+        made = http.post("/servers", json=body()).json()["server"]["id"]
+        assert http.get(f"/servers/{made}").status_code == 200
+        assert [len(http.get("/servers").json()["servers"]) for _ in range(2)] == [0, 1]
+
+    def test_a_lag_comes_on_top_of_another_fault(self, cloud: SimCloud, http: httpx.Client) -> None:
+        cloud.set_fault("create_server", "list_lag", misses=1)
+        cloud.set_fault("create_server", "lost_reply")
+        with pytest.raises(httpx.ReadError):
+            http.post("/servers", json=body())
+        assert [len(http.get("/servers").json()["servers"]) for _ in range(2)] == [0, 1]
 
     @pytest.mark.parametrize(("fault", "effect"), [("hold", 0), ("hold_after", 1)])
     def test_a_held_call_waits_for_its_release(

@@ -9,6 +9,7 @@ serves, says so at `/health`, and gets no request meanwhile.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -25,7 +26,7 @@ SERVICE = "gateway"
 CONTAINER = "caddy"
 
 PATHS = {
-    "GET": ("/health", "/v1/models", "/v1/models/*"),
+    "GET": ("/health", "/v1/models"),
     "POST": (
         "/v1/chat/completions",
         "/v1/completions",
@@ -36,7 +37,11 @@ PATHS = {
     ),
 }
 """What of the OpenAI API vLLM answers, and its health. It has more routes, below /v1 and elsewhere, some of
-them without any key: loading adapters, tokenizing, pooling, metrics. None of those is for the outside."""
+them without any key: loading adapters, tokenizing, pooling, metrics. None of those is for the outside.
+
+Each path is allowed in this one spelling. Caddy's own `path` matcher compares a cleaned path and forwards
+the raw one: `/metrics/../health` passes as `/health`, and vLLM, whose metrics are mounted on every path that
+begins with `/metrics`, answers with metrics."""
 
 NODE_NAME = "node.vllm-fleet.internal"
 """The name by which the gateway knows its nodes, whatever their addresses are."""
@@ -142,7 +147,8 @@ def service(gateway: Gateway, port: int) -> dict[str, Any]:
 
 
 def caddyfile(gateway: Gateway, port: int) -> str:
-    """Caddy's configuration. The keys are in its environment, so that it may be shown."""
+    """Caddy's configuration. It names the keys' variables and is never resolved to their values, so that it
+    may be shown, whether as written here or as Caddy adapts it."""
     blocks = [_options(gateway), _api(gateway), *_node(gateway, port)]
     if gateway.others is not None:
         blocks.append(_public_site(gateway, gateway.others))
@@ -174,6 +180,8 @@ def _options(gateway: Gateway) -> Lines:
     return _block(
         "",
         "admin off",
+        # Else Caddy keeps a copy of its configuration on disk, which nothing here resumes from.
+        "persist_config off",
         # ACME's challenges come to port 80, and browsers are sent on from there. Else nothing listens there.
         *(acme if gateway.asks_authority else ["auto_https disable_redirects"]),
         # While it stops, answers under way are finished.
@@ -191,21 +199,26 @@ def _options(gateway: Gateway) -> Lines:
 def _api(gateway: Gateway) -> Lines:
     """Who gets through: the same at the public door and at each node."""
     keys = ["VLLM_API_KEY", *(["VLLM_PREVIOUS_API_KEY"] if gateway.two_keys else [])]
-    allowed = [
-        _block("not", f"method {method}", f"path {' '.join(paths)}") for method, paths in PATHS.items()
-    ]
+    allowed = [_block("not", f"method {method}", _exactly(paths)) for method, paths in PATHS.items()]
     return _block(
         "(api)",
         _block("@elsewhere", *allowed),
         _block(
             "@keyless",
             "not path /health",
-            _block("not", *(f'header Authorization "Bearer {{${key}}}"' for key in keys)),
+            _block("not", *(f'header Authorization "Bearer {{env.{key}}}"' for key in keys)),
         ),
         'respond @elsewhere `{"error":"Not Found"}` 404',
         'respond @keyless `{"error":"Unauthorized"}` 401',
+        # Nothing is forwarded but what was matched: the path. No route here reads a query.
+        "rewrite * ?",
         _block("request_body", f"max_size {gateway.expose.max_body_mb}MB"),
     )
+
+
+def _exactly(paths: Iterable[str]) -> str:
+    """Matches a request target that is one of the paths, as sent; a query may follow."""
+    return rf"vars_regexp {{http.request.uri}} ^(?:{'|'.join(map(re.escape, paths))})(?:\?.*)?$"
 
 
 def _node(gateway: Gateway, port: int) -> list[Lines]:
@@ -219,19 +232,18 @@ def _node(gateway: Gateway, port: int) -> list[Lines]:
         'respond @draining `{"error":"Draining"}` 503',
     ]
     checks = draining if gateway.drains else []
-    answer = ["import api", "import vllm"]
     return [
         _block(
             "(vllm)",
             # Whichever key the client has, vLLM takes one alone.
-            _block(f"reverse_proxy vllm:{port}", 'header_up Authorization "Bearer {$VLLM_API_KEY}"'),
+            _block(f"reverse_proxy vllm:{port}", 'header_up Authorization "Bearer {env.VLLM_API_KEY}"'),
         ),
         _block(
             f":{NODE_PORT}",
             f"tls {NODE_CERTIFICATE} {NODE_KEY}",
-            _block("route", *checks, *answer),
+            _block("route", "import api", *checks, "import vllm"),
         ),
-        _block(f"http://:{layout.GATEWAY_CHECK_PORT}", _block("route", *answer)),
+        _block(f"http://:{layout.GATEWAY_CHECK_PORT}", _block("route", "import api", "import vllm")),
     ]
 
 

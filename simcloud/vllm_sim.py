@@ -2,7 +2,8 @@
 
 One file, standard library only: it runs inside a light node (`Simulator`, no socket of its own), and as the
 program of the stand-in container image (`python vllm_sim.py --model …`). Behaviour follows vLLM 0.9.2: the
-port answers only once the engine is up, the key guards `/v1` alone, `/health` says nothing about generation.
+port answers only once the engine is up, the key guards `/v1` alone, `/health` says nothing about generation,
+and paths are routed as its uvicorn and Starlette route them (see `_route`).
 
 It fails for the reasons vLLM fails: unknown flags, weights or context that do not fit, a gated model without
 a token, a model that does not exist (any name with `does-not-exist` in it). `VLLM_SIM_FAULT`, or a model
@@ -29,6 +30,7 @@ from enum import StrEnum
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Protocol
+from urllib.parse import unquote, urlsplit
 
 GIB = 2**30
 
@@ -218,6 +220,7 @@ class Writer(Protocol):
 class Request:
     method: str
     path: str
+    """Percent-decoded once, and otherwise as sent: uvicorn neither resolves dots nor merges slashes."""
     headers: Mapping[str, str]
     """Names in lower case."""
     body: bytes
@@ -231,6 +234,7 @@ class Response:
     """An iterator is sent in chunks, as it comes."""
     status: int = 200
     content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 async def serve_http(
@@ -244,24 +248,35 @@ async def serve_http(
             method, target, _ = request_line.split(" ", 2)
             headers = {k.strip().lower(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
             body = await reader.readexactly(int(headers.get("content-length", 0)))
-            path = target.partition("?")[0]
-            answer = await respond(Request(method, path, headers, body, lambda: reader.read(1)))
+            request = Request(method, _decoded_path(target), headers, body, lambda: reader.read(1))
+            answer = await respond(request)
             keep = headers.get("connection", "").lower() != "close"
-            await _send(writer, answer, keep=keep)
+            await _send(writer, answer, keep=keep, with_body=method != "HEAD")
             if not keep:
                 break
     writer.close()
 
 
-async def _send(writer: Writer, answer: Response, *, keep: bool) -> None:
+def _decoded_path(target: str) -> str:
+    """The path of a request target, in origin form or as an absolute URI."""
+    path = target.partition("?")[0]
+    if absolute := re.match(r"https?://[^/]*", path, re.IGNORECASE):
+        path = path[absolute.end() :] or "/"
+    return unquote(path)
+
+
+async def _send(writer: Writer, answer: Response, *, keep: bool, with_body: bool) -> None:
     body = answer.body
     framing = f"Content-Length: {len(body)}" if isinstance(body, bytes) else "Transfer-Encoding: chunked"
+    headers = "".join(f"{name}: {value}\r\n" for name, value in answer.headers.items())
     writer.write(
         f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\nServer: uvicorn\r\n"
-        f"Content-Type: {answer.content_type}\r\n{framing}\r\n"
+        f"Content-Type: {answer.content_type}\r\n{framing}\r\n{headers}"
         f"Connection: {'keep-alive' if keep else 'close'}\r\n\r\n".encode()
     )
-    if isinstance(body, bytes):
+    if not with_body:
+        pass
+    elif isinstance(body, bytes):
         writer.write(body)
     else:
         async for part in body:
@@ -506,15 +521,28 @@ class Simulator:
     # --- Routes ---
 
     async def _respond(self, request: Request) -> Response:
-        if request.path.startswith("/v1") and not self._admits(request.headers.get("authorization", "")):
+        if _guarded(request) and not self._admits(request.headers.get("authorization", "")):
             return _json({"error": "Unauthorized"}, 401)
-        route = self._ROUTES.get((request.method, request.path))
-        if route is None:
-            return _json({"detail": "Not Found"}, 404)
         try:
-            return await route(self, request)
+            return await self._route(request)
         except _Refused as refusal:
             return refusal.response
+
+    async def _route(self, request: Request) -> Response:
+        """As Starlette does it: routes by exact path, mounts by pattern, then a try with or without the slash
+        at the end. vLLM mounts its metrics with this pattern, for `/metrics` without a redirect."""
+        methods = self._ROUTES.get(request.path)
+        if methods is None and re.match(r"^/metrics(?P<path>.*)$", request.path):
+            return await self._get_metrics(request)
+        if methods is None:
+            other = request.path.rstrip("/") if request.path.endswith("/") else f"{request.path}/"
+            if other in self._ROUTES:
+                location = f"http://{request.headers.get('host', '')}{other}"
+                return Response(b"", 307, "text/plain", {"Location": location})
+            return _json({"detail": "Not Found"}, 404)
+        if request.method not in methods:
+            return _json({"detail": "Method Not Allowed"}, 405)
+        return await methods[request.method](self, request)
 
     def _admits(self, authorization: str) -> bool:
         if self.fault is Fault.KEY_REFUSED:
@@ -642,16 +670,50 @@ class Simulator:
             yield event({**reply.chunk(""), "choices": [], "usage": reply.usage()})
         yield b"data: [DONE]\n\n"
 
-    _ROUTES: ClassVar[dict[tuple[str, str], Callable[[Simulator, Request], Awaitable[Response]]]] = {
-        ("GET", "/health"): _get_health,
-        ("GET", "/ping"): _get_health,
-        ("POST", "/ping"): _get_health,
-        ("GET", "/version"): _get_version,
-        ("GET", "/metrics"): _get_metrics,
-        ("GET", "/v1/models"): _get_models,
-        ("POST", "/v1/chat/completions"): _complete,
-        ("POST", "/v1/completions"): _complete,
-        ("POST", "/tokenize"): _tokenize,
+    async def _get_load(self, request: Request) -> Response:
+        return _json({"server_load": self._counters.running})
+
+    async def _get_documentation(self, request: Request) -> Response:
+        return Response(b"<!doctype html><title>FastAPI</title>", content_type="text/html; charset=utf-8")
+
+    async def _get_schema(self, request: Request) -> Response:
+        return _json({"openapi": "3.1.0", "paths": {path: {} for path in self._ROUTES}})
+
+    async def _detokenize(self, request: Request) -> Response:
+        self._read(request)
+        return _json({"prompt": "".join(_ANSWER)})
+
+    async def _unsupported(self, request: Request) -> Response:
+        """A route for models of another kind than those that complete text."""
+        message = f"The model does not support {request.path}"
+        raise _Refused(message, "BadRequestError", 400)
+
+    # FastAPI's own documentation is plain Starlette routes, which answer HEAD as well; vLLM's routes do not.
+    _ROUTES: ClassVar[dict[str, dict[str, Callable[[Simulator, Request], Awaitable[Response]]]]] = {
+        "/health": {"GET": _get_health},
+        "/load": {"GET": _get_load},
+        "/ping": {"GET": _get_health, "POST": _get_health},
+        "/version": {"GET": _get_version},
+        "/v1/models": {"GET": _get_models},
+        "/v1/chat/completions": {"POST": _complete},
+        "/v1/completions": {"POST": _complete},
+        "/invocations": {"POST": _complete},
+        "/tokenize": {"POST": _tokenize},
+        "/detokenize": {"POST": _detokenize},
+        "/openapi.json": {"GET": _get_schema, "HEAD": _get_schema},
+        "/docs": {"GET": _get_documentation, "HEAD": _get_documentation},
+        "/redoc": {"GET": _get_documentation, "HEAD": _get_documentation},
+        "/v1/responses": {"POST": _unsupported},
+        "/v1/embeddings": {"POST": _unsupported},
+        "/v1/score": {"POST": _unsupported},
+        "/v1/rerank": {"POST": _unsupported},
+        "/v1/audio/transcriptions": {"POST": _unsupported},
+        "/v1/audio/translations": {"POST": _unsupported},
+        "/v2/rerank": {"POST": _unsupported},
+        "/pooling": {"POST": _unsupported},
+        "/classify": {"POST": _unsupported},
+        "/score": {"POST": _unsupported},
+        "/rerank": {"POST": _unsupported},
     }
 
 
@@ -694,6 +756,13 @@ class _Reply:
         content = {"delta": {"role": "assistant", "content": token}} if self.chat else {"text": token}
         kind = "chat.completion.chunk" if self.chat else "text_completion"
         return self._document(kind, {**content, "finish_reason": finish})
+
+
+def _guarded(request: Request) -> bool:
+    """Whether vLLM asks for its key: it judges the path of the URL that Starlette puts together, Host header
+    included, and lets OPTIONS pass."""
+    url = f"http://{request.headers.get('host', '')}{request.path}"
+    return request.method != "OPTIONS" and urlsplit(url).path.startswith("/v1")
 
 
 class _Refused(Exception):

@@ -73,7 +73,11 @@ async def run(
 def _located(
     text: str, service: Service, folder: Path, disk: Disk, address: str, places: dict[str, int]
 ) -> str:
-    """The Caddyfile with paths, ports and names of the container as they are on this machine."""
+    """The Caddyfile with paths, ports and names of the container as they are on this machine.
+
+    Without `persist_config`: the distribution's Caddy may be older than that option (2.7).
+    """
+    text = text.replace("    persist_config off\n", "", 1)
     for path in service.files:
         text = text.replace(path, str(folder / path.lstrip("/")))
     for volume in service.document.get("volumes") or ():

@@ -67,6 +67,15 @@ def _vllm(version: str) -> ContainerImage:
     )
 
 
+# It may be older than the option `persist_config` (2.7), which is left out of its configuration.
+_CADDY = """
+while IFS= read -r line; do
+    [ "$line" = '    persist_config off' ] || printf '%s\\n' "$line"
+done </etc/caddy/Caddyfile >/tmp/Caddyfile
+exec caddy run --config /tmp/Caddyfile --adapter caddyfile
+"""
+
+
 def _images() -> tuple[ContainerImage, ...]:
     return (
         _vllm("0.9.2"),
@@ -77,12 +86,12 @@ def _images() -> tuple[ContainerImage, ...]:
             files={"opt/open_webui.py": CONTAINER / "open_webui.py"},
             entrypoint=["python3", "/opt/open_webui.py"],
         ),
-        # The program itself, under the name and with the command line of the official image.
+        # The program itself, under the name of the official image.
         ContainerImage(
             "library/caddy",
             "2.10.2",
             files={"usr/bin/caddy": caddy()},
-            entrypoint=["caddy", "run", "--config", "/etc/caddy/Caddyfile", "--adapter", "caddyfile"],
+            entrypoint=["sh", "-c", _CADDY],
         ),
     )
 

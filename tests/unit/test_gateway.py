@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import httpx
 import pytest
 from light_fleet import LightFleet, light_fleet, until
 from pydantic import SecretStr
+from raw_http import Answer, Http1, Http2
 from syrupy.assertion import SnapshotAssertion
 from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 
@@ -173,6 +176,104 @@ async def test_the_openai_api_is_there_for_who_holds_a_key_and_nothing_else_is(c
         assert await clients.ask(method, path) == 404, (method, path)
     assert await clients.ask("POST", "/v1/completions", content=b"x" * 1_100_000) == 413
     assert await clients.complete() == 200  # nothing of that counts against the nodes
+
+
+UP = ("..", "%2e%2e", ".%2e", "%2E.", "%252e%252e")
+SLASH = ("/", "//", "/./", "%2f", "%2F", "%5c")
+SPELLINGS = [
+    # Cleaned, it is an allowed path; as sent, it begins with what vLLM mounts its metrics on.
+    *(f"/metrics{slash}{up}/health" for up in UP for slash in SLASH),
+    *(f"/metrics/{up}{slash}v1/models" for up in UP for slash in SLASH),
+    "/metrics",
+    "/metrics/",
+    "//metrics",
+    "/./metrics",
+    "/metrics?/health",
+    "/metrics%3f/health",
+    "/metrics%00/../health",
+    "/metrics;/../health",
+    "/metrics#/../health",
+    "/metricsx/../health",
+    "/%6detrics/../health",
+    "/%6d%65%74%72%69%63%73",
+    "/%6Detrics",
+    "/metrics%0a",
+    "/metrics/x/../../health",
+    "/metrics/../../../health",
+    "/metrics/../HEALTH",
+    "/health/../metrics",
+    "/health/..%2fmetrics",
+    "/health%2f..%2fmetrics",
+    "/v1/models/../../metrics",
+    "/v1/models/%2e%2e/%2e%2e/metrics",
+    "/v1/../metrics",
+    f"https://{DOMAIN}/metrics",
+    f"https://{DOMAIN}/metrics/../health",
+    f"http://{DOMAIN}/metrics/../health",
+    "/V1/MODELS",
+    "/v1/models/",
+    "/v1/models/Qwen",
+    "/v1//models",
+    "//v1/models",
+    "/v1/%6dodels",
+    "/v1%2fmodels",
+    "/v1/models%3f",
+    "/v1/models%00",
+    "/v1/models%20",
+    "/v1/models;x",
+    "/v1/./models",
+    "/v1/x/../models",
+    "/Health",
+    "/health/",
+    "/health%20",
+    "/hea%6cth",
+    "/docs/../health",
+    "/openapi.json/../health",
+    "/load/../health",
+    "/ping",
+    "/invocations",
+    "/invocations/../v1/completions",
+    "/tokenize/../v1/completions",
+    "/v1/completions/../../tokenize",
+    "/v1/completions/../../invocations",
+    "/v1/load_lora_adapter/../completions",
+    "*",
+    "/",
+]
+"""Request targets that are not to reach vLLM: none is spelt as the list of allowed paths has it."""
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+
+
+@pytest.mark.parametrize("client", [Http1, Http2])
+async def test_a_path_is_let_in_only_as_it_is_listed_however_else_it_is_spelt(
+    clients: Clients, client: type[Http1] | type[Http2]
+) -> None:
+    address = clients.fleet.boots[0].address
+    trust = ssl.create_default_context(cadata=clients.site.authority)
+    trust.set_alpn_protocols(["h2" if client is Http2 else "http/1.1"])
+
+    def refused(answer: Answer) -> bool:
+        """By the gateway, or by the web server in it; not by vLLM."""
+        body = answer.body in (b'{"error":"Not Found"}', b"") or answer.body.startswith(b"400 Bad Request")
+        return answer.status in (0, 400, 404) and body
+
+    def ask_all() -> list[tuple[object, ...]]:
+        let_in = []
+        with closing(client(address, 443, DOMAIN, trust)) as http:
+            for key in (None, KEY):
+                headers = {"Host": DOMAIN, **({"Authorization": f"Bearer {key}"} if key else {})}
+                for path in ("/health", "/health?verbose=1", "/v1/models", "/v1/models?x=/../metrics"):
+                    public = path.startswith("/health")
+                    assert http.ask("GET", path, headers).status == (200 if key or public else 401)
+                for method, target in product(METHODS, SPELLINGS):
+                    # The web server itself answers `OPTIONS *`, with nothing.
+                    if (method, target) != ("OPTIONS", "*"):
+                        answer = http.ask(method, target, headers)
+                        if not refused(answer):
+                            let_in.append((key, method, target, answer))
+        return let_in
+
+    assert await asyncio.to_thread(ask_all) == []
 
 
 async def test_a_retired_key_is_refused_and_the_new_one_goes_on(clients: Clients) -> None:

@@ -4,6 +4,7 @@ enters state, so that the next `up` runs it again."""
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,8 +60,8 @@ def run_module(
     return local.Command(
         name,
         local.CommandArgs(
-            create=f"{_python()} -m {module}",
-            delete=f"{_python()} -m {undo}" if undo else None,
+            create=_command(module),
+            delete=_command(undo) if undo else None,
             stdin=machine.apply(lambda known: json.dumps({**spec, **known}, sort_keys=True)),
             environment=secret_environment,
             triggers=triggers,
@@ -69,6 +70,15 @@ def run_module(
         ),
         opts,
     )
+
+
+def _command(module: str) -> str:
+    """The shell's command for `python -m MODULE`.
+
+    `exec`, because an interrupt kills the shell that pulumi-command started and nothing below it: a child
+    of that shell would live on, hold the pipe, and keep the engine waiting.
+    """
+    return f"exec {shlex.quote(_python())} -m {module}"
 
 
 def _python() -> str:

@@ -22,6 +22,8 @@ from pulumi.dynamic import (
     ResourceProvider,
 )
 
+from fleet import lifeline
+
 CONCURRENT_CALLS = 64
 """Calls the provider process serves at a time. They wait for clouds, they do not compute."""
 
@@ -50,6 +52,7 @@ class CloudProvider(ResourceProvider):
         sys.tracebacklimit = 0
         gc.freeze()  # what is imported is not searched for garbage when the engine waits for the exit
         _widen_thread_pool(CONCURRENT_CALLS)
+        lifeline.exit_with_engine()
 
     def check(self, olds: dict[str, Any], news: dict[str, Any]) -> CheckResult:
         """Accept the inputs, or say what is wrong with them before anything is called."""

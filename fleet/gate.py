@@ -9,7 +9,6 @@ vLLM needs no public port.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from fleet import lifeline
 from fleet import spec as specs
 from fleet.diagnosis import (
     INSTALL_MARKS,
@@ -576,9 +576,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except specs.SpecError as error:
         return _say(f"fleet.gate: {error}", 2)
     try:
-        report = asyncio.run(check(spec, Progress(spec.node)))
+        report = lifeline.run(check(spec, Progress(spec.node)))
     except KeyboardInterrupt:
-        return _say(f"{spec.node}: interrupted", 130)
+        return _say(f"{spec.node}: interrupted", lifeline.INTERRUPTED)
     sys.stdout.write(report.to_json() + "\n")
     return _say(str(report.diagnosis), 1) if report.diagnosis else 0
 

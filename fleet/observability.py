@@ -7,7 +7,6 @@ spec on standard input and brings a node to it; with `remove` it takes everythin
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fleet import layout
+from fleet import layout, lifeline
 from fleet import spec as specs
 from fleet.progress import Progress, Stage
 from fleet.rollout.session import Session
@@ -190,7 +189,10 @@ def main(arguments: list[str]) -> int:
     spec = specs.parse(WatchSpec, json.load(sys.stdin))
     progress = Progress(spec.node)
     try:
-        asyncio.run(remove(spec, progress) if arguments == ["remove"] else deploy(spec, progress))
+        lifeline.run(remove(spec, progress) if arguments == ["remove"] else deploy(spec, progress))
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{spec.node}: monitoring: interrupted\n")
+        return lifeline.INTERRUPTED
     except SshError as error:
         sys.stderr.write(f"{spec.node}: monitoring: {error}\n")
         return 0 if arguments == ["remove"] else 1

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fleet.inventory import FleetNode, InventoryError
+from fleet.lifeline import end_with_parent
 from fleet.ssh import Target, openssh
 
 MISSING = "rsync is not on PATH here, and it is what copies; install it, on Debian with: apt install rsync"
@@ -105,6 +106,7 @@ async def copy_to(name: str, target: Target, copy: Copy) -> Synced:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        preexec_fn=end_with_parent,
     )
     try:
         stdout, stderr = await process.communicate()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 
+from fleet import lifeline
 from fleet import spec as specs
 from fleet.progress import Progress
 from fleet.provision.process import provision
@@ -16,10 +16,10 @@ def main() -> int:
     """Read a spec on standard input."""
     spec = specs.parse(ProvisionSpec, json.load(sys.stdin))
     try:
-        report = asyncio.run(provision(spec, Progress(spec.node)))
+        report = lifeline.run(provision(spec, Progress(spec.node)))
     except KeyboardInterrupt:
         sys.stderr.write(f"{spec.node}: interrupted; the next `pulumi up` goes on from there\n")
-        return 130
+        return lifeline.INTERRUPTED
     if report.failed:
         sys.stderr.write(f"{report.failure_text()}\n")
         return 1

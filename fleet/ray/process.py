@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
 
-from fleet import layout, ray
+from fleet import layout, lifeline, ray
 from fleet import spec as specs
 from fleet.progress import SYSTEM_CLOCK, Clock, Progress, Stage, pause_s
 from fleet.ray.spec import JoinSpec
@@ -156,20 +155,17 @@ async def _members(head: Session, token: str) -> tuple[dict[str, float], str]:
 
 
 def run_command(
-    kind: type[S], secret_variable: str, command: Callable[[S, str], Awaitable[dict[str, str]]]
+    kind: type[S], secret_variable: str, command: Callable[[S, str], Coroutine[Any, Any, dict[str, str]]]
 ) -> int:
     """A program of a Command: reads the spec, runs, and prints the report. Returns the exit status."""
-
-    async def run() -> dict[str, str]:
-        return await command(specs.parse(kind, json.load(sys.stdin)), os.environ[secret_variable])
-
+    spec, secret = specs.parse(kind, json.load(sys.stdin)), os.environ[secret_variable]
     try:
-        report = asyncio.run(run())
+        report = lifeline.run(command(spec, secret))
     except ClusterFailed as failed:
         sys.stderr.write(f"{failed}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the next `pulumi up` goes on from there\n")
-        return 130
+        return lifeline.INTERRUPTED
     sys.stdout.write(json.dumps(report) + "\n")
     return 0

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
 
+from fleet import lifeline
 from fleet import spec as specs
 from fleet.progress import Progress, Stage
 from fleet.rollout.process import RolloutFailed, roll_out
@@ -19,7 +19,7 @@ def main() -> int:
     release = spec.release(os.environ[SECRET_ENVIRONMENT])
     progress = Progress(spec.node)
     try:
-        outcome = asyncio.run(roll_out(spec, release, progress))
+        outcome = lifeline.run(roll_out(spec, release, progress))
     except RolloutFailed as failed:
         sys.stderr.write(f"{failed}\n")
         return 1
@@ -27,7 +27,7 @@ def main() -> int:
         sys.stderr.write(
             f"{spec.node}: interrupted; the next `pulumi up` takes up or undoes what was begun\n"
         )
-        return 130
+        return lifeline.INTERRUPTED
     progress.note(Stage.WORKER_SSH_ACCESSIBLE, outcome.note)
     # What depends on this Command runs again exactly when the release that is served changed.
     sys.stdout.write(json.dumps({"node": spec.node, "release": outcome.release}) + "\n")

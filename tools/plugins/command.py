@@ -3,25 +3,54 @@
 Behaves as version 1.2.1 does: commands run through `/bin/sh -c` unless `interpreter` says otherwise; a
 change of `triggers` replaces, any other change runs `update`, or `create` again where there is none; the
 previous output is in PULUMI_COMMAND_STDOUT and PULUMI_COMMAND_STDERR; a command that fails leaves no trace
-in the state. Not served: assetPaths, archivePaths, and the commands of `command:remote`.
+in the state; an interrupt or a timeout kills the shell and nothing below it, and the operation ends when
+the last process that holds the shell's output has ended. Not served: assetPaths, archivePaths, and the
+commands of `command:remote`.
 """
 
 import contextlib
 import os
 import secrets
+import signal
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO
 
 from tools.plugins.base import Call, Props, ProviderError, ResourceType, serve_provider
-from tools.processes import Children, Process, Stream, end, output_of
+from tools.processes import Process, Stream, output_of
 
 SHELL = ["/bin/sh", "-c"]
 # How much of a failed command's output its error repeats: its end tells why.
 ERROR_TAIL_BYTES = 8192
 
-CHILDREN = Children()
+
+class Shells:
+    """The shells that run. When they are to end, each gets SIGKILL and its children nothing, as from Go's
+    CommandContext."""
+
+    def __init__(self) -> None:
+        self._running: set[Process] = set()
+
+    @contextlib.contextmanager
+    def started(self, argv: Sequence[str], cwd: str, env: Mapping[str, str], stdin: int) -> Iterator[Process]:
+        """A shell with its output piped. Raises OSError if the program or the folder does not exist."""
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(argv, cwd=cwd, env=env, stdin=stdin, stdout=pipe, stderr=pipe)
+        self._running.add(process)
+        # A command need not have read its input.
+        with contextlib.suppress(BrokenPipeError), process:
+            try:
+                yield process
+            finally:
+                self._running.discard(process)
+
+    def kill(self) -> None:
+        for process in list(self._running):
+            process.kill()
+
+
+SHELLS = Shells()
 
 
 class Lines:
@@ -45,8 +74,8 @@ def run(call: Call, command: str, inputs: Props, previous: Props) -> Props:
     """Runs one command to its end and returns its `stdout` and `stderr`, each without its last newline.
 
     Raises:
-        ProviderError: it could not be started, ended with another code than 0, was interrupted, or took
-            longer than the resource's `custom_timeouts` allow.
+        ProviderError: it could not be started, ended with another code than 0, or was killed: by an
+            interrupt, or for taking longer than the resource's `custom_timeouts` allow.
     """
     env = os.environ | inputs.get("environment", {})
     if inputs.get("addPreviousOutputInEnv", True):
@@ -56,19 +85,14 @@ def run(call: Call, command: str, inputs: Props, previous: Props) -> Props:
     loggers = {name: Lines(call.log) for name in ("stdout", "stderr") if logging in (name, "stdoutAndStderr")}
     collected: dict[Stream, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
     tail = bytearray()
-    timed_out = threading.Event()
     argv = [*(inputs.get("interpreter") or SHELL), command]
     stdin = inputs.get("stdin") or ""
 
     with contextlib.ExitStack() as stack:
         try:
             process = stack.enter_context(
-                CHILDREN.started(
-                    argv,
-                    inputs.get("dir") or ".",
-                    env,
-                    stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
-                    output=subprocess.PIPE,
+                SHELLS.started(
+                    argv, inputs.get("dir") or ".", env, subprocess.PIPE if stdin else subprocess.DEVNULL
                 )
             )
         except OSError as error:
@@ -76,11 +100,11 @@ def run(call: Call, command: str, inputs: Props, previous: Props) -> Props:
         if process.stdin:
             threading.Thread(target=_feed, args=[process.stdin, stdin.encode()], daemon=True).start()
         if call.timeout_s:
-            timer = threading.Timer(call.timeout_s, _time_out, [process, timed_out])
+            timer = threading.Timer(call.timeout_s, process.kill)
             timer.start()
             stack.callback(timer.cancel)
         if call.cancelled.is_set():  # it was too late for the cancellation to find this child
-            end([process])
+            process.kill()
         for stream, chunk in output_of(process):
             collected[stream] += chunk
             tail = (tail + chunk)[-ERROR_TAIL_BYTES:]
@@ -90,18 +114,9 @@ def run(call: Call, command: str, inputs: Props, previous: Props) -> Props:
     for logger in loggers.values():
         logger.close()
     if code != 0:
-        reason = f"exit status {code}" if code > 0 else f"ended by signal {-code}"
-        if timed_out.is_set():
-            reason = f"took longer than its timeout of {call.timeout_s:g} s"
-        elif call.cancelled.is_set():
-            reason = "interrupted"
+        reason = f"exit status {code}" if code > 0 else f"signal: {signal.strsignal(-code)}".lower()
         raise ProviderError(f"{reason}: running {command!r}:\n{tail.decode(errors='replace')}")
     return {name: text.decode(errors="replace").removesuffix("\n") for name, text in collected.items()}
-
-
-def _time_out(process: Process, timed_out: threading.Event) -> None:
-    timed_out.set()
-    end([process])
 
 
 def _feed(stdin: IO[bytes], text: bytes) -> None:
@@ -142,4 +157,4 @@ def invoke_run(call: Call, inputs: Props) -> Props:
 
 
 if __name__ == "__main__":
-    serve_provider([Command()], {"command:local:run": invoke_run}, on_cancel=CHILDREN.end)
+    serve_provider([Command()], {"command:local:run": invoke_run}, on_cancel=SHELLS.kill)

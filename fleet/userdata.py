@@ -151,6 +151,11 @@ class HostPart:
             environment=_environment(node.serving, secrets),
         )
 
+    @property
+    def holds_secrets(self) -> bool:
+        """Whether the user data is to be a secret wherever it is kept or shown."""
+        return self.host_key is not None or self.environment is not None
+
     def user_data(self) -> str:
         """What the cloud's API is given: on Scaleway the document itself, elsewhere its base64.
 

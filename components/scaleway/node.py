@@ -55,12 +55,13 @@ class ScalewayGpuNode(GpuNode):
             commercial_type=node.type,
             image=node.image,
             security_group_id=group.id,
-            user_data=host.user_data(),
+            user_data=Output.secret(host.user_data()) if host.holds_secrets else host.user_data(),
             host_digest=host.digest(),
             opts=ResourceOptions(
                 parent=self,
                 # The machine holds everything that costs hours to rebuild.
                 protect=node.protect,
+                additional_secret_outputs=["user_data"] if host.holds_secrets else None,
                 hooks=ResourceHookBinding(before_create=[stock_check(f"{name}-server", self)]),
             ),
         )

@@ -25,6 +25,7 @@ from simcloud.linode.resources import (
 )
 
 LONGEST_LABEL = 64
+LONGEST_CONFIG_LABEL = 48
 LARGEST_USER_DATA = 16 * 1024
 """Bytes, decoded. The API's own limit is higher; this much is safe."""
 LABEL_OF_VLAN = re.compile(r"(?=.{1,64}$)[A-Za-z0-9]+(-[A-Za-z0-9]+)*")
@@ -60,6 +61,8 @@ class Instances:
             Call("get_disk", "GET", one + "/disks/{disk_id}", self.get_disk),
             Call("resize_disk", "POST", one + "/disks/{disk_id}/resize", self.resize_disk),
             Call("list_configs", "GET", one + "/configs", self.list_configs),
+            Call("get_config", "GET", one + "/configs/{config_id}", self.get_config),
+            Call("update_config", "PUT", one + "/configs/{config_id}", self.update_config),
             Call("list_instance_ips", "GET", one + "/ips", self.list_ips),
             Call("list_types", "GET", "/linode/types", self.list_types),
             Call("get_type", "GET", "/linode/types/{type_id}", self.get_type),
@@ -177,6 +180,22 @@ class Instances:
         configs = [_config(instance)] if instance.disks else []
         return listed(received, configs, {"id", "label"})
 
+    def get_config(self, received: Received) -> Reply:
+        return Reply(200, _config(self._configured(received)))
+
+    def update_config(self, received: Received) -> Reply:
+        """Changes what a client may know a profile by; what it boots with stays as it is here."""
+        instance, body = self._configured(received), received.json
+        if body.get("comments") is not None:
+            instance.config_comments = str(body["comments"])
+        if body.get("label") is not None:
+            if not 1 <= len(label := str(body["label"])) <= LONGEST_CONFIG_LABEL:
+                raise errors.invalid("label", f"Length must be 1-{LONGEST_CONFIG_LABEL} characters")
+            instance.config_label = label
+        instance.touch()
+        self._resources.instances.put(instance)
+        return Reply(200, _config(instance))
+
     def list_ips(self, received: Received) -> Reply:
         return Reply(200, _ips(self._resources.instance(received)))
 
@@ -265,6 +284,13 @@ class Instances:
             if str(disk.number) == received.params["disk_id"]:
                 return instance, disk
         raise errors.not_found()
+
+    def _configured(self, received: Received) -> Instance:
+        """The instance whose configuration profile is asked for."""
+        instance = self._resources.instance(received)
+        if not instance.disks or str(instance.config) != received.params["config_id"]:
+            raise errors.not_found()
+        return instance
 
     def _shape(self, instance: Instance) -> Json:
         return {
@@ -385,8 +411,8 @@ def _config(instance: Instance) -> Json:
     slots = dict(zip(("sda", "sdb"), instance.disks, strict=False))
     return {
         "id": instance.config,
-        "label": f"My {instance.disks[0].label} Profile",
-        "comments": "",
+        "label": instance.config_label or f"My {instance.disks[0].label} Profile",
+        "comments": instance.config_comments,
         "kernel": "linode/grub2",
         "memory_limit": 0,
         "run_level": "default",

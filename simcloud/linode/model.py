@@ -75,6 +75,10 @@ class Instance(_Resource):
     interfaces: list[dict[str, str]] = Field(default_factory=list)
     """As the request named them; one public interface where it named none."""
     config: int = Field(default_factory=new_number)
+    """Its configuration profile."""
+    config_label: str | None = None
+    """None: the one that Linode gives."""
+    config_comments: str = ""
     host_uuid: str = Field(default_factory=lambda: secrets.token_hex(20))
 
     @property

@@ -111,15 +111,15 @@ def check_label(
 
 
 def listed(received: Received, rows: list[Json], fields: Collection[str]) -> Reply:
-    """One page of the rows that the request's filter lets through."""
+    """One page of the rows that the request's filter lets through; a page after the last one is empty."""
     rows = filters.apply(received, rows, fields)
     number = int(received.query.get("page") or 1)
     size = int(received.query.get("page_size") or DEFAULT_PAGE_SIZE)
     if size not in PAGE_SIZES:
         raise errors.invalid("page_size", f"Must be {PAGE_SIZES[0]}-{PAGE_SIZES[-1]}")
     pages = max(1, -(-len(rows) // size))
-    if not 1 <= number <= pages:
-        raise errors.not_found()
+    if number < 1:
+        raise errors.invalid("page", "Must be 1 or greater")
     shown = rows[(number - 1) * size : number * size]
     return Reply(200, {"data": shown, "page": number, "pages": pages, "results": len(rows)})
 

@@ -187,6 +187,19 @@ class TestInstances:
         }
         assert sum(disk.size for disk in instance.disks) == instance.specs.disk
 
+    def test_a_configuration_profile_is_read_and_its_comments_are_kept(
+        self, sdk: Sdk, http: httpx.Client
+    ) -> None:
+        [config] = sdk.create().configs
+        config.comments, config.label = "seen by the fleet", "mine"
+        config.save(force=False)
+        path = f"/linode/instances/{config.linode_id}/configs/{config.id}"
+        kept = http.get(path).json()
+        assert (kept["comments"], kept["label"]) == ("seen by the fleet", "mine")
+        assert http.put(path, json={"comments": ""}).json()["comments"] == ""
+        assert http.put(path, json={"label": "m" * 49}).status_code == 400
+        assert http.get(f"/linode/instances/{config.linode_id}/configs/1").status_code == 404
+
     def test_a_disk_is_resized_on_a_machine_that_is_off_and_only_there(self, sdk: Sdk) -> None:
         instance = sdk.create(booted=False)
         sdk.wait(instance.id, "offline")
@@ -231,6 +244,9 @@ class TestInstances:
         assert [instance.label for instance in named] == ["dev-7"]
         page = http.get("/linode/instances", params={"page": 2, "page_size": 25}).json()
         assert (len(page["data"]), page["page"], page["pages"], page["results"]) == (5, 2, 2, 30)
+        # Linode's own provider asks for page 100 of the types to see that it is let in.
+        beyond = http.get("/linode/types", params={"page": 100}).json()
+        assert (beyond["data"], beyond["page"]) == ([], 100)
 
         def find(wanted: Any, **params: str) -> list[str]:
             headers = {"X-Filter": json.dumps(wanted)}

@@ -5,41 +5,71 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
 import tenacity
 
 from components.linode.credentials import Credentials
 
+T = TypeVar("T")
+
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = float(os.environ.get("LINODE_READ_TIMEOUT_S", "30"))
 PATIENCE_S = 60.0
 """How long a call that may succeed a little later is sent again."""
+LAG_S = 20.0
+"""How long an object that was just made, or just seen, may be said not to exist."""
 DELETE_DEADLINE_S = 600.0
 """What Linode's own provider allows; a machine that is just being made cannot be deleted before it is up."""
 PAGE_SIZE = 500
 """The largest that Linode gives."""
 
-PASSING = frozenset({408, 429})
+PASSING = frozenset({408, 409, 429})
 """Refusals after which the same call may succeed."""
+BUSY = "Linode busy."
 OUT_OF_SCOPE = "not authorized to use this endpoint"
 """Part of the refusal, with 401, of a valid token made without the scope needed (linode-cli #142)."""
 AGAIN = "run the same command again"
+LIMIT_REACHED = "Account Limit reached"
+NO_STOCK = "no availability"
+NO_SCOPE = "give the token read and write access to Linodes and Firewalls, and read access to Events"
+BAD_TOKEN = "set linode:token (or LINODE_TOKEN) to a token that is valid"  # noqa: S105  # says what to do
+
+
 MENDS = {
-    400: "correct the value named",
-    401: "set linode:token (or LINODE_TOKEN) to a token that is valid",
-    403: "give the token read and write access to Linodes and Firewalls, and read access to Events",
-    404: "refresh the stack: what was asked for is gone",
-    429: f"wait a minute, then {AGAIN}",
+    "DELETE": f"delete it in Linode's Cloud Manager, for it may still bill; then {AGAIN}",
+    "POST": "correct the setting that Linode names; nothing was made",
+    "PUT": "correct the setting that Linode names; nothing was changed",
 }
+"""What to do about a refusal of an operation whose cause is in what was asked for."""
+
+
+def mend_of(method: str, status: int, reasons: str) -> str:
+    """What to do about a refusal, in the words of the operation that met it."""
+    mend = MENDS.get(method, AGAIN)
+    if LIMIT_REACHED in reasons:
+        mend = f"delete machines that are not needed or ask Linode for a higher limit, then {AGAIN}"
+    elif NO_STOCK in reasons:
+        mend = f"choose another region or type, or wait; then {AGAIN}"
+    elif status == 401:
+        mend = BAD_TOKEN
+    elif status == 403:
+        mend = NO_SCOPE
+    elif status == 404:
+        mend = f"what was asked for is gone; {AGAIN}, with --refresh"
+    elif status == 429:
+        mend = f"wait a minute, then {AGAIN}"
+    elif status in PASSING or status >= 500 or BUSY in reasons:
+        mend = f"look at status.linode.com, then {AGAIN}"
+    return mend
 
 
 class LinodeError(Exception):
     """A call that did not succeed. `status` is the reply's, a scope that lacks counted as 403; None: no reply
-    came."""
+    came, or none that could be read."""
 
     def __init__(self, call: str, reason: str, mend: str, *, status: int | None, passing: bool) -> None:
         super().__init__(f"{call}: {reason.rstrip('.')}. Mend: {mend}")
@@ -60,8 +90,28 @@ class Resource:
     tags: tuple[str, ...]
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Self:
-        return cls(row["id"], row["label"], row["status"], tuple(row["tags"]))
+    def parse(cls, row: Mapping[str, Any]) -> Self:
+        """Raises KeyError or TypeError where the row lacks what it must have."""
+        return cls(
+            _typed(row, "id", int),
+            _typed(row, "label", str),
+            _typed(row, "status", str),
+            tuple(_texts(row, "tags")),
+        )
+
+
+def _typed(row: Mapping[str, Any], key: str, kind: type[T]) -> T:
+    value = row[key]
+    if not isinstance(value, kind):
+        raise TypeError(f"{key} is {type(value).__name__}")
+    return value
+
+
+def _texts(row: Mapping[str, Any], key: str) -> list[str]:
+    values: list[str] = _typed(row, key, list)
+    if not all(isinstance(value, str) for value in values):
+        raise TypeError(f"{key} is no list of texts")
+    return values
 
 
 class LinodeClient:
@@ -76,6 +126,7 @@ class LinodeClient:
         read_timeout_s: float = READ_TIMEOUT_S,
     ) -> None:
         self._url = credentials.api_url
+        self._token = credentials.token
         self._patience_s = patience_s
         self._http = httpx.Client(
             headers={"Authorization": f"Bearer {credentials.token}", "User-Agent": "vllm-fleet"},
@@ -87,12 +138,17 @@ class LinodeClient:
 
     def instances(self, tag: str) -> list[Resource]:
         """The account's instances that carry a tag."""
-        rows = map(Resource.of, self._list("/linode/instances", {"tags": tag}))
+        rows = self._list("/linode/instances", Resource.parse, {"tags": tag})
         return [row for row in rows if tag in row.tags]
 
     def find_instance(self, id_: int) -> Resource | None:
-        row = self._find(f"/linode/instances/{id_}")
-        return Resource.of(row) if row else None
+        """An instance; None where neither it nor the list of all instances shows it."""
+        found = self._find(f"/linode/instances/{id_}", Resource.parse)
+        if found is not None:
+            return found
+        # One 404 alone is no proof: Linode has been seen to answer so about what exists.
+        listed = self._list("/linode/instances", Resource.parse, {"id": id_})
+        return next((row for row in listed if row.id == id_), None)
 
     def delete_instance(self, id_: int, *, deadline_s: float = DELETE_DEADLINE_S) -> None:
         """Delete an instance and wait until it is gone, and its label free.
@@ -132,7 +188,7 @@ class LinodeClient:
 
     def firewalls(self, tag: str) -> list[Resource]:
         """The account's firewalls that carry a tag."""
-        return [row for row in map(Resource.of, self._list("/networking/firewalls")) if tag in row.tags]
+        return [row for row in self._list("/networking/firewalls", Resource.parse) if tag in row.tags]
 
     def delete_firewall(self, id_: int) -> None:
         """Delete a firewall; one that is gone already counts as deleted."""
@@ -142,20 +198,27 @@ class LinodeClient:
             if error.status != 404:
                 raise
 
-    def behind_firewall(self, firewall_id: int) -> set[int] | None:
-        """Ids of the instances behind a firewall; None where there is no such firewall."""
+    def behind_firewall(self, firewall_id: int, *, exists: bool = False) -> set[int] | None:
+        """Ids of the instances behind a firewall; None where there is no such firewall.
+
+        With `exists`, the firewall is known to be there: that there is none is not believed at once.
+        """
+
+        def device(row: Mapping[str, Any]) -> tuple[str, int]:
+            return row["entity"]["type"], _typed(row["entity"], "id", int)
+
         try:
-            devices = self._list(f"/networking/firewalls/{firewall_id}/devices")
+            devices = self._list(f"/networking/firewalls/{firewall_id}/devices", device, exists=exists)
         except LinodeError as error:
-            if error.status == 404:
+            if error.status == 404 and not exists:
                 return None
             raise
-        return {each["entity"]["id"] for each in devices if each["entity"]["type"] == "linode"}
+        return {id_ for kind, id_ in devices if kind == "linode"}
 
     def put_behind(self, firewall_id: int, instance_id: int) -> None:
         """Put an instance behind a firewall, in one step in place of another one that it is behind."""
         body = {"firewall_ids": [firewall_id]}
-        self._call("PUT", f"/linode/instances/{instance_id}/firewalls", body)
+        self._call("PUT", f"/linode/instances/{instance_id}/firewalls", body, exists=True)
 
     def rename_firewall(self, id_: int, label: str) -> None:
         """Give a firewall another label; labels are unique in an account."""
@@ -163,14 +226,16 @@ class LinodeClient:
 
     def available(self, region: str, plan: str) -> bool | None:
         """Whether a plan can be had in a region now; None where Linode does not say."""
-        rows = self._list("/regions/availability", {"region": region, "plan": plan})
-        found = [row["available"] for row in rows if (row["region"], row["plan"]) == (region, plan)]
-        return bool(found[0]) if found else None
+
+        def place(row: Mapping[str, Any]) -> tuple[str, str, bool]:
+            return row["region"], row["plan"], _typed(row, "available", bool)
+
+        rows = self._list("/regions/availability", place, {"region": region, "plan": plan})
+        return next((there for *where, there in rows if where == [region, plan]), None)
 
     def capabilities(self, image: str) -> list[str] | None:
         """What an image can do; None where there is no such image."""
-        found = self._find(f"/images/{image}")
-        return list(found["capabilities"]) if found else None
+        return self._find(f"/images/{image}", lambda row: _texts(row, "capabilities"))
 
     def may(self, method: str, path: str) -> bool:
         """Whether the token may make a call, which must be one that cannot take effect: it is sent without a
@@ -187,41 +252,79 @@ class LinodeClient:
                 raise
         return True
 
-    def _find(self, path: str) -> dict[str, Any] | None:
+    def _find(self, path: str, parse: Callable[[Mapping[str, Any]], T]) -> T | None:
         try:
-            found: dict[str, Any] = self._call("GET", path)
+            return self._call("GET", path, read=parse)
         except LinodeError as error:
             if error.status == 404:
                 return None
             raise
-        return found
 
-    def _list(self, path: str, wanted: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = []
+    def _list(
+        self,
+        path: str,
+        parse: Callable[[Mapping[str, Any]], T],
+        wanted: Mapping[str, str | int] | None = None,
+        *,
+        exists: bool = False,
+    ) -> list[T]:
+        def read(reply: Mapping[str, Any]) -> tuple[list[T], int]:
+            return [parse(row) for row in reply["data"]], _typed(reply, "pages", int)
+
+        rows: list[T] = []
         page, pages = 1, 1
         while page <= pages:
-            reply = self._call("GET", f"{path}?page={page}&page_size={PAGE_SIZE}", wanted=wanted)
-            rows += reply["data"]
-            page, pages = page + 1, reply["pages"]
+            query = f"{path}?page={page}&page_size={PAGE_SIZE}"
+            found, pages = self._call("GET", query, wanted=wanted, read=read, exists=exists)
+            rows += found
+            page += 1
         return rows
 
     def _call(
-        self, method: str, path: str, body: object = None, wanted: Mapping[str, str] | None = None
-    ) -> Any:
-        """Send until it succeeds, cannot succeed, or the patience ends. Raises LinodeError.
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        wanted: Mapping[str, str | int] | None = None,
+        read: Callable[[Any], T] = lambda reply: reply,
+        exists: bool = False,
+    ) -> T:
+        """Send until it succeeds, cannot succeed, or the patience ends; return what `read` makes of it.
 
-        Sent twice, each of these calls does what it does once.
+        Sent twice, each of these calls does what it does once. With `exists`, what it is about is known to be
+        there, and a 404 passes. Raises LinodeError.
         """
-        return tenacity.Retrying(
-            retry=tenacity.retry_if_exception(lambda error: isinstance(error, LinodeError) and error.passing),
+
+        def passes(error: BaseException) -> bool:
+            return isinstance(error, LinodeError) and (error.passing or _lags(error))
+
+        def _lags(error: LinodeError) -> bool:
+            return exists and error.status == 404
+
+        def stop(state: tenacity.RetryCallState) -> bool:
+            error = state.outcome.exception() if state.outcome else None
+            lagging = isinstance(error, LinodeError) and _lags(error)
+            patience_s = min(self._patience_s, LAG_S) if lagging else self._patience_s
+            return (state.seconds_since_start or 0.0) >= patience_s
+
+        patiently = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(passes),
             wait=tenacity.wait_exponential_jitter(multiplier=0.2, exp_base=2, max=5, jitter=0.2),
-            stop=tenacity.stop_after_delay(self._patience_s),
+            stop=stop,
             reraise=True,
-        )(self._once, method, path, body, wanted)
+        )
+        made: T = patiently(self._once, method, path, body, wanted, read)
+        return made
 
     def _once(
-        self, method: str, path: str, body: object = None, wanted: Mapping[str, str] | None = None
-    ) -> Any:
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        wanted: Mapping[str, str | int] | None = None,
+        read: Callable[[Any], T] = lambda reply: reply,
+    ) -> T:
         call = f"{method} {path.partition('?')[0]}"
         headers = {"X-Filter": json.dumps(wanted)} if wanted else {}
         try:
@@ -231,17 +334,27 @@ class LinodeClient:
             mend = f"check the network and that linode:url is right, then {AGAIN}"
             raise LinodeError(call, reason, mend, status=None, passing=True) from None
         if response.is_success:
-            return response.json()
-        reasons = _reasons(response)
+            try:
+                return read(response.json())
+            except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+                kind = response.headers.get("content-type", "no type").partition(";")[0]
+                reason = f"the reply is not as Linode's API documents it ({response.status_code}, {kind})"
+                mend = f"check that linode:url is right and that no proxy answers in its place, then {AGAIN}"
+                raise LinodeError(call, reason, mend, status=None, passing=True) from None
+        raise self._refused(call, response)
+
+    def _refused(self, call: str, response: httpx.Response) -> LinodeError:
+        # A misbehaving proxy may echo the request's headers.
+        reasons = "; ".join(_reasons(response)).replace(self._token, "[secret]")
         status = response.status_code
-        if status == 401 and any(OUT_OF_SCOPE in reason for reason in reasons):
+        if status == 401 and OUT_OF_SCOPE in reasons:
             status = 403
-        raise LinodeError(
+        return LinodeError(
             call,
-            f"Linode refused ({response.status_code}): {'; '.join(reasons)}",
-            MENDS.get(status, AGAIN),
+            f"Linode refused ({response.status_code}): {reasons}",
+            mend_of(call.partition(" ")[0], status, reasons),
             status=status,
-            passing=status in PASSING or status >= 500 or "Linode busy." in reasons,
+            passing=status in PASSING or status >= 500 or BUSY in reasons,
         )
 
 

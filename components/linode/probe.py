@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from components.linode.api import MENDS, LinodeClient, LinodeError
+from components.linode.api import NO_SCOPE, LinodeClient, LinodeError
 from components.linode.credentials import Credentials, CredentialsError
 from fleet.check import CloudRequest, Finding, Status, latency
 from fleet.settings import LinodeNode
@@ -79,7 +79,7 @@ def _permissions(client: LinodeClient) -> Finding:
     denied = [what for what, call in NEEDED.items() if not client.may(*call)]
     if not denied:
         return Finding(CLOUD, "permissions", Status.OK, f"may {', '.join(NEEDED)}")
-    return Finding(CLOUD, "permissions", Status.FAILED, f"the token may not {', '.join(denied)}", MENDS[403])
+    return Finding(CLOUD, "permissions", Status.FAILED, f"the token may not {', '.join(denied)}", NO_SCOPE)
 
 
 def _image(client: LinodeClient, image: str) -> Finding:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import pytest
 
-from components.linode.api import LinodeClient, LinodeError
+from components.linode.api import LinodeClient, LinodeError, mend_of
 from components.linode.credentials import Credentials, CredentialsError
 from components.linode.resources import make_way
 from simcloud.linode import DEV_TOKEN
@@ -102,11 +104,116 @@ def test_stock_is_yes_no_or_not_said(cloud: SimCloud, client: LinodeClient) -> N
     assert client.available(REGION, "g9-unknown") is None
 
 
-@pytest.mark.parametrize("fault", ["429", "500", "503", "reset", "lost_reply"])
-def test_a_look_is_repeated_until_it_succeeds(cloud: SimCloud, client: LinodeClient, fault: str) -> None:
-    made = instance(cloud, "dev-a", MINE)
-    cloud.set_fault("list_instances", fault, times=2)
-    assert [found.id for found in client.instances(MINE)] == [made]
+PASSING = (
+    *("409", "429", "500", "503", "timeout", "reset", "closed", "lost_reply"),
+    *("html_502", "garbage", "wrong_shape", "nulls", "truncated"),
+)
+LASTING = {
+    "403": "give the token read and write access",
+    "quota": "ask Linode for a higher limit",
+    "out_of_stock": "choose another region or type",
+}
+WORDS = {"GET": "run the same command again", "PUT": "nothing was changed", "DELETE": "it may still bill"}
+"""What a refusal of an operation advises where nothing better is known."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a call is tried on."""
+
+    client: LinodeClient
+    instance: int
+    firewall: int
+
+
+CALLS: Mapping[str, tuple[str, Callable[[Made], object]]] = {
+    "list_instances": ("GET", lambda made: [each.id for each in made.client.instances(MINE)]),
+    "get_instance": ("GET", lambda made: made.client.find_instance(made.instance)),
+    "delete_instance": ("DELETE", lambda made: made.client.delete_instance(made.instance, deadline_s=30)),
+    "list_firewalls": ("GET", lambda made: [each.id for each in made.client.firewalls(MINE)]),
+    "delete_firewall": ("DELETE", lambda made: made.client.delete_firewall(made.firewall)),
+    "list_firewall_devices": ("GET", lambda made: made.client.behind_firewall(made.firewall)),
+    "update_instance_firewalls": ("PUT", lambda made: made.client.put_behind(made.firewall, made.instance)),
+    "update_firewall": ("PUT", lambda made: made.client.rename_firewall(made.firewall, "dev-c")),
+    "list_region_availability": ("GET", lambda made: made.client.available(REGION, PLAN)),
+    "get_linode_image": ("GET", lambda made: made.client.capabilities("linode/ubuntu24.04")),
+}
+"""Every call of an API that this program makes by itself, and how it comes to it."""
+
+
+@pytest.fixture
+def made(cloud: SimCloud) -> Made:
+    found = Made(quick(cloud), instance(cloud, "dev-a", MINE), firewall(cloud, "dev-a", MINE))
+    settled(cloud, found.instance)
+    return found
+
+
+def quick(cloud: SimCloud) -> LinodeClient:
+    return LinodeClient(Credentials(DEV_TOKEN, f"{cloud.linode_url}/v4"), read_timeout_s=0.5)
+
+
+def settled(cloud: SimCloud, made: int) -> None:
+    deadline = time.monotonic() + 30
+    while cloud.inventory("server")[0]["state"] != "offline":
+        assert time.monotonic() < deadline
+        quick(cloud).find_instance(made)
+
+
+@pytest.mark.parametrize("fault", PASSING)
+@pytest.mark.parametrize("call", CALLS)
+def test_a_fault_that_passes_changes_nothing_for_who_called(
+    cloud: SimCloud, made: Made, call: str, fault: str
+) -> None:
+    method, do = CALLS[call]
+    expected = do(made) if method == "GET" else None
+    cloud.set_fault(call, fault)
+    assert do(made) == expected
+    assert cloud.faults()["planted"] == []
+
+
+@pytest.mark.parametrize(("call", "fault"), [(call, fault) for call in CALLS for fault in LASTING])
+def test_what_does_not_pass_is_told_in_the_words_of_the_operation(
+    cloud: SimCloud, made: Made, call: str, fault: str
+) -> None:
+    method, do = CALLS[call]
+    cloud.set_fault(call, fault, times=1000)
+    with pytest.raises(LinodeError) as refused:
+        do(made)
+    assert str(refused.value).startswith(f"{method} /")
+    assert LASTING[fault] in str(refused.value)
+
+
+@pytest.mark.parametrize("method", WORDS)
+def test_a_value_that_is_refused_is_told_in_the_words_of_the_operation(method: str) -> None:
+    assert WORDS[method] in mend_of(method, 400, "must be something else")
+    assert WORDS["DELETE"] not in mend_of("PUT", 400, "must be something else")
+
+
+def test_a_reply_that_is_not_linode_s_names_the_call_and_no_python(cloud: SimCloud, made: Made) -> None:
+    hasty = LinodeClient(Credentials(DEV_TOKEN, f"{cloud.linode_url}/v4"), patience_s=0.1)
+    for fault in ("garbage", "wrong_shape", "nulls"):
+        cloud.set_fault("list_instances", fault, times=1000)
+        with pytest.raises(LinodeError, match=r"GET /linode/instances: the reply is not as Linode's API"):
+            hasty.instances(MINE)
+        cloud.clear_faults()
+
+
+def test_one_404_alone_is_no_proof_that_a_machine_is_gone(cloud: SimCloud, made: Made) -> None:
+    cloud.set_fault("get_instance", "404")
+    found = made.client.find_instance(made.instance)
+    assert found is not None and found.id == made.instance
+    cloud.set_fault("get_instance", "404")
+    made.client.delete_instance(made.instance)
+    assert cloud.inventory("server") == []
+    assert made.client.find_instance(made.instance) is None
+
+
+def test_what_was_just_made_is_waited_for(cloud: SimCloud, made: Made) -> None:
+    cloud.set_fault("update_instance_firewalls", "404", times=2)
+    cloud.set_fault("list_firewall_devices", "404", times=2)
+    made.client.put_behind(made.firewall, made.instance)
+    assert made.client.behind_firewall(made.firewall, exists=True) == {made.instance}
+    assert made.client.behind_firewall(1) is None
 
 
 def test_a_firewall_makes_way_and_keeps_the_machine_behind_it(cloud: SimCloud, client: LinodeClient) -> None:

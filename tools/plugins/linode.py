@@ -30,16 +30,26 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 # The largest that Linode gives.
 PAGE_SIZE = 500
 
-NOT_TAKEN = frozenset({408, 429, 503})
+NOT_TAKEN = frozenset({408, 409, 429, 503})
 """Refusals after which nothing has happened and the same call may succeed."""
 AGAIN = "run the same command again"
 MENDS = {
-    400: "correct the value named; where it is a label, another machine or firewall of the account has it",
     401: "set linode:token (or LINODE_TOKEN) to a token that is valid",
     403: "give the token read and write access to Linodes and Firewalls; where it is about availability, "
     "choose another region or type",
+    404: AGAIN + ", with --refresh: what was asked for is gone",
     429: "wait a minute, then " + AGAIN,
 }
+MENDS_OF_400 = {
+    "POST": "correct the value named; where it is a label, another machine or firewall of the account has it",
+    "PUT": "correct the value named",
+    "DELETE": "delete it in Linode's Cloud Manager, for it may still bill",
+}
+
+PAGE_FIELDS = frozenset({"data", "pages"})
+INSTANCE_FIELDS = frozenset({"id", "label", "status", "region", "type", "tags", "ipv4", "specs"})
+FIREWALL_FIELDS = frozenset({"id", "label", "status", "rules", "tags"})
+"""What a reply must have; without it, it is not Linode's."""
 
 
 class Failed(ProviderError):
@@ -87,8 +97,19 @@ class Api:
             client.session.mount(scheme, Bounded(pool_maxsize=64))
         return client
 
-    def call(self, call: Call, method: str, path: str, data: Props | None = None, query: str = "") -> Any:
+    def call(
+        self,
+        call: Call,
+        method: str,
+        path: str,
+        data: Props | None = None,
+        *,
+        query: str = "",
+        fields: frozenset[str] = frozenset(),
+    ) -> Any:
         """Sends a request until it succeeds, cannot succeed, or two minutes have passed.
+
+        `fields` are those that the reply must have.
 
         Raises:
             Failed: it did not succeed.
@@ -98,14 +119,14 @@ class Api:
         pauses = _pauses()
         while True:
             try:
-                return self._send(method, path, data, query)
+                return self._send(method, path, data, query, fields)
             except Failed as failure:
                 pause = next(pauses)
                 if not failure.passing or time.monotonic() + pause > deadline:
                     raise
             _wait(call, pause, path)
 
-    def _send(self, method: str, path: str, data: Props | None, query: str) -> Any:
+    def _send(self, method: str, path: str, data: Props | None, query: str, fields: frozenset[str]) -> Any:
         from linode_api4 import ApiError  # noqa: PLC0415
         from requests import RequestException  # noqa: PLC0415
 
@@ -113,11 +134,12 @@ class Api:
         # What may have taken effect must not be sent twice.
         repeatable = method != "POST"
         try:
-            return send(path + query, **({} if data is None else {"data": data}))
+            reply = send(path + query, **({} if data is None else {"data": data}))
         except ApiError as error:
-            reason = "; ".join(error.errors) or str(error)
+            reason = "; ".join(map(str, error.errors)) or f"HTTP {error.status}"
+            mend = MENDS_OF_400.get(method, AGAIN) if error.status == 400 else MENDS.get(error.status, AGAIN)
             raise Failed(
-                f"{method} {path}: Linode refused: {reason} Mend: {MENDS.get(error.status, AGAIN)}",
+                f"{method} {path}: Linode refused: {reason} Mend: {mend}",
                 status=error.status,
                 passing=error.status in NOT_TAKEN
                 or "Linode busy." in error.errors
@@ -130,11 +152,19 @@ class Api:
                 status=None,
                 passing=repeatable,
             ) from None
+        if not isinstance(reply, dict) or any(reply.get(name) is None for name in fields):
+            raise Failed(
+                f"{method} {path}: the reply is not as Linode's API documents it. "
+                f"Mend: check linode:url and what proxies lie before it, then {AGAIN}",
+                status=None,
+                passing=repeatable,
+            )
+        return reply
 
-    def get(self, call: Call, path: str) -> Props | None:
+    def get(self, call: Call, path: str, fields: frozenset[str]) -> Props | None:
         """What lies there, or None where nothing does."""
         try:
-            found: Props = self.call(call, "GET", path)
+            found: Props = self.call(call, "GET", path, fields=fields)
         except Failed as error:
             if error.status == 404:
                 return None
@@ -146,7 +176,8 @@ class Api:
         rows: list[Props] = []
         page, pages = 1, 1
         while page <= pages:
-            reply = self.call(call, "GET", path, query=f"?page={page}&page_size={PAGE_SIZE}")
+            query = f"?page={page}&page_size={PAGE_SIZE}"
+            reply = self.call(call, "GET", path, query=query, fields=PAGE_FIELDS)
             rows += reply["data"]
             page, pages = page + 1, reply["pages"]
         return rows
@@ -165,7 +196,7 @@ class Api:
         """Looks until what lies there will do. Raises ProviderError after `deadline_s` seconds."""
         deadline = time.monotonic() + deadline_s
         pauses = _pauses()
-        while not until(found := self.get(call, path)):
+        while not until(found := self.get(call, path, INSTANCE_FIELDS)):
             pause = next(pauses)
             if time.monotonic() + pause > deadline:
                 status = found["status"] if found else "gone"
@@ -219,6 +250,7 @@ class Instance(ResourceType):
     )
     computed = frozenset(
         {"status", "ipAddress", "ipv4s", "ipv6", "specs", "hostUuid", "hasUserData", "capabilities"}
+        | {"configs"}
     )
     inputs = frozenset(
         {"region", "type", "label", "image", "rootPass", "tags", "booted", "watchdogEnabled"}
@@ -254,21 +286,27 @@ class Instance(ResourceType):
             # As the real plugin does where none is given: nobody knows it, so nobody can log in with it.
             body["root_pass"] = inputs.get("rootPass") or secrets.token_urlsafe(48)
         given = {name: value for name, value in body.items() if value is not None}
-        made = API.call(call, "POST", "/linode/instances", given)
+        made = API.call(call, "POST", "/linode/instances", given, fields=INSTANCE_FIELDS)
         path = f"/linode/instances/{made['id']}"
         off = not inputs.get("image") or inputs.get("booted") is False
         status = "offline" if off else "running"
-        seen = API.wait(call, path, _has(status), call.timeout_s or CREATE_TIMEOUT_S, status)
-        if seen is not None and not inputs["watchdogEnabled"]:
-            seen = API.call(call, "PUT", path, {"watchdog_enabled": False})
-        return str(made["id"]), inputs | self._outputs(seen or made)
+
+        def is_up(seen: Props | None) -> bool:
+            # What was just made may be said not to exist for a while.
+            return seen is not None and seen["status"] == status
+
+        made = API.wait(call, path, is_up, call.timeout_s or CREATE_TIMEOUT_S, status) or made
+        if not inputs["watchdogEnabled"]:
+            made = API.call(call, "PUT", path, {"watchdog_enabled": False}, fields=INSTANCE_FIELDS)
+        return str(made["id"]), inputs | self._outputs(call, made)
 
     def read(self, call: Call, id_: str, state: Props, inputs: Props) -> tuple[Props, Props] | None:
-        seen = API.get(call, f"/linode/instances/{id_}")
+        seen = API.get(call, f"/linode/instances/{id_}", INSTANCE_FIELDS)
         if seen is None:
             return None
         found = {
             "label": seen["label"],
+            "image": seen["image"],
             "region": seen["region"],
             "type": seen["type"],
             "tags": _like(seen["tags"], inputs.get("tags")),
@@ -276,10 +314,13 @@ class Instance(ResourceType):
             # One that is about to run counts as running, as in the real plugin.
             "booted": seen["status"] in ("running", "booting", "rebooting"),
         }
+        outputs = state | found | self._outputs(call, seen)
+        if not inputs and not state:  # it is imported
+            return outputs, {name: value for name, value in found.items() if value is not None}
         known = inputs or {name: state[name] for name in self.inputs & state.keys()}
         # A property that the program leaves to Linode cannot differ from it.
         changed = {name: value for name, value in found.items() if name in known}
-        return state | found | self._outputs(seen), known | changed
+        return outputs, known | changed
 
     def update(self, call: Call, id_: str, state: Props, inputs: Props) -> Props:
         path = f"/linode/instances/{id_}"
@@ -297,6 +338,10 @@ class Instance(ResourceType):
         }
         if wanted:
             API.call(call, "PUT", path, wanted)
+        for config in state.get("configs") or []:
+            # As the real plugin does at every change: with the comments that it saw last.
+            given = {"label": config["label"], "comments": config["comments"]}
+            API.call(call, "PUT", f"{path}/configs/{config['id']}", given)
         deadline_s = call.timeout_s or UPDATE_TIMEOUT_S
         seen = API.wait(call, path, _has("running", "offline"), deadline_s, "running or offline")
         if seen is not None and (booted := inputs.get("booted")) is not None:
@@ -306,16 +351,18 @@ class Instance(ResourceType):
                 seen = API.wait(call, path, _has(status), deadline_s, status)
         if seen is None:
             raise ProviderError(f"{path}: is gone; Mend: {AGAIN}, with --refresh")
-        return state | inputs | self._outputs(seen)
+        return state | inputs | self._outputs(call, seen)
 
     def delete(self, call: Call, id_: str, state: Props) -> None:
         path = f"/linode/instances/{id_}"
         API.delete(call, path)
         API.wait(call, path, lambda seen: seen is None, call.timeout_s or DELETE_TIMEOUT_S, "deleted")
 
-    def _outputs(self, seen: Props) -> Props:
+    def _outputs(self, call: Call, seen: Props) -> Props:
         specs = seen["specs"]
+        configs = API.list(call, f"/linode/instances/{seen['id']}/configs")
         return {
+            "configs": [{name: each[name] for name in ("id", "label", "comments")} for each in configs],
             "status": seen["status"],
             "ipAddress": seen["ipv4"][0],
             "ipv4s": seen["ipv4"],
@@ -359,14 +406,15 @@ class Firewall(ResourceType):
             "rules": _rules(inputs),
             "devices": {"linodes": inputs.get("linodes") or []},
         }
-        made = API.call(call, "POST", "/networking/firewalls", body)
+        made = API.call(call, "POST", "/networking/firewalls", body, fields=FIREWALL_FIELDS)
         id_ = str(made["id"])
         if inputs["disabled"]:
-            made = API.call(call, "PUT", f"/networking/firewalls/{id_}", {"status": "disabled"})
+            disabled = {"status": "disabled"}
+            made = API.call(call, "PUT", f"/networking/firewalls/{id_}", disabled, fields=FIREWALL_FIELDS)
         return id_, inputs | self._outputs(call, made)
 
     def read(self, call: Call, id_: str, state: Props, inputs: Props) -> tuple[Props, Props] | None:
-        seen = API.get(call, f"/networking/firewalls/{id_}")
+        seen = API.get(call, f"/networking/firewalls/{id_}", FIREWALL_FIELDS)
         if seen is None:
             return None
         outputs = self._outputs(call, seen)
@@ -401,7 +449,7 @@ class Firewall(ResourceType):
                 API.call(call, "POST", f"{path}/devices", {"id": linode, "type": "linode"})
             for linode in devices.keys() - set(inputs["linodes"]):
                 API.delete(call, f"{path}/devices/{devices[linode]}")
-        seen = API.get(call, path)
+        seen = API.get(call, path, FIREWALL_FIELDS)
         if seen is None:
             raise ProviderError(f"{path}: is gone; Mend: {AGAIN}, with --refresh")
         return inputs | self._outputs(call, seen)

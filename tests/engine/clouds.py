@@ -309,6 +309,7 @@ LINODE = Cloud(
         "list_firewall_devices": Call("GET /networking/firewalls"),
         "create_instance": Call("POST /linode/instances", (*LASTING, *UNCLEAR)),
         "get_instance": Call("GET /linode/instances"),
+        "list_configs": Call("GET /linode/instances"),
     },
     deleting={
         "delete_instance": Call("DELETE /linode/instances"),

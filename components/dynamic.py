@@ -1,4 +1,4 @@
-"""What every dynamic resource here shares: a clean error, enough concurrency, checked inputs.
+"""What every dynamic resource here shares: a clean error, enough concurrency, checked inputs, whole outputs.
 
 Pulumi runs all dynamic resources of a program in one Python process. This module holds what has to be
 said to that process once; the providers themselves live beside the cloud they talk to.
@@ -7,22 +7,28 @@ said to that process once; the providers themselves live beside the cloud they t
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import gc
 import sys
 import threading
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 from pulumi.dynamic import (
     CheckFailure,
     CheckResult,
     ConfigureRequest,
+    CreateResult,
     DiffResult,
     ReadResult,
     ResourceProvider,
+    UpdateResult,
 )
 
 from fleet import lifeline
+
+Result = TypeVar("Result", CreateResult, ReadResult, UpdateResult)
+Returned = TypeVar("Returned")
 
 CONCURRENT_CALLS = 64
 """Calls the provider process serves at a time. They wait for clouds, they do not compute."""
@@ -33,6 +39,11 @@ class CloudProvider(ResourceProvider):
 
     Subclasses say which inputs replace the resource and which are only compared; they implement create,
     read, update and delete over a tested client. An input that is neither is not compared at all.
+
+    Whatever they return, the outputs that reach the state are never less than the inputs: every later command
+    about the resource begins with them. State that holds nothing all the same is taken for no resource:
+    `read` lets the engine forget it, so that `create` finds the object again by its owner tag, and `delete`
+    leaves the object to the owner, which removes everything that carries its tag.
     """
 
     # The serialized provider is a reference to a class and carries no secret: keeping it plain keeps
@@ -45,6 +56,18 @@ class CloudProvider(ResourceProvider):
     """Inputs whose change needs a new object."""
     update_on: frozenset[str] = frozenset()
     """Inputs whose change is made in place."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Wrap the methods that a subclass defines, for there is nothing between them and the engine."""
+        super().__init_subclass__(**kwargs)
+        for name, wrap in WRAPPED.items():
+            if name in vars(cls):
+                setattr(cls, name, wrap(vars(cls)[name]))
+
+    @staticmethod
+    def explained(error: Exception, operation: str) -> Exception:
+        """An error of `create`, `read`, `update` or `delete` as the user is to read it."""
+        return error
 
     def configure(self, req: ConfigureRequest) -> None:
         """Called once in the provider process, before the first call."""
@@ -65,6 +88,8 @@ class CloudProvider(ResourceProvider):
 
     def diff(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
         """Compare what the cloud was last seen to have with what is wanted."""
+        if _empty(olds):
+            return DiffResult(changes=True, replaces=sorted(self.replace_on), stables=[])
         replaces = sorted(key for key in self.replace_on if self.differs(key, olds, news))
         updates = [key for key in (*self.update_on, "provider_version") if self.differs(key, olds, news)]
         return DiffResult(
@@ -74,6 +99,70 @@ class CloudProvider(ResourceProvider):
     def differs(self, key: str, olds: Mapping[str, Any], news: Mapping[str, Any]) -> bool:
         """Whether one input differs from what is there."""
         return bool(olds.get(key) != news.get(key))
+
+
+def _empty(outputs: Mapping[str, Any]) -> bool:
+    """Whether state holds nothing of a resource but what Pulumi itself adds."""
+    return not any(not key.startswith("__") for key in outputs)
+
+
+def _whole(result: Result, inputs: Mapping[str, Any]) -> Result:
+    result.outs = {**inputs, **(result.outs or {})}
+    return result
+
+
+def _create(method: Callable[..., CreateResult]) -> Callable[..., CreateResult]:
+    @functools.wraps(method)
+    def create(self: CloudProvider, props: dict[str, Any]) -> CreateResult:
+        return _whole(_explaining(self, method, props), props)
+
+    return create
+
+
+def _read(method: Callable[..., ReadResult]) -> Callable[..., ReadResult]:
+    @functools.wraps(method)
+    def read(self: CloudProvider, id_: str, props: dict[str, Any]) -> ReadResult:
+        if _empty(props):
+            return gone()
+        result = _explaining(self, method, id_, props)
+        return _whole(result, props) if result.id else result
+
+    return read
+
+
+def _update(method: Callable[..., UpdateResult]) -> Callable[..., UpdateResult]:
+    @functools.wraps(method)
+    def update(self: CloudProvider, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
+        return _whole(_explaining(self, method, id_, olds, news), news)
+
+    return update
+
+
+def _delete(method: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(method)
+    def delete(self: CloudProvider, id_: str, props: dict[str, Any]) -> None:
+        if not _empty(props):
+            _explaining(self, method, id_, props)
+
+    return delete
+
+
+WRAPPED: Mapping[str, Callable[..., Any]] = {
+    "create": _create,
+    "read": _read,
+    "update": _update,
+    "delete": _delete,
+}
+
+
+def _explaining(self: CloudProvider, method: Callable[..., Returned], *args: Any) -> Returned:
+    try:
+        return method(self, *args)
+    except Exception as error:
+        explained = self.explained(error, method.__name__)
+        if explained is error:
+            raise
+        raise explained from None
 
 
 def gone() -> ReadResult:

@@ -23,6 +23,13 @@ T = TypeVar("T")
 Owned = TypeVar("Owned", Server, SecurityGroup, PrivateNetwork, PrivateNic)
 Tagged = TypeVar("Tagged", Server, SecurityGroup, Volume)
 
+CONFIRM_S = (0.5, 1.0)
+"""Pauses before a 404 is believed: one wrong answer must not make anybody forget a machine that serves."""
+SETTLE_S = (0.5, 1.0, 1.5)
+"""Pauses of a look for what a request may have made: a list may show it a little later."""
+DELETES = 3
+"""How often a deletion is sent again that was answered 404 although the object is there."""
+
 PAGE_SIZE = 100
 """The most that the Instance and Block APIs put on one page."""
 
@@ -142,13 +149,36 @@ class Calls:
         def existing() -> Owned | None:
             return next(iter(find()), None)
 
-        return existing() or self._write(call, resource, "POST", path, parse, body=body, settle=existing)
+        def settled() -> Owned | None:
+            return self._transport.look(existing, SETTLE_S)
+
+        found = existing()
+        if found is None:
+            found = self._write(call, resource, "POST", path, parse, body=body, settle=settled)
+            self._transport.made(found.id)
+        return found
+
+    def _find(self, get: Callable[[], T], listed: Callable[[], Iterable[T]] = tuple) -> T | None:
+        """What there is, or None where the API says more than once that it does not exist.
+
+        `listed` gives the object from a list, if it is there: asked last, for a list is answered elsewhere.
+        """
+        found = self._transport.look(lambda: or_none(get), CONFIRM_S)
+        return next(iter(listed()), None) if found is None else found
 
     def _delete(self, call: str, resource: str, path: str) -> None:
-        try:
-            self._transport.perform(call, resource, "DELETE", path, lambda _: None)
-        except NotFound:
-            return
+        """Delete what is at a path. A 404 is right where the object is looked for and not found."""
+        self._transport.unmade(path.rpartition("/")[2])
+        look = call.replace("delete_", "get_")
+        for attempt in range(1, DELETES + 1):
+            try:
+                return self._transport.perform(call, resource, "DELETE", path, lambda _: None)
+            except NotFound:
+                if self._find(lambda: self._get(look, resource, path, bool)) is None:
+                    return None
+                if attempt == DELETES:
+                    raise
+        return None
 
     def _list(
         self,

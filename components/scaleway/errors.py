@@ -25,6 +25,8 @@ class ScalewayError(Exception):
     """Whether the same call may succeed a little later."""
     effect_unknown: bool = False
     """Whether the call may have had its effect although it failed."""
+    most_attempts: ClassVar[int] = 1000
+    """Where trying again is of little use: how often at most, whatever the policy allows."""
     attempts: int = 1
     elapsed_s: float = 0.0
     retry_after_s: float | None = None
@@ -125,6 +127,8 @@ class NotFound(ScalewayError):
 
     label = "not found"
     default_mend = "check the id and the zone; if it was deleted by hand, `pulumi refresh` takes note of it"
+    resource_id: str = ""
+    """Of what is missing, as the reply names it."""
 
 
 class RateLimited(ScalewayError):
@@ -153,6 +157,8 @@ class UnexpectedReply(ScalewayError):
 
     label = "unexpected reply"
     effect_unknown = True
+    retriable = True
+    most_attempts = 3
     default_mend = "check that api_url is Scaleway's API and that no proxy answers in its place"
 
 
@@ -177,6 +183,41 @@ class StartFailed(ScalewayError):
         "check that its root volume holds the image's snapshot, that no local volume is attached, and that "
         "the zone has the type in stock; then run `pulumi up` again"
     )
+
+
+AGAIN = "run the same command again, which goes on where this one ended; what is left still bills"
+BY_HAND = f"{AGAIN}. If it ends here again, delete it in Scaleway's console"
+SUPPORT = f"{AGAIN}. If it ends here again, ask Scaleway support: a deletion needs neither stock nor quota"
+UNCHANGED = "nothing was changed: run the same command again"
+FIXES: Mapping[str, Mapping[type[ScalewayError], str]] = {
+    "delete": {
+        ScalewayError: BY_HAND,
+        InvalidArguments: BY_HAND,
+        OutOfStock: SUPPORT,
+        QuotaExceeded: SUPPORT,
+        PreconditionFailed: f"free it from what holds it, in Scaleway's console; then {AGAIN}",
+        TransientState: f"wait until it has settled; then {AGAIN}",
+        NotFound: f"check that the API key is of the project it was made in; then {AGAIN}",
+        DeadlineExceeded: AGAIN,
+        StartFailed: AGAIN,
+    },
+    "read": {
+        ScalewayError: UNCHANGED,
+        InvalidArguments: UNCHANGED,
+        OutOfStock: UNCHANGED,
+        QuotaExceeded: f"{UNCHANGED}. If it ends here again, ask Scaleway support: reading needs no quota",
+        PreconditionFailed: UNCHANGED,
+        NotFound: f"{UNCHANGED}; if the object was deleted by hand, that takes note of it",
+    },
+}
+"""Mends for the operations that a kind's own does not fit: it speaks to whoever creates or changes."""
+
+
+def in_operation(error: Exception, operation: str) -> Exception:
+    """An error with the mend that fits the operation it ended: `create`, `read`, `update` or `delete`."""
+    if isinstance(error, ScalewayError) and error.mend == error.default_mend:
+        error.mend = FIXES.get(operation, {}).get(type(error), error.mend)
+    return error
 
 
 BY_TYPE: Mapping[str, type[ScalewayError]] = {
@@ -213,7 +254,7 @@ def error_from_reply(
         or (ServerError if status >= 500 else ScalewayError)
     )
     api_message = str(reply.get("message") or "")
-    return kind(
+    error = kind(
         call,
         resource,
         zone,
@@ -223,6 +264,9 @@ def error_from_reply(
         api_message=api_message,
         request_id=request_id,
     )
+    if isinstance(error, NotFound):
+        error.resource_id = str(reply.get("resource_id") or "")
+    return error
 
 
 def _explain(kind: type[ScalewayError], reply: Json) -> str:

@@ -17,6 +17,22 @@ from components.scaleway.errors import PreconditionFailed
 Json = Mapping[str, Any]
 
 
+def text(data: Json, key: str) -> str:
+    """A field that a reply must have. Raises ValueError where it is something else than text."""
+    value = data[key]
+    if not isinstance(value, str):
+        raise ValueError(f"{key} is {value!r}")
+    return value
+
+
+def texts(data: Json, key: str) -> tuple[str, ...]:
+    """A list that may be left out. Raises ValueError where it holds something else than text."""
+    values = data.get(key) or ()
+    if not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{key} is {values!r}")
+    return tuple(values)
+
+
 @dataclass(frozen=True)
 class ServerVolume:
     """A volume as its server lists it. An SBS volume shows no size there: ask `get_volume`."""
@@ -52,22 +68,24 @@ class Server:
     def parse(cls, data: Json) -> Self:
         addresses = data.get("public_ips") or [ip for ip in (data.get("public_ip"),) if ip]
         return cls(
-            id=data["id"],
-            name=data["name"],
-            zone=data["zone"],
-            project=data["project"],
-            commercial_type=data["commercial_type"],
-            state=data["state"],
+            id=text(data, "id"),
+            name=text(data, "name"),
+            zone=text(data, "zone"),
+            project=text(data, "project"),
+            commercial_type=text(data, "commercial_type"),
+            state=text(data, "state"),
             state_detail=data.get("state_detail") or "",
-            tags=tuple(data.get("tags") or ()),
+            tags=texts(data, "tags"),
             protected=bool(data.get("protected")),
             image_id=(data.get("image") or {}).get("id"),
             security_group_id=(data.get("security_group") or {}).get("id"),
             volumes=tuple(
-                ServerVolume(slot, volume["id"], volume["volume_type"])
+                ServerVolume(slot, text(volume, "id"), text(volume, "volume_type"))
                 for slot, volume in sorted((data.get("volumes") or {}).items(), key=lambda item: int(item[0]))
             ),
-            public_ip=next((ip["address"] for ip in addresses if ip.get("family", "inet") == "inet"), None),
+            public_ip=next(
+                (text(ip, "address") for ip in addresses if ip.get("family", "inet") == "inet"), None
+            ),
             created=data.get("creation_date") or "",
         )
 
@@ -94,14 +112,14 @@ class Volume:
     @classmethod
     def parse(cls, data: Json) -> Self:
         return cls(
-            id=data["id"],
-            name=data["name"],
-            zone=data["zone"],
+            id=text(data, "id"),
+            name=text(data, "name"),
+            zone=text(data, "zone"),
             size=int(data["size"]),
-            status=data["status"],
-            tags=tuple(data.get("tags") or ()),
+            status=text(data, "status"),
+            tags=texts(data, "tags"),
             server_ids=tuple(
-                reference["product_resource_id"]
+                text(reference, "product_resource_id")
                 for reference in data.get("references") or ()
                 if reference.get("product_resource_type") == "instance_server"
             ),
@@ -124,12 +142,12 @@ class Image:
     @classmethod
     def parse(cls, data: Json) -> Self:
         return cls(
-            id=data["id"],
-            name=data["name"],
-            zone=data["zone"],
-            arch=data["arch"],
-            state=data["state"],
-            root_volume_type=data["root_volume"]["volume_type"],
+            id=text(data, "id"),
+            name=text(data, "name"),
+            zone=text(data, "zone"),
+            arch=text(data, "arch"),
+            state=text(data, "state"),
+            root_volume_type=text(data["root_volume"], "volume_type"),
         )
 
 
@@ -154,14 +172,14 @@ class SecurityGroup:
     @classmethod
     def parse(cls, data: Json) -> Self:
         return cls(
-            id=data["id"],
-            name=data["name"],
-            zone=data["zone"],
-            project=data["project"],
-            tags=tuple(data.get("tags") or ()),
+            id=text(data, "id"),
+            name=text(data, "name"),
+            zone=text(data, "zone"),
+            project=text(data, "project"),
+            tags=texts(data, "tags"),
             stateful=data["stateful"],
-            inbound_default_policy=data["inbound_default_policy"],
-            outbound_default_policy=data["outbound_default_policy"],
+            inbound_default_policy=text(data, "inbound_default_policy"),
+            outbound_default_policy=text(data, "outbound_default_policy"),
             enable_default_security=data["enable_default_security"],
             project_default=bool(data.get("project_default")),
             server_ids=tuple(server["id"] for server in data.get("servers") or ()),
@@ -193,12 +211,12 @@ class Rule:
     @classmethod
     def parse(cls, data: Json) -> Self:
         return cls(
-            ip_range=data["ip_range"],
+            ip_range=text(data, "ip_range"),
             dest_port_from=data.get("dest_port_from"),
             dest_port_to=data.get("dest_port_to"),
-            protocol=data["protocol"],
-            direction=data["direction"],
-            action=data["action"],
+            protocol=text(data, "protocol"),
+            direction=text(data, "direction"),
+            action=text(data, "action"),
         )
 
     def request(self, position: int) -> dict[str, object]:
@@ -263,12 +281,12 @@ class Ip:
     @classmethod
     def parse(cls, data: Json) -> Self:
         return cls(
-            id=data["id"],
+            id=text(data, "id"),
             # An IPv6 range has a prefix instead of an address.
-            address=data["address"] or data["prefix"],
-            zone=data["zone"],
-            type=data["type"],
-            tags=tuple(data.get("tags") or ()),
+            address=text(data, "address" if data["address"] else "prefix"),
+            zone=text(data, "zone"),
+            type=text(data, "type"),
+            tags=texts(data, "tags"),
             server_id=(data.get("server") or {}).get("id"),
         )
 
@@ -283,7 +301,7 @@ class PrivateNetwork:
 
     @classmethod
     def parse(cls, data: Json) -> Self:
-        return cls(id=data["id"], name=data["name"], tags=tuple(data.get("tags") or ()))
+        return cls(id=text(data, "id"), name=text(data, "name"), tags=texts(data, "tags"))
 
 
 @dataclass(frozen=True)
@@ -296,7 +314,11 @@ class PrivateNic:
 
     @classmethod
     def parse(cls, data: Json) -> Self:
-        return cls(id=data["id"], server_id=data["server_id"], private_network_id=data["private_network_id"])
+        return cls(
+            id=text(data, "id"),
+            server_id=text(data, "server_id"),
+            private_network_id=text(data, "private_network_id"),
+        )
 
 
 @dataclass(frozen=True)
@@ -311,9 +333,9 @@ class SshKey:
     @classmethod
     def parse(cls, data: Json) -> Self:
         return cls(
-            id=data["id"],
-            name=data["name"],
-            public_key=data["public_key"],
+            id=text(data, "id"),
+            name=text(data, "name"),
+            public_key=text(data, "public_key"),
             organization_id=data.get("organization_id") or "",
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from components.scaleway.calls import Calls, filters_of, given, matching, merged, or_none, path_of
+from components.scaleway.calls import Calls, filters_of, given, matching, merged, path_of
 from components.scaleway.models import (
     Ip,
     ListedRule,
@@ -14,6 +14,7 @@ from components.scaleway.models import (
     Rule,
     SecurityGroup,
     editable_rules,
+    text,
 )
 
 
@@ -65,9 +66,14 @@ class Networks(Calls):
             "get_security_group", group_id, self._instance("security_groups", group_id), _security_group
         )
 
-    def find_security_group(self, group_id: str) -> SecurityGroup | None:
-        """The security group, or None if it does not exist."""
-        return or_none(lambda: self.get_security_group(group_id))
+    def find_security_group(self, group_id: str, *, owner_tag: str | None = None) -> SecurityGroup | None:
+        """The security group, or None if it does not exist: neither by its id nor, if given, by its owner."""
+
+        def listed() -> list[SecurityGroup]:
+            owned = self.list_security_groups(tags=[owner_tag]) if owner_tag else ()
+            return [each for each in owned if each.id == group_id]
+
+        return self._find(lambda: self.get_security_group(group_id), listed)
 
     def list_security_groups(
         self, *, tags: Collection[str] = (), name: str | None = None
@@ -93,6 +99,7 @@ class Networks(Calls):
         stateful: bool | None = None,
         inbound_default_policy: str | None = None,
         outbound_default_policy: str | None = None,
+        enable_default_security: bool | None = None,
     ) -> SecurityGroup:
         """Change what is given; `tags` replaces all tags."""
         body = given(
@@ -101,6 +108,7 @@ class Networks(Calls):
             stateful=stateful,
             inbound_default_policy=inbound_default_policy,
             outbound_default_policy=outbound_default_policy,
+            enable_default_security=enable_default_security,
         )
         path = self._instance("security_groups", group_id)
         return self._write("update_security_group", group_id, "PATCH", path, _security_group, body=body)
@@ -163,7 +171,7 @@ class Networks(Calls):
     def find_private_network(self, network_id: str) -> PrivateNetwork | None:
         """The network, or None where there is none."""
         path = self._vpc("private-networks", network_id)
-        return or_none(lambda: self._get("get_private_network", network_id, path, PrivateNetwork.parse))
+        return self._find(lambda: self._get("get_private_network", network_id, path, PrivateNetwork.parse))
 
     def delete_private_network(self, network_id: str) -> None:
         """Delete a network that nothing is in. One that is gone already is fine."""
@@ -188,7 +196,7 @@ class Networks(Calls):
     def find_private_nic(self, server_id: str, nic_id: str) -> PrivateNic | None:
         """The interface, or None where it or its server is gone."""
         path = self._instance("servers", server_id, "private_nics", nic_id)
-        return or_none(
+        return self._find(
             lambda: self._get(
                 "get_private_nic", nic_id, path, lambda reply: PrivateNic.parse(reply["private_nic"])
             )
@@ -209,7 +217,7 @@ class Networks(Calls):
                 nic_id,
                 path_of("ipam", "v1", "regions", self._region, "ips"),
                 "ips",
-                lambda ip: str(ip["address"]).partition("/")[0],
+                lambda ip: text(ip, "address").partition("/")[0],
                 filters={"resource_type": "instance_private_nic", "resource_id": nic_id, "is_ipv6": "false"},
                 size="page_size",
             )

@@ -27,7 +27,8 @@ from pulumi.dynamic import ConfigureRequest, CreateResult, DiffResult, ReadResul
 from components.dynamic import CloudProvider, gone
 from components.scaleway.api import Rule, ScalewayClient, Timeouts, same_rules, sbs_root_volume_id
 from components.scaleway.credentials import Credentials
-from components.scaleway.errors import ScalewayError
+from components.scaleway.errors import ScalewayError, in_operation
+from components.scaleway.models import SecurityGroup as Group
 from components.tags import OWNER_TAG, PENDING_TAG
 from fleet.progress import Progress, Stage
 
@@ -59,6 +60,10 @@ class ScalewayProvider(CloudProvider):
         self._credentials = Credentials.of_stack(lambda key: req.config.get(f"scaleway:{key}"))
         seconds = req.config.get("scaleway:timeout")
         self._timeouts = Timeouts(read_s=float(seconds)) if seconds else Timeouts()
+
+    @staticmethod
+    def explained(error: Exception, operation: str) -> Exception:
+        return in_operation(error, operation)
 
     def client(self, props: Mapping[str, Any]) -> ScalewayClient:
         """The client of the zone that the resource lives in."""
@@ -155,9 +160,18 @@ class NodeOwner(Resource, module="scaleway", name="NodeOwner"):
 # --- security group -------------------------------------------------------------------------------------
 
 
+POLICY: Mapping[str, Any] = {
+    "stateful": True,
+    "inbound_default_policy": "drop",
+    "outbound_default_policy": "accept",
+    "enable_default_security": True,
+}
+"""What a group does with traffic that no rule is about: as it is made, and as it has to stay."""
+
+
 class SecurityGroupProvider(ScalewayProvider):
     replace_on = frozenset({"zone"})
-    update_on = frozenset({"name", "tags", "rules", "inbound_default_policy"})
+    update_on = frozenset({"name", "tags", "rules", *POLICY})
 
     def differs(self, key: str, olds: Mapping[str, Any], news: Mapping[str, Any]) -> bool:
         if key == "rules":  # all of them accept, so their order means nothing
@@ -167,18 +181,16 @@ class SecurityGroupProvider(ScalewayProvider):
     def create(self, props: dict[str, Any]) -> CreateResult:
         client = self.client(props)
         group = client.create_security_group(
-            props["name"],
-            tags=[*props["tags"], _owner(props)],
-            owner_tag=_owner(props),
-            inbound_default_policy=props["inbound_default_policy"],
+            props["name"], tags=[*props["tags"], _owner(props)], owner_tag=_owner(props)
         )
         client.set_rules(group.id, _rules(props))
         Progress(props["node"]).reached(Stage.PROVIDER_CREATE, f"security group {group.id}")
-        return CreateResult(group.id, self._seen(client, group.id, props))
+        return CreateResult(group.id, self._seen(client, client.get_security_group(group.id), props))
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
-        seen = self._seen(self.client(props), id_, props)
-        return ReadResult(id_, seen) if seen else gone()
+        client = self.client(props)
+        group = client.find_security_group(id_, owner_tag=_owner(props))
+        return gone() if group is None else ReadResult(id_, self._seen(client, group, props))
 
     def update(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
         client = self.client(news)
@@ -186,10 +198,10 @@ class SecurityGroupProvider(ScalewayProvider):
             id_,
             name=news["name"],
             tags=[*news["tags"], _owner(news)],
-            inbound_default_policy=news["inbound_default_policy"],
+            **{key: news[key] for key in POLICY},
         )
         client.set_rules(id_, _rules(news))
-        return UpdateResult(self._seen(client, id_, news))
+        return UpdateResult(self._seen(client, client.get_security_group(id_), news))
 
     def delete(self, id_: str, props: dict[str, Any]) -> None:
         client = self.client(props)
@@ -198,16 +210,13 @@ class SecurityGroupProvider(ScalewayProvider):
             _delete_server(client, server.id, server.root_volume_id)
         client.delete_security_group(id_)
 
-    def _seen(self, client: ScalewayClient, id_: str, props: Mapping[str, Any]) -> dict[str, Any]:
-        group = client.find_security_group(id_)
-        if group is None:
-            return {}
+    def _seen(self, client: ScalewayClient, group: Group, props: Mapping[str, Any]) -> dict[str, Any]:
         return {
             **props,
             "name": group.name,
             "tags": [tag for tag in group.tags if tag != _owner(props)],
-            "inbound_default_policy": group.inbound_default_policy,
-            "rules": [_plain(rule) for rule in client.list_rules(id_)],
+            **{key: getattr(group, key) for key in POLICY},
+            "rules": [_plain(rule) for rule in client.list_rules(group.id)],
         }
 
 
@@ -267,7 +276,7 @@ class SecurityGroup(Resource, module="scaleway", name="SecurityGroup"):
             "owner": owner,
             "name": label,
             "tags": list(tags),
-            "inbound_default_policy": "drop",
+            **POLICY,
             "rules": rules,
         }
         super().__init__(SecurityGroupProvider(), name, props, opts)
@@ -308,7 +317,7 @@ class ServerProvider(ScalewayProvider):
                 _delete_server(client, server.id, server.root_volume_id)
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
-        server = self.client(props).find_server(id_)
+        server = self.client(props).find_server(id_, owner_tag=_owner(props))
         if server is None:
             return gone()
         ours = {_owner(props), PENDING_TAG}
@@ -440,7 +449,7 @@ class RootVolumeProvider(ScalewayProvider):
         return {**props, "size_gb": volume.size // GB}
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
-        volume = self.client(props).find_volume(id_)
+        volume = self.client(props).find_volume(id_, owner_tag=_owner(props))
         return gone() if volume is None else ReadResult(id_, {**props, "size_gb": volume.size // GB})
 
     def delete(self, id_: str, props: dict[str, Any]) -> None:
@@ -554,12 +563,9 @@ class HostKeysProvider(ScalewayProvider):
         server_id, stage = props["server_id"], Stage.WORKER_SSH_ACCESSIBLE
         with diagnosed("HOST_KEY_NOT_PUBLISHED", stage, props, server_id=server_id):
             published = self.client(props).wait_user_data(
-                server_id, HOST_KEYS_KEY, deadline_s=float(props["deadline_s"])
+                server_id, HOST_KEYS_KEY, deadline_s=float(props["deadline_s"]), good=_host_keys
             )
-        keys = [
-            " ".join(line.split()[:2]) for line in published.decode().splitlines() if line.startswith("ssh-")
-        ]
-        return CreateResult(server_id, {**props, "keys": keys})
+        return CreateResult(server_id, {**props, "keys": _host_keys(published)})
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         # Pinned on purpose: a machine that later publishes another key must not be trusted by that.
@@ -567,6 +573,12 @@ class HostKeysProvider(ScalewayProvider):
 
     def delete(self, id_: str, props: dict[str, Any]) -> None:
         """Nothing: the keys are the machine's."""
+
+
+def _host_keys(published: bytes) -> list[str]:
+    """Type and key of each line that is one."""
+    lines = published.decode(errors="replace").splitlines()
+    return [" ".join(line.split()[:2]) for line in lines if line.startswith("ssh-") and len(line.split()) > 1]
 
 
 class HostKeys(Resource, module="scaleway", name="HostKeys"):

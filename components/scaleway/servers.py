@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, Literal
 
@@ -13,11 +13,10 @@ from components.scaleway.calls import (
     matching,
     merged,
     one_of,
-    or_none,
     path_of,
 )
-from components.scaleway.errors import NotFound, StartFailed
-from components.scaleway.models import Image, Server, SshKey
+from components.scaleway.errors import NotFound, PreconditionFailed, StartFailed
+from components.scaleway.models import Image, Server, SshKey, text
 
 Action = Literal["poweron", "poweroff", "stop_in_place", "reboot", "terminate"]
 
@@ -27,6 +26,13 @@ ACTED: Mapping[str, AbstractSet[str]] = {
     "poweroff": {"stopping", "stopped"},
     "stop_in_place": {"stopping", "stopped in place"},
 }
+
+
+UNDER_WAY = (
+    "Scaleway takes no other action meanwhile, and the server exists and bills: look at it at "
+    "console.scaleway.com, ask Scaleway support if it does not get on, and run the same command again"
+)
+"""What to do about a server that stays between two states."""
 
 
 class Servers(Calls):
@@ -47,7 +53,11 @@ class Servers(Calls):
         path = self._instance("products", "servers", "availability")
         return dict(
             self._list(
-                "list_availability", "", path, "servers", lambda item: (item[0], item[1]["availability"])
+                "list_availability",
+                "",
+                path,
+                "servers",
+                lambda item: (item[0], text(item[1], "availability")),
             )
         )
 
@@ -115,9 +125,14 @@ class Servers(Calls):
     def get_server(self, server_id: str) -> Server:
         return self._get("get_server", server_id, self._instance("servers", server_id), _server)
 
-    def find_server(self, server_id: str) -> Server | None:
-        """The server, or None if it does not exist."""
-        return or_none(lambda: self.get_server(server_id))
+    def find_server(self, server_id: str, *, owner_tag: str | None = None) -> Server | None:
+        """The server, or None if it does not exist: neither by its id nor, if given, by its owner."""
+
+        def listed() -> list[Server]:
+            owned = self.list_servers(tags=[owner_tag]) if owner_tag else ()
+            return [each for each in owned if each.id == server_id]
+
+        return self._find(lambda: self.get_server(server_id), listed)
 
     def list_servers(self, *, tags: Collection[str] = (), name: str | None = None) -> tuple[Server, ...]:
         """Servers that carry all `tags` and, if given, have exactly this `name`; oldest first."""
@@ -135,6 +150,7 @@ class Servers(Calls):
         tags: Collection[str] | None = None,
         security_group: str | None = None,
         protected: bool | None = None,
+        dynamic_ip_required: bool | None = None,
     ) -> Server:
         """Change what is given; `tags` replaces all tags."""
         body = given(
@@ -143,6 +159,7 @@ class Servers(Calls):
             # The API asks for a name here and does not look at it.
             security_group=None if security_group is None else {"id": security_group, "name": security_group},
             protected=protected,
+            dynamic_ip_required=dynamic_ip_required,
         )
         path = self._instance("servers", server_id)
         return self._write("update_server", server_id, "PATCH", path, _server, body=body)
@@ -156,6 +173,9 @@ class Servers(Calls):
 
         It is content if the server already is, or is becoming, what the action makes it.
         """
+
+        if action == "terminate":
+            self._transport.unmade(server_id)
 
         def acted() -> bool | None:
             server = self.find_server(server_id)
@@ -177,8 +197,24 @@ class Servers(Calls):
                 repeatable=action != "reboot",
             )
         except NotFound:
-            if action != "terminate":
+            if action != "terminate" or self.find_server(server_id) is not None:
                 raise
+        except PreconditionFailed as refusal:
+            server = self.find_server(server_id)
+            if server is not None and server.protected:
+                raise self._protected(server, action) from refusal
+            raise
+
+    def _protected(self, server: Server, action: Action) -> PreconditionFailed:
+        unprotect = f"scw instance server update {server.id} zone={self.zone} protected=false"
+        return PreconditionFailed(
+            "server_action",
+            f"{server.id} {action}",
+            self.zone,
+            "the server is protected, and Scaleway refuses to stop or terminate it",
+            mend=f"if it really is to go, take its protection away: {unprotect}; then run the same command "
+            "again. Until then it exists and bills",
+        )
 
     def wait_server(self, server_id: str, *, until: AbstractSet[str], deadline_s: float) -> Server:
         """Wait for a state.
@@ -206,9 +242,7 @@ class Servers(Calls):
                 server.name,
                 f"not {one_of(until)} after {waited:.0f} s, last seen {server.state}"
                 + (f" ({server.state_detail})" if server.state_detail else ""),
-                StartFailed.default_mend
-                if "running" in until
-                else "look at the server in Scaleway's console and run the same command again",
+                StartFailed.default_mend if until <= {"running"} else UNDER_WAY,
             ),
         )
 
@@ -267,21 +301,22 @@ class Servers(Calls):
                 raise
             return None
 
-    def wait_user_data(self, server_id: str, key: str, *, deadline_s: float) -> bytes:
-        """Wait until the machine has published `key` and return its value. Raises `DeadlineExceeded`."""
-        value = self._transport.poll(
-            lambda: self.get_user_data(server_id, key),
-            bool,
+    def wait_user_data(
+        self, server_id: str, key: str, *, deadline_s: float, good: Callable[[bytes], object] = bool
+    ) -> bytes:
+        """Wait for the machine to publish a good `key` and return its value. Raises `DeadlineExceeded`."""
+        return self._transport.poll(
+            lambda: self.get_user_data(server_id, key) or b"",
+            lambda value: bool(good(value)),
             deadline_s=deadline_s,
-            failure=lambda _, waited: (
+            failure=lambda value, waited: (
                 "wait_user_data",
                 server_id,
-                f"the machine has not published {key} after {waited:.0f} s",
+                f"the machine has not published {key} after {waited:.0f} s"
+                + (f", but {len(value)} bytes of something else" if value else ""),
                 "open the server's console at console.scaleway.com: did it boot, what does cloud-init say?",
             ),
         )
-        assert value is not None
-        return value
 
 
 def _server(reply: Any) -> Server:

@@ -20,6 +20,7 @@ import tenacity
 
 from components.scaleway.errors import (
     DeadlineExceeded,
+    NotFound,
     PreconditionFailed,
     ScalewayError,
     UnexpectedReply,
@@ -34,6 +35,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Params = Mapping[str, str | int | Sequence[str]]
 logger = logging.getLogger(__name__)
+
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What parsing raises for a body that is not what the API documents."""
+
+LAG_S = 60.0
+"""For so long a 404 about an object just made is taken for the API's own lag: it is written in one place and
+read in another."""
 
 # The request never left, so it cannot have had an effect.
 NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
@@ -59,6 +67,7 @@ class Transport:
         self._retry = retry
         self._clock = clock
         self._sleep = sleep
+        self._made: dict[str, float] = {}
         self._http = httpx.Client(
             headers={"X-Auth-Token": credentials.secret_key, "User-Agent": "vllm-fleet"},
             timeout=httpx.Timeout(timeouts.read_s, connect=timeouts.connect_s),
@@ -69,6 +78,24 @@ class Transport:
 
     def close(self) -> None:
         self._http.close()
+
+    def made(self, *ids: str) -> None:
+        """Take note of objects that were just made: the API may not know of them yet."""
+        self._made.update(dict.fromkeys(ids, self._clock()))
+
+    def unmade(self, id_: str) -> None:
+        """Take note that an object is about to be deleted: from now on a 404 is true."""
+        self._made.pop(id_, None)
+
+    def look(self, find: Callable[[], T | None], pauses: Sequence[float]) -> T | None:
+        """What `find` finds, at once or after one of the pauses in seconds; None if it never does."""
+        for pause in (0.0, *pauses):
+            if pause:
+                self._sleep(pause)
+            found = find()
+            if found is not None:
+                return found
+        return None
 
     def perform(
         self,
@@ -110,8 +137,8 @@ class Transport:
             pause = self._pause(attempt, failure)
             failure.attempts, failure.elapsed_s = attempt, self._clock() - started
             final = (
-                not failure.retriable
-                or attempt >= self._retry.attempts
+                not (failure.retriable or self._lags(failure, path))
+                or attempt >= min(self._retry.attempts, failure.most_attempts)
                 or failure.elapsed_s + pause > self._retry.budget_s
                 or (failure.effect_unknown and not repeatable)
             )
@@ -161,6 +188,14 @@ class Transport:
             retry_error_callback=give_up,
         )(look)
 
+    def _lags(self, failure: ScalewayError, path: str) -> bool:
+        """Whether something is said not to exist that was made a moment ago."""
+        # An empty 404 is about a key of a server's user data, which the machine may not have written yet.
+        if not isinstance(failure, NotFound) or not failure.api_message:
+            return False
+        moments = [self._made.get(part) for part in (*path.split("/"), failure.resource_id)]
+        return any(moment is not None and self._clock() - moment < LAG_S for moment in moments)
+
     def _pause(self, attempt: int, failure: ScalewayError) -> float:
         if failure.retry_after_s is not None:
             return min(failure.retry_after_s, self._retry.retry_after_max_s)
@@ -177,7 +212,7 @@ class Transport:
         if response.is_success:
             try:
                 return read(response)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except UNREADABLE as error:
                 what = f"HTTP {response.status_code} with content that is not as documented ({error!r:.80})"
                 raise UnexpectedReply(
                     call, resource, self._zone, self._scrub(what), status=response.status_code
@@ -187,7 +222,7 @@ class Transport:
     def _refused(self, call: str, resource: str, response: httpx.Response) -> ScalewayError:
         try:
             body: Any = json.loads(self._scrub(response.text))
-        except ValueError:
+        except (ValueError, RecursionError):
             body = None
         error = error_from_reply(
             call,

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from collections.abc import Set as AbstractSet
 
-from components.scaleway.calls import Calls, given, matching, one_of, or_none
+from components.scaleway.calls import Calls, given, matching, one_of
 from components.scaleway.errors import PreconditionFailed
 from components.scaleway.models import Volume
+
+IN_ERROR = (
+    "it still bills: delete it in Scaleway's console, or ask Scaleway support to if that is refused; then "
+    "run `pulumi destroy` again"
+)
+"""What to do about a volume in `error` that is to be deleted."""
+STILL_HELD = "it still bills: detach and delete it in Scaleway's console, or run `pulumi destroy` again"
 
 
 class Volumes(Calls):
@@ -16,9 +23,14 @@ class Volumes(Calls):
     def get_volume(self, volume_id: str) -> Volume:
         return self._get("get_volume", volume_id, self._block(volume_id), Volume.parse)
 
-    def find_volume(self, volume_id: str) -> Volume | None:
-        """The volume, or None if it does not exist."""
-        return or_none(lambda: self.get_volume(volume_id))
+    def find_volume(self, volume_id: str, *, owner_tag: str | None = None) -> Volume | None:
+        """The volume, or None if it does not exist: neither by its id nor, if given, by its owner."""
+
+        def listed() -> list[Volume]:
+            owned = self.list_volumes(tags=[owner_tag]) if owner_tag else ()
+            return [each for each in owned if each.id == volume_id]
+
+        return self._find(lambda: self.get_volume(volume_id), listed)
 
     def list_volumes(self, *, tags: Collection[str] = (), name: str | None = None) -> tuple[Volume, ...]:
         """SBS volumes that carry all `tags` and, if given, have exactly this `name`; oldest first."""
@@ -58,16 +70,19 @@ class Volumes(Calls):
         self._delete("delete_volume", volume_id, self._block(volume_id))
 
     def delete_volume_once_detached(self, volume_id: str, *, deadline_s: float) -> None:
-        """Delete a volume whose server is being deleted, as soon as it is free. Raises `DeadlineExceeded`."""
+        """Delete a volume whose server is being deleted, as soon as it is free. Raises `DeadlineExceeded`.
+
+        A volume in `error`, or that a server still holds, is not free: Scaleway refuses to delete it.
+        """
         self._transport.poll(
             lambda: self.find_volume(volume_id),
-            lambda volume: volume is None or volume.status in {"available", "error", "deleting", "deleted"},
+            lambda volume: volume is None or volume.status in {"available", "deleting", "deleted"},
             deadline_s=deadline_s,
             failure=lambda volume, waited: (
                 "delete_volume",
                 volume_id,
                 f"still {volume.status if volume else 'there'} after {waited:.0f} s",
-                "it still bills: detach and delete it in Scaleway's console, or run `pulumi destroy` again",
+                IN_ERROR if volume and volume.status == "error" else STILL_HELD,
             ),
         )
         self.delete_volume(volume_id)

@@ -33,19 +33,22 @@ GPU_DELAYS = Delays(allocating=4.0, provisioning=14.0)
 STOPPED_ACTIONS = ["poweron", "backup"]
 PASSING_ACTIONS = ["stop_in_place", "backup"]
 RUNNING_ACTIONS = ["poweroff", "terminate", "reboot", "stop_in_place", "backup"]
+PROTECTED_FROM = frozenset({"poweroff", "stop_in_place", "terminate"})
+"""What the flag `protected` refuses. Deleting a stopped server is not among it, as was seen in fr-par-1."""
 STOPPED_IN_PLACE_ACTIONS = ["poweron", "poweroff", "terminate", "backup"]
 
 
 def allowed_actions(server: Server) -> list[str]:
     match server.state:
         case ServerState.STOPPED:
-            return STOPPED_ACTIONS
+            actions = STOPPED_ACTIONS
         case ServerState.RUNNING:
-            return RUNNING_ACTIONS
+            actions = RUNNING_ACTIONS
         case ServerState.STOPPED_IN_PLACE:
-            return STOPPED_IN_PLACE_ACTIONS
+            actions = STOPPED_IN_PLACE_ACTIONS
         case _:
-            return PASSING_ACTIONS
+            actions = PASSING_ACTIONS
+    return [action for action in actions if not (server.protected and action in PROTECTED_FROM)]
 
 
 class Power:
@@ -74,6 +77,8 @@ class Power:
         known = {"poweron", "poweroff", "stop_in_place", "reboot", "terminate"}
         if action not in known:
             raise errors.invalid("action", f"{action} is not one of {', '.join(sorted(known))}")
+        if server.protected and action in PROTECTED_FROM:
+            raise errors.precondition("server is protected", precondition="protected_resource")
         if action not in allowed_actions(server):
             needed = "stopped" if action == "poweron" else "running"
             raise errors.precondition(f"server should be {needed}")
@@ -88,8 +93,6 @@ class Power:
             case "stop_in_place":
                 self._enter(server, ServerState.STOPPING, "stopping", "stop_in_place", delays.stopping)
             case "terminate":
-                if server.protected:
-                    raise errors.precondition("server is protected", precondition="protected_resource")
                 self._enter(server, ServerState.STOPPING, "terminating", "terminate", delays.terminating)
 
     def check_stock(self, zone: str, commercial_type: str) -> None:

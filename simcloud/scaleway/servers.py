@@ -151,8 +151,6 @@ class Servers:
         server = self._resources.server(received)
         if server.state is not ServerState.STOPPED:
             raise errors.precondition("server should be stopped")
-        if server.protected:
-            raise errors.precondition("server is protected", precondition="protected_resource")
         self._power.remove(server, volumes_at_once=False)
         wiping = asyncio.create_task(self._power.wipe(server.id))
         self._wiping.add(wiping)

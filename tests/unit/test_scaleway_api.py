@@ -418,7 +418,7 @@ def test_deleting_takes_gone_as_done_also_after_a_lost_reply(call: str) -> None:
     requests: list[httpx.Request] = []
     gone = ok({"type": "not_found", "message": "resource is not found"}, 404)
     getattr(client_of(scripted([httpx.ReadTimeout(""), gone], requests)), call)("id-1")
-    assert [request.method for request in requests] == ["DELETE", "DELETE"]
+    assert [request.method for request in requests] == ["DELETE", "DELETE", "GET", "GET", "GET"]
 
 
 # --- what is tried again, and for how long ---
@@ -897,6 +897,180 @@ def test_a_volume_that_does_not_grow_in_time_says_what_to_check() -> None:
         client_of(scripted([ok(volume_json(20, "updating"))])).wait_volume_size(
             "v-1", 200 * 10**9, deadline_s=60
         )
+
+
+GONE = {"type": "not_found", "message": "resource is not found", "resource": "instance_server"}
+
+
+@pytest.mark.parametrize("call", ["delete_server", "delete_volume", "delete_ip", "delete_security_group"])
+def test_deleting_does_not_believe_a_single_404(call: str) -> None:
+    requests: list[httpx.Request] = []
+    replies = [ok(GONE, 404), ok({"there": True}), empty(204)]
+    getattr(client_of(scripted(replies, requests)), call)("id-1")
+    assert [request.method for request in requests] == ["DELETE", "GET", "DELETE"]
+
+
+def test_terminating_does_not_believe_a_single_404() -> None:
+    with pytest.raises(NotFound):
+        client_of(scripted([ok(GONE, 404), ok({"server": server_json()})])).server_action("s-1", "terminate")
+
+
+def test_one_false_404_does_not_make_an_object_missing() -> None:
+    found = client_of(scripted([ok(GONE, 404), ok({"server": server_json()})])).find_server("s-1")
+    assert found is not None
+
+
+def test_what_its_owner_lists_is_there_whatever_its_own_address_says() -> None:
+    def handler(request: httpx.Request) -> Reply:
+        if not request.url.path.endswith("/servers"):
+            return ok(GONE, 404)
+        return ok({"servers": [server_json("s-0"), server_json("s-1")]})
+
+    client = client_of(handler)
+    assert client.find_server("s-1", owner_tag=OWNER) == Server.parse(server_json("s-1"))
+    assert client.find_server("s-2", owner_tag=OWNER) is None
+
+
+class Late(Cloud):
+    """What was created is not found by the next calls about it, and not in the next lists."""
+
+    def __init__(self, misses: int, list_misses: int = 0) -> None:
+        super().__init__([("never", lambda: empty(500)), ("after", lambda: httpx.ReadError("reset"))])
+        self.misses, self.list_misses = misses, list_misses
+
+    def answer(self, request: httpx.Request) -> Reply:
+        if request.url.path.endswith("/servers"):
+            if request.method == "GET" and self.bodies and self.list_misses:
+                self.list_misses -= 1
+                return ok({"servers": []})
+            return super().answer(request)
+        self.misses -= 1
+        if self.misses >= 0:
+            return ok({**GONE, "resource_id": "s-1"}, 404)
+        return ok({"server": self.servers[0]}) if "user_data" not in request.url.path else empty(204)
+
+
+def test_calls_about_a_new_server_wait_until_the_api_knows_it() -> None:
+    client = client_of(Late(misses=5))
+    assert client.get_server(create(client).id).id == "s-1"
+    client = client_of(Late(misses=5))
+    client.set_user_data(create(client).id, "cloud-init", b"#cloud-config")
+
+
+def test_a_new_server_that_stays_unknown_is_reported_after_a_while() -> None:
+    time = Time()
+    client = client_of(Late(misses=1000), time)
+    server = create(client)
+    with pytest.raises(NotFound, match=r"get_server s-1 .*gave up after 8 attempts"):
+        client.get_server(server.id)
+    # Later on, a 404 is an answer and no lag.
+    time.now += 60
+    slept = len(time.sleeps)
+    with pytest.raises(NotFound):
+        client.get_server(server.id)
+    assert len(time.sleeps) == slept
+
+
+def test_a_server_that_lists_show_late_is_not_created_again() -> None:
+    cloud = Late(misses=0, list_misses=3)
+    assert create(client_of(cloud)).id == "s-1"
+    assert len(cloud.bodies) == 1
+
+
+def test_a_key_that_a_new_machine_has_not_written_yet_is_no_lag() -> None:
+    time = Time()
+
+    def handler(request: httpx.Request) -> Reply:
+        return empty(404) if "user_data" in request.url.path else Cloud().answer(request)
+
+    client = client_of(handler, time)
+    assert client.get_user_data(create(client).id, "ssh-host-public-keys") is None
+    assert time.sleeps == []
+
+
+@pytest.mark.parametrize("content", ["<html>log in</html>", "[]", '{"server": {"id": null}}', "[" * 100_000])
+def test_a_success_of_another_shape_is_asked_for_again(content: str) -> None:
+    replies = [httpx.Response(200, text=content), ok({"server": server_json()})]
+    assert client_of(scripted(replies)).get_server("s-1").id == "s-1"
+
+
+def nulled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: nulled(each) for key, each in value.items()}
+    return [nulled(each) for each in value] if isinstance(value, list) else None
+
+
+@pytest.mark.parametrize(
+    ("call", "body"),
+    [
+        ("get_server", {"server": server_json()}),
+        ("get_volume", volume_json()),
+        ("get_security_group", {"security_group": group_json("sg-1")}),
+        ("list_servers", {"servers": [server_json()]}),
+        ("list_volumes", {"volumes": [volume_json()]}),
+        ("list_security_groups", {"security_groups": [group_json("sg-1")]}),
+        ("list_availability", {"servers": {"L4-1-24G": {"availability": "available"}}}),
+        ("list_ssh_keys", {"ssh_keys": [{"id": "k", "name": "k", "public_key": "ssh-ed25519 AAAA"}]}),
+        ("list_ips", {"ips": [{"id": "i", "address": "51.1.1.1", "zone": ZONE, "type": "routed_ipv4"}]}),
+    ],
+)
+def test_a_reply_without_values_is_no_success(call: str, body: Any) -> None:
+    arguments = ["id-1"] if call.startswith("get_") else []
+    assert getattr(client_of(scripted([ok(body)])), call)(*arguments)
+    with pytest.raises(UnexpectedReply, match=call):
+        getattr(client_of(scripted([ok(nulled(body))])), call)(*arguments)
+
+
+def test_a_server_that_does_not_settle_is_not_judged_as_one_that_does_not_start() -> None:
+    settled = {"running", "stopped", "stopped in place"}
+    with pytest.raises(DeadlineExceeded, match="exists and bills") as caught:
+        client_of(scripted([ok({"server": server_json(state="stopping")})])).wait_server(
+            "s-1", until=settled, deadline_s=60
+        )
+    assert "snapshot" not in str(caught.value)
+
+
+def test_a_protected_server_says_how_its_protection_is_taken_away() -> None:
+    refusal = ok({"type": "precondition_failed", "help_message": "server is protected"}, 400)
+
+    def handler(request: httpx.Request) -> Reply:
+        return ok({"server": server_json(protected=True)}) if request.method == "GET" else refusal
+
+    with pytest.raises(PreconditionFailed, match=r"scw instance server update s-1 zone=\S+ protected=false"):
+        client_of(handler).server_action("s-1", "terminate")
+
+
+def test_a_volume_in_error_is_not_free_until_it_is_available() -> None:
+    requests: list[httpx.Request] = []
+    replies = [ok(volume_json(status="error")), ok(volume_json(status="available")), empty(204)]
+    client_of(scripted(replies, requests)).delete_volume_once_detached("v-1", deadline_s=60)
+    assert [request.method for request in requests] == ["GET", "GET", "DELETE"]
+    with pytest.raises(DeadlineExceeded, match=r"still error after 60 s.*still bills.*support"):
+        client_of(scripted([ok(volume_json(status="error"))])).delete_volume_once_detached(
+            "v-1", deadline_s=60
+        )
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (403, {"type": "quotas_exceeded"}, "needs neither stock nor quota"),
+        (503, {"type": "out_of_stock"}, "needs neither stock nor quota"),
+        (400, {"type": "invalid_arguments"}, "still bills"),
+        (412, {"type": "precondition_failed"}, "free it from what holds it"),
+        (409, {"type": "conflict"}, "still bills"),
+        (403, {"type": "permissions_denied"}, "BlockStorageFullAccess"),
+    ],
+)
+def test_a_deletion_that_fails_is_mended_in_its_own_words(
+    status: int, body: object, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Volumes(ScalewayProvider):
+        def delete(self, id_: str, props: dict[str, Any]) -> None:
+            client_of(scripted([ok(body, status)])).delete_volume(id_)
+
+    with pytest.raises(ScalewayError, match=words):
+        Volumes().delete("v-1", {"zone": ZONE})
 
 
 def test_a_volume_in_error_is_not_waited_for() -> None:

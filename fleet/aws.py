@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from fleet import aws_replies
+
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 60.0
 ATTEMPTS = 3
 
@@ -70,7 +72,9 @@ def client(
         # A proxy of the environment cannot reach this machine's own loopback.
         proxies={} if url and url.startswith("http://127.") else None,
     )
-    return session.client(service, endpoint_url=url, config=config)
+    made = session.client(service, endpoint_url=url, config=config)
+    aws_replies.guard(made, attempts)
+    return made
 
 
 def code(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""AWS's own client, for a program and its providers: its errors name the call and the mend."""
+"""AWS's own client, for a program and its providers: its errors name the call and the fix."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from fleet import aws
 from fleet.aws import Credentials
+from fleet.aws_replies import UNREADABLE, problem
 
 READ_TIMEOUT_S = float(os.environ.get("AWS_READ_TIMEOUT_S", aws.READ_TIMEOUT_S))
 ATTEMPTS = 6
@@ -18,18 +19,43 @@ NOT_VALID = frozenset(
     {"AuthFailure", "InvalidClientTokenId", "UnrecognizedClientException", "ExpiredToken", "NoCredentials"}
 )
 """AWS's codes for credentials that are not good; the last one is ours, for none at all."""
+THROTTLED = frozenset({"RequestLimitExceeded", "Throttling", "ThrottlingException"})
+NOT_FOUND = ("NotFound", "NoSuchEntity")
+"""In AWS's codes for what does not exist, or what the server that answers has not heard of yet."""
+FIXES: Mapping[str, str] = {
+    "RequestLimitExceeded": f"AWS limits this account's calls for a while: wait a minute, then {AGAIN}",
+    "InsufficientInstanceCapacity": "AWS has no such machine free there: try again later, or name another "
+    "subnet (zone) or type in the node's settings, which makes a new machine",
+    "OperationNotPermitted": "the machine is protected against termination: set protect: false in the node's "
+    f"settings and run `pulumi up`, or lift the protection in the EC2 console; then {AGAIN}",
+    "DependencyViolation": "something that is not this stack's still uses it: find it with `aws ec2 "
+    f"describe-network-interfaces --filters Name=group-id,Values=GROUP`, take it away, then {AGAIN}",
+    "IncorrectInstanceState": f"wait until the machine is running or stopped, then {AGAIN}",
+    "VolumeInUse": "it is attached to a machine that is not this stack's: detach it in the EC2 console, "
+    f"then {AGAIN}",
+    UNREADABLE: "check proxies (HTTPS_PROXY, NO_PROXY) and aws:endpoints: something else answers in AWS's "
+    f"place; then {AGAIN}",
+}
+"""What helps against a refusal, by AWS's code, where it is more than the reason AWS gives."""
 
 
 class CredentialsError(ValueError):
-    """The configuration of AWS is unusable. The message says how to mend it and never shows a secret."""
+    """The configuration of AWS is unusable. The message says how to fix it and never shows a secret."""
 
 
 class AwsError(Exception):
-    """A call that did not succeed. The message names it, and the mend. `code` is AWS's; empty: no reply."""
+    """A call that did not succeed. The message names it, and the fix. `code` is AWS's; empty: no reply."""
 
-    def __init__(self, seen: str, mend: str, code: str = "") -> None:
-        super().__init__(f"{seen}. Mend: {mend}")
-        self.seen, self.mend, self.code = seen, mend, code
+    def __init__(self, seen: str, fix: str, code: str = "", *, passing: bool = False) -> None:
+        super().__init__(f"{seen}. Fix: {fix}")
+        self.seen, self.fix, self.code = seen, fix, code
+        self.passing = passing
+        """Whether the same call may well succeed later: no reply, a server's error, too many calls."""
+
+    @property
+    def not_found(self) -> bool:
+        """AWS does not know what the call is about: it is gone, or too new for the server that answered."""
+        return any(word in self.code for word in NOT_FOUND)
 
 
 def client(
@@ -43,7 +69,7 @@ def client(
     """The client of a service, configured as AWS's own provider is; its calls raise AwsError.
 
     `config` gives the value of a key of `aws:`. Raises CredentialsError if the provider works in another
-    region; `path` is where the settings say this one.
+    region, or the profile is unknown; `path` is where the settings say this one.
     """
     configured = config("region")
     if configured and configured != region:
@@ -56,31 +82,50 @@ def client(
 
 @lru_cache(maxsize=16)
 def _client(service: str, region: str, credentials: Credentials, attempts: int) -> Any:
-    made = aws.client(service, region, credentials, read_timeout_s=READ_TIMEOUT_S, attempts=attempts)
-    made.meta.events.register("after-call", _refused)
+    from botocore.exceptions import BotoCoreError  # noqa: PLC0415  loaded with the client
+
+    try:
+        made = aws.client(service, region, credentials, read_timeout_s=READ_TIMEOUT_S, attempts=attempts)
+    except BotoCoreError as error:  # a profile that does not exist
+        raise CredentialsError(f"{error}; correct aws:profile, or log in again: aws sso login") from None
+    made.meta.events.register_first("after-call", _refused)
     made.meta.events.register("after-call-error", _unanswered)
     return made
 
 
-def _refused(event_name: str, http_response: Any, parsed: Mapping[str, Any], **_: Any) -> None:
-    """Says how to mend what AWS refused, whichever of the client's ways to call was taken."""
-    if http_response.status_code < 300:
+def _refused(event_name: str, model: Any, http_response: Any, parsed: Mapping[str, Any], **_: Any) -> None:
+    """Says how to fix what AWS refused, whichever of the client's ways to call was taken."""
+    status = http_response.status_code
+    if wrong := problem(model, status, parsed):
+        raise AwsError(f"{_call(event_name)}: {wrong}", FIXES[UNREADABLE], UNREADABLE, passing=True)
+    if status < 300:
         return
     code, reason = (parsed.get("Error", {}).get(key, "") for key in ("Code", "Message"))
     raise AwsError(
         f"{_call(event_name)}: AWS refused: {code}: {reason.rstrip('.')}",
-        _mend(code, http_response.status_code),
+        _fix(code, status),
         code,
+        passing=status >= 500 or code in THROTTLED,
     )
 
 
 def _unanswered(event_name: str, exception: Exception, **_: Any) -> None:
-    from botocore.exceptions import NoCredentialsError  # noqa: PLC0415  loaded by now
+    from botocore.exceptions import (  # noqa: PLC0415  loaded by now
+        CredentialRetrievalError,
+        NoCredentialsError,
+        PartialCredentialsError,
+        SSOError,
+        TokenRetrievalError,
+    )
 
     if isinstance(exception, NoCredentialsError):
-        raise AwsError("AWS's credentials are not set", _mend("NoCredentials", 0), "NoCredentials") from None
-    mend = f"check the network, aws:region and the credentials, then {AGAIN}"
-    raise AwsError(f"{_call(event_name)}: no reply from AWS ({exception})", mend) from None
+        raise AwsError("AWS's credentials are not set", _fix("NoCredentials", 0), "NoCredentials") from None
+    logins = (PartialCredentialsError, CredentialRetrievalError, TokenRetrievalError, SSOError)
+    if isinstance(exception, logins):
+        fix = f"correct aws:profile, or log in again: aws sso login; then {AGAIN}"
+        raise AwsError(f"AWS's credentials cannot be used: {exception}", fix, "NoCredentials") from None
+    fix = f"check the network, aws:region and the credentials, then {AGAIN}"
+    raise AwsError(f"{_call(event_name)}: no reply from AWS ({exception})", fix, passing=True) from None
 
 
 def _call(event_name: str) -> str:
@@ -88,11 +133,15 @@ def _call(event_name: str) -> str:
     return " ".join(event_name.split(".")[1:])
 
 
-def _mend(code: str, status: int) -> str:
+def _fix(code: str, status: int) -> str:
     if code in NOT_PERMITTED:
         return "give the credentials this permission"
     if code in NOT_VALID:
         return "give credentials that are valid (aws:profile, or AWS_ACCESS_KEY_ID and its secret)"
+    if code in THROTTLED:
+        return FIXES["RequestLimitExceeded"]
+    if code in FIXES:
+        return FIXES[code]
     if code.endswith("LimitExceeded"):
         return "raise the limit in Service Quotas"
     return AGAIN if status >= 500 else f"correct what AWS names, then {AGAIN}"

@@ -1,30 +1,62 @@
-"""The calls to EC2 that its provider does not make: find by tag, end, start, look before paying."""
+"""The calls to EC2 that its provider does not make: find by tag, end, start, look before paying.
+
+What EC2 was just told it may not know when it is asked next: its servers agree within seconds, not at
+once. So nothing here is taken for gone after one look, nor for there because it was made.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_exponential_jitter
+
+from components.aws.api import AGAIN, AwsError
 
 ALIVE = ("pending", "running", "stopping", "stopped")
 """States of an instance that exists, and whose volume bills."""
 
 STATE_DEADLINE_S = 600.0
 """As long as AWS's own provider waits for an instance."""
+RELEASE_DEADLINE_S = 120.0
+"""For what a terminated machine held: its network interface goes some seconds after it."""
+APPEARS_DEADLINE_S = 60.0
+"""For all of EC2's servers to know of what was just made."""
+GRANTED_DEADLINE_S = 120.0
+"""For EC2 to know of an instance profile that was just made."""
+LOOKS_AGAIN_S = (0.2, 0.4, 0.9)
+"""Pauses before something that is not shown counts as gone."""
+
+BUSY = frozenset(
+    {"DependencyViolation", "VolumeInUse", "InvalidIPAddress.InUse"}
+    | {"IncorrectState", "IncorrectInstanceState"}
+)
+"""Refusals that pass by themselves while a machine goes."""
+
+STUCK: Mapping[str, str] = {
+    "stopping": "AWS bills its volume alone meanwhile. Fix: stop it by force: "
+    "aws ec2 stop-instances --force --instance-ids {id}; then {again}",
+    "shutting-down": "AWS bills nothing for it any more. Fix: {again} in some minutes; if it stays so, open "
+    "a case with AWS's support",
+}
+"""What to know and do about an instance that does not leave a state."""
 
 DRIVER_MARKS = ("nvidia", "deep learning", "gpu")
 """Words in the name or description of an image that carries NVIDIA's driver."""
 
 Client = Any
 """boto3's client of EC2."""
+Described = Mapping[str, Any]
+"""An object as EC2 describes it."""
+Found = TypeVar("Found")
 
 DEFAULT_SUBNETS = {"Name": "default-for-az", "Values": ["true"]}
 """A filter of EC2 for the default VPC's subnet of each zone."""
 
 
 class Ec2Error(Exception):
-    """EC2 is not as it has to be. The message names what, and the mend."""
+    """EC2 is not as it has to be. The message names what, and the fix."""
 
 
 def tagged(key: str, value: str) -> dict[str, Any]:
@@ -41,11 +73,17 @@ def instances(ec2: Client, key: str, value: str) -> list[dict[str, Any]]:
 
 def instance(ec2: Client, instance_id: str) -> dict[str, Any] | None:
     """An instance, or None where it does not exist any more."""
-    filters = [{"Name": "instance-id", "Values": [instance_id]}]
-    found = [
-        each for one in ec2.describe_instances(Filters=filters)["Reservations"] for each in one["Instances"]
-    ]
-    return found[0] if found and found[0]["State"]["Name"] in ALIVE else None
+    found = patiently(lambda: _shown(ec2, instance_id))
+    return found if found and found["State"]["Name"] in ALIVE else None
+
+
+def patiently(look: Callable[[], Found]) -> Found:
+    """What a look sees; one that sees nothing is repeated, for what is new may not be shown yet."""
+    for pause_s in LOOKS_AGAIN_S:
+        if found := look():
+            return found
+        time.sleep(pause_s)
+    return look()
 
 
 def volume_gb(ec2: Client, key: str, value: str) -> int:
@@ -56,62 +94,162 @@ def volume_gb(ec2: Client, key: str, value: str) -> int:
     return max((int(each["Size"]) for each in volumes), default=0)
 
 
-def end_instances(ec2: Client, key: str, value: str) -> None:
-    """Terminate every instance with the tag, and wait until they are gone. Raises Ec2Error."""
-    ids = [each["InstanceId"] for each in instances(ec2, key, value)]
-    if ids:
-        ec2.terminate_instances(InstanceIds=ids)
-        _until(lambda: not instances(ec2, key, value), f"instances {', '.join(ids)} to be terminated")
-
-
 def start(ec2: Client, instance_id: str) -> dict[str, Any]:
-    """Bring an instance to `running`. Raises Ec2Error."""
+    """Bring an instance to `running`, and say how it is then. Raises Ec2Error."""
+    seen: dict[str, Any] = {}
 
     def running() -> bool:
-        found = _existing(ec2, instance_id)
+        found = _shown(ec2, instance_id)
+        if found is None:
+            return False
+        seen.update(found)
         state = found["State"]["Name"]
+        if state not in ALIVE:
+            reason = found.get("StateReason", {}).get("Message", "AWS gives no reason")
+            raise Ec2Error(
+                f"instance {instance_id} is {state}: {reason}. Fix: run `pulumi up` again: it makes a new one"
+            )
         if state == "stopped":
-            ec2.start_instances(InstanceIds=[instance_id])
+            # One that has just stopped may still count as stopping where it is to be started.
+            _unless_busy(lambda: ec2.start_instances(InstanceIds=[instance_id]))
         return bool(state == "running")
 
-    _until(running, f"instance {instance_id} to be running")
-    return _existing(ec2, instance_id)
+    if not until(lambda: _shown(ec2, instance_id), APPEARS_DEADLINE_S):
+        raise Ec2Error(
+            f"instance {instance_id} does not exist any more. Fix: run `pulumi up` again: it makes a new one"
+        )
+    if not until(running, STATE_DEADLINE_S):
+        raise Ec2Error(_still(seen, "running"))
+    return seen
+
+
+def end_instances(ec2: Client, key: str, value: str) -> None:
+    """Terminate every instance with the tag and wait until they are gone. Raises Ec2Error."""
+    terminate(ec2, patiently(lambda: instances(ec2, key, value)))
+
+
+def terminate(ec2: Client, machines: Sequence[Described]) -> None:
+    """Terminate instances and wait until they are gone; one that EC2 keeps does not keep the others.
+
+    Raises Ec2Error, naming all that stay.
+    """
+    each_apart(machines, lambda machine: _terminate(ec2, machine))
+    each_apart(machines, lambda machine: _wait_until_gone(ec2, machine["InstanceId"]))
+
+
+def _terminate(ec2: Client, machine: Described) -> None:
+    if request := machine.get("SpotInstanceRequestId"):
+        # A persistent request would launch another machine in its place.
+        _unless_gone(lambda: ec2.cancel_spot_instance_requests(SpotInstanceRequestIds=[request]))
+    _unless_gone(lambda: ec2.terminate_instances(InstanceIds=[machine["InstanceId"]]))
+
+
+def _wait_until_gone(ec2: Client, instance_id: str) -> None:
+    seen: dict[str, Any] = {}
+
+    def gone() -> bool:
+        found = _shown(ec2, instance_id)
+        state = found["State"]["Name"] if found else "terminated"
+        if found and state in ALIVE:
+            # EC2 said it does not exist, or it was not in a state to be terminated.
+            _unless_busy(lambda: _terminate(ec2, found))
+        seen.update(found or {})
+        return bool(state == "terminated")
+
+    if not until(gone, STATE_DEADLINE_S):
+        raise Ec2Error(_still(seen, "terminated"))
+
+
+def _still(seen: Described, wanted: str) -> str:
+    id_, state = seen["InstanceId"], seen["State"]["Name"]
+    known = STUCK.get(state, f"Fix: look at it in the EC2 console, then {AGAIN}")
+    return (
+        f"instance {id_} is still {state} after {STATE_DEADLINE_S:.0f} s, and not {wanted}: "
+        + known.format(id=id_, again=AGAIN)
+    )
 
 
 def remove_addresses(ec2: Client, key: str, value: str) -> None:
-    """Give back every Elastic IP with the tag."""
-    for address in ec2.describe_addresses(Filters=[tagged(key, value)])["Addresses"]:
-        if "AssociationId" in address:
-            ec2.disassociate_address(AssociationId=address["AssociationId"])
+    """Give back every Elastic IP with the tag. Raises Ec2Error."""
+
+    def shown() -> Sequence[Described]:
+        return list(ec2.describe_addresses(Filters=[tagged(key, value)])["Addresses"])
+
+    def release(address: Described) -> None:
+        if association := address.get("AssociationId"):
+            _unless_gone(lambda: ec2.disassociate_address(AssociationId=association))
         ec2.release_address(AllocationId=address["AllocationId"])
+
+    remove(shown, release)
 
 
 def remove_groups(ec2: Client, key: str, value: str) -> None:
-    """Delete every security group with the tag."""
-    for group in _groups(ec2, key, value):
-        ec2.delete_security_group(GroupId=group)
+    """Delete every security group with the tag. Raises Ec2Error."""
+    remove(lambda: _groups(ec2, key, value), lambda each: ec2.delete_security_group(GroupId=each["GroupId"]))
 
 
 def remove_unused_groups(ec2: Client, key: str, value: str) -> None:
-    """Delete the security groups with the tag that no machine is in.
+    """Delete the security groups with the tag that no machine is in. Raises Ec2Error.
 
     One with a machine is no leftover: a machine is made after its group is in the state.
     """
-    for group in _groups(ec2, key, value):
-        filters = [{"Name": "group-id", "Values": [group]}]
-        if not ec2.describe_network_interfaces(Filters=filters)["NetworkInterfaces"]:
-            ec2.delete_security_group(GroupId=group)
+
+    def unused() -> list[Described]:
+        return [each for each in _groups(ec2, key, value) if not _members(ec2, each["GroupId"])]
+
+    remove(unused, lambda each: ec2.delete_security_group(GroupId=each["GroupId"]))
 
 
-def _groups(ec2: Client, key: str, value: str) -> list[str]:
-    found = ec2.describe_security_groups(Filters=[tagged(key, value)])["SecurityGroups"]
-    return [each["GroupId"] for each in found]
+def _groups(ec2: Client, key: str, value: str) -> list[Described]:
+    return list(ec2.describe_security_groups(Filters=[tagged(key, value)])["SecurityGroups"])
+
+
+def _members(ec2: Client, group: str) -> Sequence[Described]:
+    filters = [{"Name": "group-id", "Values": [group]}]
+    return list(ec2.describe_network_interfaces(Filters=filters)["NetworkInterfaces"])
 
 
 def remove_key_pairs(ec2: Client, key: str, value: str) -> None:
-    """Delete every key pair with the tag."""
-    for pair in ec2.describe_key_pairs(Filters=[tagged(key, value)])["KeyPairs"]:
-        ec2.delete_key_pair(KeyName=pair["KeyName"])
+    """Delete every key pair with the tag. Raises Ec2Error."""
+
+    def shown() -> Sequence[Described]:
+        return list(ec2.describe_key_pairs(Filters=[tagged(key, value)])["KeyPairs"])
+
+    remove(shown, lambda pair: ec2.delete_key_pair(KeyName=pair["KeyName"]))
+
+
+def remove(shown: Callable[[], Sequence[Described]], delete: Callable[[Described], object]) -> None:
+    """Delete all that is shown until nothing is. Raises the last refusal of what stays.
+
+    What EC2 shows and says does not exist is deleted again: one of the two is not true yet.
+    """
+    refused: list[AwsError] = []
+
+    def gone() -> bool:
+        left = shown()
+        for each in left:
+            try:
+                _unless_gone(lambda each=each: delete(each))  # type: ignore[misc]
+            except AwsError as error:
+                if error.code not in BUSY and not error.passing:
+                    raise
+                refused.append(error)
+        return not left
+
+    if not until(gone, RELEASE_DEADLINE_S):
+        raise refused[-1] if refused else Ec2Error(f"EC2 shows what it has deleted; {AGAIN}")
+
+
+def each_apart(things: Iterable[Described], attempt: Callable[[Described], None]) -> None:
+    """An attempt on each; those that failed are told together afterwards. Raises Ec2Error."""
+    errors: list[str] = []
+    for each in things:
+        try:
+            attempt(each)
+        except (AwsError, Ec2Error) as error:
+            errors.append(str(error))
+    if errors:
+        raise Ec2Error("; ".join(errors))
 
 
 def check_place(ec2: Client, path: str, *, type_: str, subnet: str | None, key: str = "subnet") -> list[str]:
@@ -209,16 +347,31 @@ def profile_of(ec2: Client, instance_id: str) -> tuple[str, str] | None:
 
 def give_profile(ec2: Client, instance_id: str, profile: str) -> str:
     """Give an instance a profile and return the association's id. Raises Ec2Error if it has another."""
+    refused: list[AwsError] = []
+
+    def given() -> bool:
+        has = profile_of(ec2, instance_id)
+        if has and has[1] != profile:
+            raise Ec2Error(
+                f"jobs.control.existing: {instance_id} has the instance profile {has[1]}, and an instance "
+                "has one; take that away first, or leave existing out"
+            )
+        if has:
+            return True
+        try:
+            ec2.associate_iam_instance_profile(InstanceId=instance_id, IamInstanceProfile={"Name": profile})
+        except AwsError as error:
+            # EC2 learns of a profile some seconds after IAM has made it.
+            if "Invalid IAM Instance Profile" not in error.seen and not error.not_found:
+                raise
+            refused.append(error)
+        return False
+
+    if not until(given, GRANTED_DEADLINE_S):
+        raise refused[-1]
     found = profile_of(ec2, instance_id)
-    if found and found[1] == profile:
-        return found[0]
-    if found:
-        raise Ec2Error(
-            f"jobs.control.existing: {instance_id} has the instance profile {found[1]}, and an instance "
-            "has one; take that away first, or leave existing out"
-        )
-    made = ec2.associate_iam_instance_profile(InstanceId=instance_id, IamInstanceProfile={"Name": profile})
-    return str(made["IamInstanceProfileAssociation"]["AssociationId"])
+    assert found, "seen a moment ago"
+    return found[0]
 
 
 def default_subnet(ec2: Client, type_: str, field: str = "subnet") -> str:
@@ -235,24 +388,56 @@ def default_subnet(ec2: Client, type_: str, field: str = "subnet") -> str:
     return usable[0]
 
 
-def _existing(ec2: Client, instance_id: str) -> dict[str, Any]:
-    found = instance(ec2, instance_id)
-    if found is None:
-        raise Ec2Error(
-            f"instance {instance_id} does not exist any more; run `pulumi up` again: it makes a new one"
-        )
-    return found
+def _shown(ec2: Client, instance_id: str) -> dict[str, Any] | None:
+    """An instance as EC2 shows it, in whatever state; None where it does not show it."""
+    filters = [{"Name": "instance-id", "Values": [instance_id]}]
+    shown = ec2.describe_instances(Filters=filters)["Reservations"]
+    return next((each for one in shown for each in one["Instances"]), None)
 
 
-def _until(condition: Callable[[], bool], what: str) -> None:
+def _unless_gone(call: Callable[[], object]) -> None:
+    """A call that has nothing to do where what it is about does not exist."""
+    try:
+        call()
+    except AwsError as error:
+        if not error.not_found:
+            raise
+
+
+def _unless_busy(call: Callable[[], object]) -> None:
+    """A call that is made again with the next look where it comes too early."""
+    try:
+        call()
+    except AwsError as error:
+        if not (error.not_found or error.passing or error.code in BUSY):
+            raise
+
+
+def until(condition: Callable[[], object], deadline_s: float) -> bool:
+    """Look until the condition holds; whether it did within `deadline_s` seconds.
+
+    A look that gets no answer is repeated like one that sees nothing.
+    """
+    failed: list[AwsError] = []
+
+    def holds() -> bool:
+        failed.clear()
+        try:
+            return bool(condition())
+        except AwsError as error:
+            if not error.passing:
+                raise
+            failed.append(error)
+            return False
+
     polling = Retrying(
         retry=retry_if_result(lambda done: not done),
         wait=wait_exponential_jitter(initial=0.1, max=5, jitter=0.1),
-        stop=stop_after_delay(STATE_DEADLINE_S),
+        stop=stop_after_delay(deadline_s),
     )
     try:
-        polling(condition)
+        return polling(holds)
     except RetryError:
-        raise Ec2Error(
-            f"waited {STATE_DEADLINE_S:.0f} s for {what}; look at it in the EC2 console, then run this again"
-        ) from None
+        if failed:
+            raise failed[0] from None
+        return False

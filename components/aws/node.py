@@ -138,8 +138,9 @@ class AwsGpuNode(GpuNode):
                 parent=self,
                 # The machine holds everything that costs hours to rebuild.
                 protect=node.protect,
-                # A key pair acts at the first boot alone: another one makes no new machine.
-                ignore_changes=["keyName"],
+                # A key pair acts at the first boot alone: another one makes no new machine. And of an address
+                # the provider reads whether there is one now: none, for a machine that somebody has stopped.
+                ignore_changes=["keyName", "associatePublicIpAddress"],
                 hooks=ResourceHookBinding(
                     before_create=[
                         before_launch(f"{name}-launch", node.name, node.region, protect=node.protect)

@@ -78,9 +78,9 @@ def probe(request: CloudRequest) -> list[Finding]:
 
 
 def _failed(name: str, said: str, subject: str = CLOUD) -> Finding:
-    """Of a sentence that ends with its mend."""
-    seen, _, mend = said.partition("; ")
-    return Finding(subject, name, Status.FAILED, seen, mend)
+    """Of a sentence that ends with its fix."""
+    seen, _, fix = said.partition("; ")
+    return Finding(subject, name, Status.FAILED, seen, fix)
 
 
 class _Region:
@@ -121,7 +121,7 @@ class _Region:
         ]
 
     def _wrong(self, name: str, error: AwsError) -> Finding:
-        return Finding(self._subject, name, Status.FAILED, error.seen, error.mend)
+        return Finding(self._subject, name, Status.FAILED, error.seen, error.fix)
 
     def _guarded(self, name: str, look: Callable[..., Finding], *at: object) -> Finding:
         try:

@@ -289,7 +289,7 @@ def before_launch(name: str, node: str, region: str, *, protect: bool) -> pulumi
         if protect and (left := ec2.instances(api, BOOT_TAG, mark)):
             raise RuntimeError(
                 f"{node}: protected, and instance {left[0]['InstanceId']} carries its mark but is not in the "
-                "state. Mend: bring it in with `pulumi import`, or terminate it; then run this again"
+                "state. Fix: bring it in with `pulumi import`, or terminate it; then run this again"
             )
         ec2.end_instances(api, BOOT_TAG, mark)
 

@@ -130,14 +130,14 @@ def test_a_file_system_of_another_vpc_is_refused(cloud: SimCloud, api: Any) -> N
     [
         (
             "403",
-            "AWS refused: UnauthorizedOperation: You are not .*Mend: give the credentials this permission",
+            "AWS refused: UnauthorizedOperation: You are not .*Fix: give the credentials this permission",
         ),
-        ("quota", "AWS refused: LimitExceeded: .*Mend: raise the limit in Service Quotas"),
-        ("404", "AWS refused: InvalidGroup.NotFound: .*Mend: correct what AWS names, then run"),
-        ("unreachable", "no reply from AWS .*Mend: check the network, aws:region and the credentials"),
+        ("quota", "AWS refused: LimitExceeded: .*Fix: raise the limit in Service Quotas"),
+        ("404", "AWS refused: InvalidGroup.NotFound: .*Fix: correct what AWS names, then run"),
+        ("unreachable", "no reply from AWS .*Fix: check the network, aws:region and the credentials"),
     ],
 )
-def test_a_failed_call_is_told_with_its_name_and_its_mend(cloud: SimCloud, fault: str, said: str) -> None:
+def test_a_failed_call_is_told_with_its_name_and_its_fix(cloud: SimCloud, fault: str, said: str) -> None:
     url = cloud.aws_url if fault != "unreachable" else "http://127.0.0.1:9"
     settings = {
         "accessKey": aws.DEV_ACCESS_KEY,

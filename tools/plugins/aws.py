@@ -68,7 +68,7 @@ def client(service: str) -> Any:
 
 
 def ask(service: str, operation: str, **arguments: Any) -> Props:
-    """Calls AWS. Raises ProviderError naming the call and the mend."""
+    """Calls AWS. Raises ProviderError naming the call and the fix."""
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
 
     given = {name: value for name, value in arguments.items() if value is not None}
@@ -78,13 +78,13 @@ def ask(service: str, operation: str, **arguments: Any) -> Props:
         told = error.response["Error"]
         raise Refused(
             f"{service} {operation}: AWS refused: {told['Code']}: {told.get('Message', '')} "
-            f"Mend: {_mend(told['Code'])}",
+            f"Fix: {_mend(told['Code'])}",
             told["Code"],
         ) from None
     except BotoCoreError as error:
         raise ProviderError(
             f"{service} {operation}: no reply from AWS ({error}). "
-            f"Mend: check the network, aws:region and the credentials, then {AGAIN}"
+            f"Fix: check the network, aws:region and the credentials, then {AGAIN}"
         ) from None
     return reply
 
@@ -111,7 +111,7 @@ def until(call: Call, look: Callable[[], Any], deadline_s: float, what: str) -> 
     while not (found := look()):
         if time.monotonic() + pause > deadline:
             raise ProviderError(
-                f"waited {deadline_s:.0f} s for {what}. Mend: look at it in the AWS console, then {AGAIN}"
+                f"waited {deadline_s:.0f} s for {what}. Fix: look at it in the AWS console, then {AGAIN}"
             )
         if call.cancelled.wait(pause):
             raise ProviderError(f"interrupted while waiting for {what}")
@@ -187,7 +187,7 @@ class AwsType(ResourceType):
         """The outputs just after a change."""
         seen = self.seen(id_, inputs)
         if seen is None:
-            raise ProviderError(f"{self.token} {id_}: is gone; Mend: {AGAIN}, with --refresh")
+            raise ProviderError(f"{self.token} {id_}: is gone; Fix: {AGAIN}, with --refresh")
         return seen | inputs
 
 
@@ -227,7 +227,7 @@ class Instance(AwsType):
     def _launch(self, inputs: Props) -> Props:
         image = first("ec2", "describe_images", "Images", ImageIds=[inputs["ami"]])
         if image is None:
-            raise ProviderError(f"ami: {inputs['ami']} does not exist in this region; Mend: choose another")
+            raise ProviderError(f"ami: {inputs['ami']} does not exist in this region; Fix: choose another")
         root, options = inputs.get("rootBlockDevice") or {}, inputs.get("metadataOptions") or {}
         market = inputs.get("instanceMarketOptions")
         public = inputs.get("associatePublicIpAddress")
@@ -311,6 +311,8 @@ class Instance(AwsType):
             "privateIp": instance.get("PrivateIpAddress"),
             "publicIp": instance.get("PublicIpAddress", ""),
             "primaryNetworkInterfaceId": interface.get("NetworkInterfaceId"),
+            # As the real plugin: whether there is an address now. A machine that is off has none.
+            "associatePublicIpAddress": bool(interface.get("Association")),
         }
         if volume:
             given = state.get("rootBlockDevice") or {}
@@ -395,7 +397,7 @@ class Instance(AwsType):
             now = instance["State"]["Name"] if instance else "terminated"
             if now == "terminated" != state:
                 reason = (instance or {}).get("StateReason", {}).get("Message", "no reason was given")
-                raise ProviderError(f"instance {id_} ended before it was {state}: {reason}. Mend: {AGAIN}")
+                raise ProviderError(f"instance {id_} ended before it was {state}: {reason}. Fix: {AGAIN}")
             return bool(now == state)
 
         until(call, reached, deadline_s, f"instance {id_} to be {state}")
@@ -1045,11 +1047,9 @@ def get_ami(call: Call, inputs: Props) -> Props:
     filters = [{"Name": each["name"], "Values": each["values"]} for each in inputs.get("filters") or []]
     images = ask("ec2", "describe_images", Owners=inputs.get("owners"), Filters=filters)["Images"]
     if not images:
-        raise ProviderError("getAmi: no image matches; Mend: correct ami_source")
+        raise ProviderError("getAmi: no image matches; Fix: correct ami_source")
     if len(images) > 1 and not inputs.get("mostRecent"):
-        raise ProviderError(
-            "getAmi: several images match; Mend: be more specific, or ask for the most recent"
-        )
+        raise ProviderError("getAmi: several images match; Fix: be more specific, or ask for the most recent")
     newest = max(images, key=lambda image: str(image.get("CreationDate")))
     return inputs | {
         "id": newest["ImageId"],
@@ -1066,7 +1066,7 @@ def get_subnet(call: Call, inputs: Props) -> Props:
     """`aws:ec2/getSubnet:getSubnet`"""
     found = first("ec2", "describe_subnets", "Subnets", SubnetIds=[inputs["id"]])
     if found is None:
-        raise ProviderError(f"subnet: {inputs['id']} does not exist in this region; Mend: name another")
+        raise ProviderError(f"subnet: {inputs['id']} does not exist in this region; Fix: name another")
     return inputs | {
         "arn": found.get("SubnetArn", ""),
         "availabilityZone": found["AvailabilityZone"],

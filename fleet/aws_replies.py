@@ -32,6 +32,9 @@ RELIED_ON: Mapping[str, tuple[str, ...]] = {
     "IamInstanceProfileAssociation": ("AssociationId", "IamInstanceProfile"),
     "FileSystemDescription": ("FileSystemId",),
     "MountTargetDescription": ("MountTargetId",),
+    "GetCallerIdentityResponse": ("Account", "Arn"),
+    "Parameter": ("Value",),
+    "ServiceQuota": ("Value",),
 }
 """Members of AWS's shapes without which a reply is of no use; its own models require none of them."""
 
@@ -66,12 +69,15 @@ def _keep_parsable(
     customized_response_dict: dict[str, Any],
     **_: Any,
 ) -> None:
-    """Replaces a body that the parser would stumble over by our refusal."""
+    """Replaces a body that the parser would stumble over, or take for something else, by our refusal."""
     status, body = response_dict["status_code"], response_dict["body"]
     if (status >= 500 and not body) or not isinstance(body, bytes):
         return  # the parser knows an empty error; a stream is for its reader
-    is_json = "json" in str(operation_model.service_model.resolved_protocol)
-    if _is_json(operation_model, body) if is_json else _is_xml(operation_model, status, body):
+    protocol = str(operation_model.service_model.resolved_protocol)
+    readable = (
+        _is_json(operation_model, body) if "json" in protocol else _is_xml(operation_model, status, body)
+    )
+    if readable and _parses(protocol, response_dict, operation_model.output_shape):
         return
     kind = response_dict["headers"].get("content-type", "no content type")
     message = f"HTTP {status} with {len(body)} bytes that are not a reply of AWS ({kind})"
@@ -86,6 +92,16 @@ def _is_xml(operation: Event, status: int, body: bytes) -> bool:
         return False
     name = root.tag.rpartition("}")[2]
     return name in ("Response", "ErrorResponse") if status >= 300 else name == f"{operation.name}Response"
+
+
+def _parses(protocol: str, response: dict[str, Any], shape: Event) -> bool:
+    from botocore.parsers import create_parser  # noqa: PLC0415  loaded by now
+
+    try:
+        create_parser(protocol).parse(response, shape)
+    except Exception:  # whatever it stumbles over: a number or a date that is none, besides its own error
+        return False
+    return True
 
 
 def _is_json(operation: Event, body: bytes) -> bool:
@@ -126,7 +142,7 @@ def _lacking(shape: Any, value: Any) -> Iterator[str]:
         for each in value or ():
             yield from _lacking(shape.member, each)
     elif shape.type_name == "structure":
-        yield from (f"{shape.name}.{name}" for name in RELIED_ON.get(shape.name, ()) if name not in value)
+        yield from (f"{shape.name}.{name}" for name in RELIED_ON.get(shape.name, ()) if not value.get(name))
         for name, member in shape.members.items():
             if name in value:
                 yield from _lacking(member, value[name])

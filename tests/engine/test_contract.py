@@ -62,6 +62,7 @@ def test_a_change_behind_its_back_is_found_named_and_mended(fleet: Fleet) -> Non
     changes = {change.node: change for change in fleet.promises.changes}
     fleet.nodes(*changes, "untouched")
     fleet.run("up")
+    machines = machines_of(fleet)
     for change in changes.values():
         change.make(fleet.cloud, change.node)
 
@@ -86,8 +87,18 @@ def test_a_change_behind_its_back_is_found_named_and_mended(fleet: Fleet) -> Non
     assert fleet.drift() is None
     assert fleet.statuses() == {"ready"}
     assert fleet.parts() == fleet.whole(*changes, "untouched")
+    assert machines_of(fleet).items() - machines.items() == {
+        made for made in machines_of(fleet).items() if made[0][0] == "terminated"
+    }
     for node in (*changes, "untouched"):
         assert fleet.promises.doors(fleet.cloud, node) == {(SSH_PORT, "127.0.0.1/32")}
+
+
+def machines_of(fleet: Fleet) -> dict[tuple[str, str], str]:
+    """The id of each node's server and volume, by node and kind."""
+    kinds = ("server", "volume")
+    found = [thing for thing in fleet.cloud.inventory() if thing["kind"] in kinds]
+    return {(thing["node"], thing["kind"]): thing["id"] for thing in found}
 
 
 @every_cloud

@@ -73,11 +73,9 @@ def _keep_parsable(
     status, body = response_dict["status_code"], response_dict["body"]
     if (status >= 500 and not body) or not isinstance(body, bytes):
         return  # the parser knows an empty error; a stream is for its reader
-    protocol = str(operation_model.service_model.resolved_protocol)
-    readable = (
-        _is_json(operation_model, body) if "json" in protocol else _is_xml(operation_model, status, body)
-    )
-    if readable and _parses(protocol, response_dict, operation_model.output_shape):
+    protocol, shape = str(operation_model.service_model.resolved_protocol), operation_model.output_shape
+    readable = _is_json(shape, body) if "json" in protocol else _is_xml(operation_model.name, status, body)
+    if readable and _parses(protocol, response_dict, shape):
         return
     kind = response_dict["headers"].get("content-type", "no content type")
     message = f"HTTP {status} with {len(body)} bytes that are not a reply of AWS ({kind})"
@@ -85,13 +83,13 @@ def _keep_parsable(
     customized_response_dict["Error"] = {"Code": UNREADABLE, "Message": message}
 
 
-def _is_xml(operation: Event, status: int, body: bytes) -> bool:
+def _is_xml(call: str, status: int, body: bytes) -> bool:
     try:
         root = ElementTree.fromstring(body)  # noqa: S314  expat limits what entities expand to
     except ElementTree.ParseError:
         return False
     name = root.tag.rpartition("}")[2]
-    return name in ("Response", "ErrorResponse") if status >= 300 else name == f"{operation.name}Response"
+    return name in ("Response", "ErrorResponse") if status >= 300 else name == f"{call}Response"
 
 
 def _parses(protocol: str, response: dict[str, Any], shape: Event) -> bool:
@@ -104,9 +102,9 @@ def _parses(protocol: str, response: dict[str, Any], shape: Event) -> bool:
     return True
 
 
-def _is_json(operation: Event, body: bytes) -> bool:
+def _is_json(shape: Event, body: bytes) -> bool:
     if not body.strip():
-        return operation.output_shape is None or not operation.output_shape.members
+        return shape is None or not shape.members
     try:
         return isinstance(json.loads(body), dict)
     except ValueError:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import pulumi
 
 from components import gateway, preview
 from components.clouds import gpu_node
 from components.node import GpuNode, GpuNodeArgs
+from components.owned import Place
+from components.ownership import FleetOwner, Retirement
 from components.references import Resolved
 from fleet import settings
 from fleet.checks import check
 from fleet.cost import total
+
+if TYPE_CHECKING:
+    from components.ray_cluster import RayCluster
 
 
 async def main() -> None:
@@ -26,19 +32,24 @@ async def main() -> None:
     config = settings.load(source, pins) if pins else config
     checks = check(config)
     nodes: dict[str, GpuNode] = {}
+    owner = owner_of(config)
     doors = gateway.exposures(config, lambda name: nodes[name].public_ip)
     canary = config.rollout.canary
     # A canary comes first, and the others' rollouts wait for its own.
     for node in sorted(config.nodes, key=lambda node: node.name != canary):
         after = [nodes[canary].rollout] if canary in nodes else []
-        nodes[node.name] = declare(node, config, after, doors.get(node.name))
+        nodes[node.name] = declare(node, owner, config, after, doors.get(node.name))
+    clusters: dict[str, RayCluster] = {}
     if config.ray:
         from components.ray_cluster import RayCluster, RayClusterArgs  # noqa: PLC0415
 
         shared = (config.access, config.health, config.secrets, config.rollout, config.observability)
-        clusters = {each.name: RayCluster(each.name, RayClusterArgs(each, *shared)) for each in config.ray}
+        clusters |= {
+            each.name: RayCluster(each.name, RayClusterArgs(each, owner, *shared)) for each in config.ray
+        }
         nodes |= {name: node for cluster in clusters.values() for name, node in cluster.nodes.items()}
         pulumi.export("ray", {name: cluster.outputs() for name, cluster in clusters.items()})
+    retire(owner, nodes, clusters, config)
     if doors:
         pulumi.export("gateway", gateway.described(config, doors))
     pulumi.export("nodes", {name: node.outputs() for name, node in nodes.items()})
@@ -57,6 +68,7 @@ async def main() -> None:
 
 def declare(
     node: settings.BaseNode,
+    owner: FleetOwner,
     config: settings.StackSettings,
     rollout_after: Sequence[pulumi.Resource],
     exposure: gateway.Exposure | None,
@@ -65,6 +77,7 @@ def declare(
     assert isinstance(node, settings.Node), "a node's cloud is chosen before it is declared"
     args = GpuNodeArgs(
         node=node,
+        owner=owner,
         access=config.access,
         health=config.health,
         secrets=config.secrets,
@@ -74,6 +87,35 @@ def declare(
         exposure=exposure,
     )
     return gpu_node(args)
+
+
+def owner_of(config: settings.StackSettings) -> FleetOwner:
+    """What everything of the stack is found by."""
+    return FleetOwner(
+        "owner",
+        places=[Place(node.cloud, node.location) for node in config.machines],
+        labels=[f"{pulumi.get_stack()}/{node.name}" for node in config.machines],
+    )
+
+
+def retire(
+    owner: FleetOwner,
+    nodes: Mapping[str, GpuNode],
+    clusters: Mapping[str, RayCluster],
+    config: settings.StackSettings,
+) -> None:
+    """Remove what nobody uses any more, once everything declared serves."""
+    served = [*(node.served for node in nodes.values()), *(each.served for each in clusters.values())]
+    Retirement(
+        "retirement",
+        owner=owner,
+        keep=[
+            *(id_ for node in nodes.values() for id_ in node.objects),
+            *(cluster.network for cluster in clusters.values()),
+        ],
+        spared=[node.name for node in config.machines if node.serving.dry_run],
+        opts=pulumi.ResourceOptions(depends_on=[each for each in served if each is not None]),
+    )
 
 
 async def declared(nodes: Iterable[GpuNode]) -> None:

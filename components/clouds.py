@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from pulumi import ResourceOptions
+from pulumi import Alias, ResourceOptions
 
 from components.node import GpuNode, GpuNodeArgs
 from fleet import settings
 
 
 def gpu_node(args: GpuNodeArgs, opts: ResourceOptions | None = None) -> GpuNode:
-    """A node of its cloud's kind, under its own name."""
+    """A node of its cloud's kind, under its own name; one that was renamed keeps its resources."""
+    if args.node.renamed_from:
+        opts = ResourceOptions.merge(opts, ResourceOptions(aliases=[Alias(name=args.node.renamed_from)]))
     match args.node:
         case settings.ScalewayNode():
             from components.scaleway.node import ScalewayGpuNode  # noqa: PLC0415

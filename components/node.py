@@ -11,6 +11,7 @@ import pulumi
 from pulumi import Input, Output
 
 from components.gateway import Exposure, Opening
+from components.ownership import FleetOwner, Retirement
 from components.serving import ServedModel
 from fleet import layout, observability, ray, settings
 from fleet.cost import Cost
@@ -40,6 +41,7 @@ class GpuNodeArgs:
     """Everything a node is made from, already checked."""
 
     node: settings.Node
+    owner: FleetOwner
     access: settings.Access
     health: settings.Health
     secrets: settings.Secrets
@@ -72,6 +74,8 @@ class Machine:
     ssh_user: str
     ready_when: Sequence[pulumi.Resource]
     """What must exist before the machine can be reached."""
+    objects: Sequence[Input[str]]
+    """Ids of everything in the cloud that the node consists of: what else carries its marks is surplus."""
     hints: dict[str, Input[str]]
     """Names a diagnosis quotes: zone, server, security group."""
     started: Input[str] | None = None
@@ -120,6 +124,10 @@ class GpuNode(pulumi.ComponentResource):
     """`ready` when the gate passed; `provisioned` when it is switched off; `dry run`; `in cluster NAME`."""
     rollout: pulumi.Resource
     """Brings what is served up to date; what depends on it waits for that."""
+    served: pulumi.Resource
+    """Done when the node does what it is for: the gate, or what stands in its place."""
+    objects: Sequence[Input[str]]
+    """Ids of everything in the cloud that the node consists of."""
     membership: Membership | None
 
     def _serve(self, name: str, args: GpuNodeArgs, machine: Machine) -> None:
@@ -148,6 +156,7 @@ class GpuNode(pulumi.ComponentResource):
         self.model = node.serving.served_name
         self.container = "" if args.member else node.serving.container_name
         self.root_volume_gb = machine.root_volume_gb
+        self.objects = machine.objects
         self.certificate_name = args.exposure.name if args.exposure else None
         if args.observability and args.observability.enabled:
             self._watch(name, args, args.observability, machine)
@@ -171,12 +180,23 @@ class GpuNode(pulumi.ComponentResource):
     def _serve_alone(self, name: str, args: GpuNodeArgs, machine: Machine) -> None:
         served = ServedModel(f"{name}-serving", args, machine, pulumi.ResourceOptions(parent=self))
         self.status, self.rollout, self.membership = served.status, served.rollout, None
+        self.served = served.gate or served.rollout
+        if not args.node.serving.dry_run:
+            # Of a cluster's machine, whose gate is the cluster's, the stack's own retirement takes care.
+            Retirement(
+                f"{name}-retirement",
+                owner=args.owner,
+                keep=machine.objects,
+                node=args.node.name,
+                opts=pulumi.ResourceOptions(parent=self, depends_on=[self.served]),
+            )
 
     def _join(self, name: str, args: GpuNodeArgs, machine: Machine) -> None:
         from components.ray_cluster import Membership  # noqa: PLC0415  few stacks have a cluster
 
         part = Membership(f"{name}-membership", args, machine, pulumi.ResourceOptions(parent=self))
         self.status, self.rollout, self.membership = part.status, part.joined, part
+        self.served = part.joined
 
     def _provision(self, name: str, args: GpuNodeArgs, machine: Machine) -> list[pulumi.Resource]:
         """Run the phases that the node asks for, if any; what is served may need what they bring."""

@@ -14,6 +14,7 @@ from components.clouds import gpu_node
 from components.command import reached_at, run_module
 from components.dynamic import CloudProvider
 from components.node import GpuNode, GpuNodeArgs, Machine, Member
+from components.ownership import FleetOwner
 from fleet import compose, ray, settings
 from fleet.ray import process
 from fleet.ray.plan import arguments, spread
@@ -99,6 +100,7 @@ class RayClusterArgs:
     """Everything a cluster is made from, already checked."""
 
     cluster: settings.RayCluster
+    owner: FleetOwner
     access: settings.Access
     health: settings.Health
     secrets: settings.Secrets
@@ -115,20 +117,26 @@ class RayCluster(pulumi.ComponentResource):
 
     nodes: dict[str, GpuNode]
     """The machines by name, the head first."""
+    network: Input[str]
+    """What the machines meet in, by what its cloud knows it."""
     status: Output[str]
     """`ready` when the gate passed; `provisioned` when it is switched off, or nothing is served."""
+    served: pulumi.Resource | None
+    """Done when the model answers; None where the cluster serves none."""
 
     def __init__(self, name: str, args: RayClusterArgs, opts: ResourceOptions | None = None) -> None:
         super().__init__("vllm-fleet:ray:RayCluster", name, None, opts)
         cluster, child = args.cluster, ResourceOptions(parent=self)
         token = ClusterToken(f"{name}-token", child)
-        network = _private_network(name, cluster, token.id, child)
+        network = _private_network(name, cluster, args.owner.id, child)
+        self.network = network
 
         def member(index: int, node: settings.Node, head: GpuNode | None) -> GpuNode:
             own = Member(cluster, index, network, token.token, head.membership if head else None)
             return gpu_node(
                 GpuNodeArgs(
                     node,
+                    args.owner,
                     args.access,
                     args.health,
                     args.secrets,
@@ -143,6 +151,7 @@ class RayCluster(pulumi.ComponentResource):
         workers = [member(index, node, head) for index, node in enumerate(cluster.workers, start=1)]
         members = [head, *workers]
         self.nodes = {node.name: made for node, made in zip(cluster.members, members, strict=True)}
+        self.served = None
         self.status = self._serve(name, args, members) if cluster.serve else Output.from_input("provisioned")
         self.register_outputs({"status": self.status})
 
@@ -179,9 +188,10 @@ class RayCluster(pulumi.ComponentResource):
             [each.server_id for each in members],
             ResourceOptions(parent=self, depends_on=[each.rollout for each in members]),
         )
+        self.served = served
         if not health.enabled:
             return Output.unsecret(served.stdout.apply(lambda _: "provisioned"))
-        gate = run_module(
+        gate = self.served = run_module(
             f"{name}-gate",
             "fleet.gate",
             contacts[0].apply(lambda known: {"target": known["target"], "hints": known["hints"]}),
@@ -221,6 +231,7 @@ def _private_network(
                 f"{name}-network",
                 zone=str(cluster.zone),
                 label=label,
+                cluster=f"{pulumi.get_stack()}/{name}",
                 owner=owner,
                 subnet=cluster.network,
                 opts=opts,

@@ -23,6 +23,8 @@ class ServedModel(pulumi.ComponentResource):
     """`ready`; `provisioned` with the gate switched off; `dry run` where nothing may be changed."""
     rollout: pulumi.Resource
     """The Command that delivers or rolls out."""
+    gate: pulumi.Resource | None
+    """The Command that waits until the model answers; None where it is switched off."""
 
     def __init__(
         self, name: str, args: GpuNodeArgs, machine: Machine, opts: ResourceOptions | None = None
@@ -70,10 +72,11 @@ class ServedModel(pulumi.ComponentResource):
         if serving.dry_run or not health.enabled:
             status = "dry run" if serving.dry_run else "provisioned"
             self.status = Output.unsecret(rollout.stdout.apply(lambda _: status))
+            self.gate = None
             self.register_outputs({"status": self.status})
             return
 
-        gate = run_module(
+        gate = self.gate = run_module(
             f"{name}-gate",
             "fleet.gate",
             reached,

@@ -9,9 +9,11 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "adopt": ("adopt:adopt", "Take a machine of a node's name into the stack instead of buying another."),
     "catalog": ("catalog:app", "GPU types of the clouds, their prices and stock."),
     "check": ("check:check", "Clouds and nodes of a stack, every failure with its mend."),
     "cost-report": ("cost_report:cost_report", "What a stack is billed for."),
+    "destroy": ("destroy:destroy", "Remove one node from its cloud and from the state."),
     "drift": ("drift:drift", "Where clouds and nodes are no longer what the state says."),
     "exec": ("exec:execute", "Run a command on nodes, side by side."),
     "fit": ("fit:fit", "Whether a model fits a GPU, and what would."),

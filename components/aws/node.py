@@ -177,6 +177,7 @@ class AwsGpuNode(GpuNode):
                 root_volume_gb=instance.root_block_device.apply(lambda device: int(device.volume_size)),
                 ssh_user=node.ssh_user,
                 started=power.started,
+                objects=[],
                 private_ip=instance.private_ip,
                 ready_when=[power, *([address] if address else [])],
                 hints={

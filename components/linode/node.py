@@ -139,6 +139,7 @@ class LinodeGpuNode(GpuNode):
                 ssh_user="root",
                 ready_when=[power, attachment],
                 started=power.started,
+                objects=[],
                 hints={
                     "zone": region,
                     "server_id": instance.id,

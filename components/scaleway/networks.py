@@ -27,7 +27,7 @@ class Networks(Calls):
         self,
         name: str,
         *,
-        owner_tag: str,
+        marks: Collection[str],
         tags: Collection[str] = (),
         project: str | None = None,
         stateful: bool = True,
@@ -36,17 +36,17 @@ class Networks(Calls):
     ) -> SecurityGroup:
         """Create a security group, or return the one that an interrupted run left.
 
-        That one carries `owner_tag` and no server uses it: one in use is being replaced, and goes when the
+        That one carries all `marks` and no server uses it: one in use is being replaced, and goes when the
         server has its successor.
         """
 
         def left() -> list[SecurityGroup]:
-            return [group for group in self.list_security_groups(tags=[owner_tag]) if not group.server_ids]
+            return [group for group in self.list_security_groups(tags=marks) if not group.server_ids]
 
         body = {
             "name": name,
             "project": project or self._project,
-            "tags": merged(tags, [owner_tag]),
+            "tags": merged(tags, marks),
             "stateful": stateful,
             "inbound_default_policy": inbound_default_policy,
             "outbound_default_policy": outbound_default_policy,
@@ -143,30 +143,31 @@ class Networks(Calls):
 
     # --- private networks ---
 
-    def create_private_network(self, name: str, *, subnet: str, tag: str) -> PrivateNetwork:
-        """Create a network in the zone's region, or return the one that carries `tag` already."""
-        body = {"name": name, "project_id": self._project, "tags": [tag], "subnets": [subnet]}
+    def create_private_network(self, name: str, *, subnet: str, tags: Collection[str]) -> PrivateNetwork:
+        """Create a network in the zone's region, or return the one that carries all `tags` already."""
+        body = {"name": name, "project_id": self._project, "tags": list(tags), "subnets": [subnet]}
         return self._create(
             "create_private_network",
             name,
             self._vpc("private-networks"),
             body,
             PrivateNetwork.parse,
-            find=lambda: self.list_private_networks(tag=tag),
+            find=lambda: self.list_private_networks(tags=tags),
         )
 
-    def list_private_networks(self, *, tag: str) -> tuple[PrivateNetwork, ...]:
-        """Networks of the region that carry the tag."""
+    def list_private_networks(self, *, tags: Collection[str]) -> tuple[PrivateNetwork, ...]:
+        """Networks of the region that carry all `tags`."""
         found = self._list(
             "list_private_networks",
             "",
             self._vpc("private-networks"),
             "private_networks",
             PrivateNetwork.parse,
-            filters={"tags": tag},
+            # The API finds what carries any of several tags; the rest is sorted out below.
+            filters={"tags": next(iter(tags))},
             size="page_size",
         )
-        return tuple(network for network in found if tag in network.tags)
+        return tuple(network for network in found if set(tags) <= set(network.tags))
 
     def find_private_network(self, network_id: str) -> PrivateNetwork | None:
         """The network, or None where there is none."""
@@ -187,11 +188,14 @@ class Networks(Calls):
             {"private_network_id": network_id},
             lambda reply: PrivateNic.parse(reply["private_nic"]),
             find=lambda: [
-                nic
-                for nic in self._list("list_private_nics", server_id, path, "private_nics", PrivateNic.parse)
-                if nic.private_network_id == network_id
+                nic for nic in self.list_private_nics(server_id) if nic.private_network_id == network_id
             ],
         )
+
+    def list_private_nics(self, server_id: str) -> list[PrivateNic]:
+        """A server's interfaces in private networks."""
+        path = self._instance("servers", server_id, "private_nics")
+        return self._list("list_private_nics", server_id, path, "private_nics", PrivateNic.parse)
 
     def find_private_nic(self, server_id: str, nic_id: str) -> PrivateNic | None:
         """The interface, or None where it or its server is gone."""

@@ -9,7 +9,7 @@ from pulumi import Output, ResourceHookBinding, ResourceOptions
 
 from components.node import GpuNode, GpuNodeArgs, Machine
 from components.scaleway.private_network import PrivateNic
-from components.scaleway.resources import HostKeys, NodeOwner, Power, RootVolume, SecurityGroup, Server
+from components.scaleway.resources import HostKeys, Power, RootVolume, SecurityGroup, Server
 from components.scaleway.stock import stock_check
 from components.tags import NODE_TAG
 from fleet import settings, userdata
@@ -32,14 +32,11 @@ class ScalewayGpuNode(GpuNode):
         tags = [f"{NODE_TAG}={whose}", *node.tags]
         host = replace(userdata.HostPart.scaleway(node, args.secrets), serves=args.member is None)
 
-        owner = NodeOwner(
-            f"{name}-owner", zone=zone, node=node.name, label=whose, opts=ResourceOptions(parent=self)
-        )
         group = SecurityGroup(
             f"{name}-security-group",
             zone=zone,
             node=node.name,
-            owner=owner.id,
+            owner=args.owner.id,
             label=label,
             tags=tags,
             openings=args.openings,
@@ -49,7 +46,7 @@ class ScalewayGpuNode(GpuNode):
             f"{name}-server",
             zone=zone,
             node=node.name,
-            owner=owner.id,
+            owner=args.owner.id,
             label=label,
             tags=tags,
             commercial_type=node.type,
@@ -69,7 +66,8 @@ class ScalewayGpuNode(GpuNode):
             f"{name}-root-volume",
             zone=zone,
             node=node.name,
-            owner=owner.id,
+            owner=args.owner.id,
+            tags=tags,
             volume_id=server.root_volume_id,
             size_gb=node.root_volume_gb,
             opts=ResourceOptions(parent=self),
@@ -113,6 +111,7 @@ class ScalewayGpuNode(GpuNode):
                 ssh_user="root",
                 ready_when=[power, keys],
                 started=power.started,
+                objects=[server.id, server.root_volume_id, group.id],
                 private_ip=nic.address if nic else None,
                 hints={
                     "zone": zone,

@@ -13,7 +13,7 @@ from pulumi.dynamic import CreateResult, ReadResult, Resource, UpdateResult
 
 from components.dynamic import gone
 from components.scaleway.resources import ScalewayProvider
-from components.tags import OWNER_TAG
+from components.tags import NODE_TAG, OWNER_TAG
 
 ADDRESS_DEADLINE_S = 120.0
 """IPAM gives an address as the interface is made; minutes would be odd."""
@@ -24,7 +24,9 @@ class PrivateNetworkProvider(ScalewayProvider):
 
     def create(self, props: dict[str, Any]) -> CreateResult:
         network = self.client(props).create_private_network(
-            props["label"], subnet=props["subnet"], tag=f"{OWNER_TAG}={props['owner']}"
+            props["label"],
+            subnet=props["subnet"],
+            tags=[f"{OWNER_TAG}={props['owner']}", f"{NODE_TAG}={props['cluster']}"],
         )
         return CreateResult(network.id, props)
 
@@ -34,9 +36,6 @@ class PrivateNetworkProvider(ScalewayProvider):
 
     def update(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
         return UpdateResult(news)
-
-    def delete(self, id_: str, props: dict[str, Any]) -> None:
-        self.client(props).delete_private_network(id_)
 
 
 class PrivateNetwork(Resource, module="scaleway", name="PrivateNetwork"):
@@ -48,11 +47,18 @@ class PrivateNetwork(Resource, module="scaleway", name="PrivateNetwork"):
         *,
         zone: str,
         label: str,
+        cluster: str,
         owner: Input[str],
         subnet: str,
         opts: pulumi.ResourceOptions,
     ) -> None:
-        props: dict[str, Any] = {"zone": zone, "label": label, "owner": owner, "subnet": subnet}
+        props: dict[str, Any] = {
+            "zone": zone,
+            "label": label,
+            "cluster": cluster,
+            "owner": owner,
+            "subnet": subnet,
+        }
         super().__init__(PrivateNetworkProvider(), name, props, opts)
 
 
@@ -71,9 +77,6 @@ class PrivateNicProvider(ScalewayProvider):
 
     def update(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
         return UpdateResult({**news, "address": olds["address"]})
-
-    def delete(self, id_: str, props: dict[str, Any]) -> None:
-        self.client(props).delete_private_nic(props["server_id"], id_)
 
 
 class PrivateNic(Resource, module="scaleway", name="PrivateNic"):

@@ -2,14 +2,15 @@
 
 | resource        | owns                                                              |
 |-----------------|-------------------------------------------------------------------|
-| `NodeOwner`     | the random owner id; at delete, whatever still carries it          |
 | `SecurityGroup` | the group and its inbound rules                                   |
 | `Server`        | the machine: type, image, tags, user data; never size nor power    |
 | `RootVolume`    | the size of the SBS volume the image came with                    |
 | `Power`         | that the machine runs, and the address it then has                |
 | `HostKeys`      | the SSH host keys the machine published                           |
 
-They are thin adapters over `api.ScalewayClient`; a reader looking for HTTP finds it there.
+They are thin adapters over `api.ScalewayClient`; a reader looking for HTTP finds it there. None of them
+deletes anything: what was replaced or left over is removed by `components.ownership` once its successor
+serves, and everything else with the stack.
 """
 
 from __future__ import annotations
@@ -17,26 +18,27 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import pulumi
 from pulumi import Input, Output
-from pulumi.dynamic import ConfigureRequest, CreateResult, DiffResult, ReadResult, Resource, UpdateResult
+from pulumi.dynamic import CheckResult, ConfigureRequest, CreateResult, ReadResult, Resource, UpdateResult
 
 from components.dynamic import CloudProvider, gone
+from components.ownership import not_ours
 from components.scaleway.api import Rule, ScalewayClient, Timeouts, same_rules, sbs_root_volume_id
+from components.scaleway.calls import merged
 from components.scaleway.credentials import Credentials
 from components.scaleway.errors import ScalewayError, in_operation
 from components.scaleway.models import SecurityGroup as Group
-from components.tags import OWNER_TAG, PENDING_TAG
+from components.scaleway.models import Server as FoundServer
+from components.scaleway.owned import GB, STOP_DEADLINE_S, client_of, delete_server
+from components.tags import HOST_TAG, NODE_TAG, OWNER_TAG, PENDING_TAG, value_of
 from fleet.progress import Progress, Stage
 
 if TYPE_CHECKING:
     from components.gateway import Opening
 
-GB = 10**9
-"""Scaleway sizes volumes in decimal gigabytes."""
 MINIMUM_ROOT_VOLUME_GB = 150
 """Below it the image, the weights and the caches do not fit together."""
 HOST_KEYS_KEY = "ssh-host-public-keys"
@@ -46,10 +48,8 @@ RESIZE_DEADLINE_S = 300.0
 """A resize was seen to take up to 5 s; a minute would already be odd."""
 START_DEADLINE_S = 900.0
 """GPU servers were seen to start within 31 s, any server within 114 s; scarce hardware may take longer."""
-STOP_DEADLINE_S = 1200.0
-"""A power-off was seen to take up to 934 s."""
-DETACH_DEADLINE_S = 120.0
-"""A volume was seen to stay attached for up to 6 s after its server was deleted."""
+OWN_TAGS = (f"{OWNER_TAG}=", f"{HOST_TAG}=", PENDING_TAG)
+"""How the tags begin that are no part of the settings."""
 
 
 class ScalewayProvider(CloudProvider):
@@ -67,12 +67,7 @@ class ScalewayProvider(CloudProvider):
 
     def client(self, props: Mapping[str, Any]) -> ScalewayClient:
         """The client of the zone that the resource lives in."""
-        return _client(self._credentials, props["zone"], self._timeouts)
-
-
-@lru_cache(maxsize=64)
-def _client(credentials: Credentials, zone: str, timeouts: Timeouts) -> ScalewayClient:
-    return ScalewayClient(credentials, zone, timeouts=timeouts)
+        return client_of(self._credentials, props["zone"], self._timeouts)
 
 
 class NodeStopped(Exception):
@@ -101,60 +96,17 @@ def _owner(props: Mapping[str, Any]) -> str:
     return f"{OWNER_TAG}={props['owner']}"
 
 
-# --- owner ----------------------------------------------------------------------------------------------
+def _marks(props: Mapping[str, Any]) -> list[str]:
+    """What everything of a node carries: the stack's owner id and the node's label."""
+    return [_owner(props), f"{NODE_TAG}={value_of(props['tags'], NODE_TAG)}"]
 
 
-class NodeOwnerProvider(ScalewayProvider):
-    replace_on = frozenset({"zone"})
-
-    def create(self, props: dict[str, Any]) -> CreateResult:
-        Progress(props["node"]).reached(Stage.REQUEST_CREATE)
-        # The words are for people; the random part keeps two stacks of one name apart.
-        return CreateResult(f"{props['label']}/{uuid.uuid4().hex[:12]}", {**props, "surplus": []})
-
-    def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
-        return ReadResult(id_, {**props, "surplus": self._surplus(id_, props)})
-
-    def diff(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
-        found = super().diff(id_, olds, news)
-        found.changes = found.changes or bool(olds.get("surplus"))
-        return found
-
-    def update(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
-        client = self.client(news)
-        for server_id in self._surplus(id_, news):
-            _delete_server(client, server_id, None)
-        return UpdateResult({**news, "surplus": []})
-
-    def _surplus(self, id_: str, props: Mapping[str, Any]) -> list[str]:
-        """Servers that no state knows and none will adopt: left by a request that took effect after all."""
-        servers = self.client(props).list_servers(tags=[f"{OWNER_TAG}={id_}"])
-        pending = [server.id for server in servers if PENDING_TAG in server.tags]
-        # With no server in state yet, the oldest pending one is adopted by the next create.
-        return pending if len(pending) < len(servers) else pending[1:]
-
-    def delete(self, id_: str, props: dict[str, Any]) -> None:
-        client, tag = self.client(props), f"{OWNER_TAG}={id_}"
-        for server in client.list_servers(tags=[tag]):
-            _delete_server(client, server.id, server.root_volume_id)
-        for volume in client.list_volumes(tags=[tag]):
-            client.delete_volume(volume.id)
-        for ip in client.list_ips(tags=[tag]):
-            client.delete_ip(ip.id)
-        for group in client.list_security_groups(tags=[tag]):
-            client.delete_security_group(group.id)
-
-
-class NodeOwner(Resource, module="scaleway", name="NodeOwner"):
-    """The id by which everything of one node is found again, whatever happened to the program.
-
-    It is in state before the first object is created, so an operation that died half-way can be picked up;
-    and it goes last, so that deleting a node also deletes what never made it into state.
-    """
-
-    def __init__(self, name: str, *, zone: str, node: str, label: str, opts: pulumi.ResourceOptions) -> None:
-        props: dict[str, Any] = {"zone": zone, "node": node, "label": label, "surplus": None}
-        super().__init__(NodeOwnerProvider(), name, props, opts)
+def _seen_tags(tags: Sequence[str], props: Mapping[str, Any]) -> dict[str, Any]:
+    """Tags as state shows them: those of the settings, and whether the object would be found by its owner."""
+    return {
+        "owned": _owner(props) in tags,
+        "tags": [tag for tag in tags if not tag.startswith(OWN_TAGS)],
+    }
 
 
 # --- security group -------------------------------------------------------------------------------------
@@ -171,7 +123,7 @@ POLICY: Mapping[str, Any] = {
 
 class SecurityGroupProvider(ScalewayProvider):
     replace_on = frozenset({"zone"})
-    update_on = frozenset({"name", "tags", "rules", *POLICY})
+    update_on = frozenset({"name", "owned", "tags", "rules", *POLICY})
 
     def differs(self, key: str, olds: Mapping[str, Any], news: Mapping[str, Any]) -> bool:
         if key == "rules":  # all of them accept, so their order means nothing
@@ -179,10 +131,9 @@ class SecurityGroupProvider(ScalewayProvider):
         return super().differs(key, olds, news)
 
     def create(self, props: dict[str, Any]) -> CreateResult:
+        Progress(props["node"]).reached(Stage.REQUEST_CREATE)
         client = self.client(props)
-        group = client.create_security_group(
-            props["name"], tags=[*props["tags"], _owner(props)], owner_tag=_owner(props)
-        )
+        group = client.create_security_group(props["name"], tags=props["tags"], marks=_marks(props))
         client.set_rules(group.id, _rules(props))
         Progress(props["node"]).reached(Stage.PROVIDER_CREATE, f"security group {group.id}")
         return CreateResult(group.id, self._seen(client, client.get_security_group(group.id), props))
@@ -197,24 +148,17 @@ class SecurityGroupProvider(ScalewayProvider):
         client.update_security_group(
             id_,
             name=news["name"],
-            tags=[*news["tags"], _owner(news)],
+            tags=merged(news["tags"], _marks(news)),
             **{key: news[key] for key in POLICY},
         )
         client.set_rules(id_, _rules(news))
         return UpdateResult(self._seen(client, client.get_security_group(id_), news))
 
-    def delete(self, id_: str, props: dict[str, Any]) -> None:
-        client = self.client(props)
-        # A server that never reached the state still uses the group, and nobody else will delete it.
-        for server in client.list_servers(tags=[_owner(props), PENDING_TAG]):
-            _delete_server(client, server.id, server.root_volume_id)
-        client.delete_security_group(id_)
-
     def _seen(self, client: ScalewayClient, group: Group, props: Mapping[str, Any]) -> dict[str, Any]:
         return {
             **props,
             "name": group.name,
-            "tags": [tag for tag in group.tags if tag != _owner(props)],
+            **_seen_tags(group.tags, props),
             **{key: getattr(group, key) for key in POLICY},
             "rules": [_plain(rule) for rule in client.list_rules(group.id)],
         }
@@ -276,6 +220,7 @@ class SecurityGroup(Resource, module="scaleway", name="SecurityGroup"):
             "owner": owner,
             "name": label,
             "tags": list(tags),
+            "owned": True,
             **POLICY,
             "rules": rules,
         }
@@ -285,42 +230,83 @@ class SecurityGroup(Resource, module="scaleway", name="SecurityGroup"):
 # --- server ---------------------------------------------------------------------------------------------
 
 
+_in_state: dict[tuple[str, str], tuple[str, ...]] = {}
+"""What kind of server state knows for a node, by owner and label: the engine has its inputs checked before it
+has another one created."""
+
+
+def _kind(props: Mapping[str, Any]) -> tuple[str, ...]:
+    """What makes two servers interchangeable for a node."""
+    return props["zone"], props["commercial_type"], props["image"], props["host_digest"]
+
+
 class ServerProvider(ScalewayProvider):
     # User data is not compared: it acts at the first boot alone. What of it shapes the host is in the digest.
     replace_on = frozenset({"zone", "commercial_type", "image", "host_digest"})
-    update_on = frozenset({"name", "tags", "security_group_id"})
+    update_on = frozenset({"name", "owned", "tags", "security_group_id"})
+
+    def check(self, olds: dict[str, Any], news: dict[str, Any]) -> CheckResult:
+        if olds:
+            _in_state[_marks_key(olds)] = _kind(olds)
+        return super().check(olds, news)
 
     def create(self, props: dict[str, Any]) -> CreateResult:
+        """Create a server, or take up one of this node's that is in no state.
+
+        That is one left by an interrupted update, or one that state has lost although it may be serving.
+        Raises NotOurs for one that another stack of the same name made.
+        """
         client = self.client(props)
-        self._clear_misfits(client, props)
-        server = client.create_server(
+        server = self._taken_up(client, props) or client.create_server(
             props["name"],
             commercial_type=props["commercial_type"],
             image=props["image"],
-            tags=[*props["tags"], _owner(props), PENDING_TAG],
-            owner_tag=_owner(props),
-            adopt_tag=PENDING_TAG,
+            tags=[*props["tags"], f"{HOST_TAG}={props['host_digest']}"],
+            marks=[*_marks(props), PENDING_TAG],
             security_group=props["security_group_id"],
         )
         # The volume that the image brings is listed by the server; nothing in the request named it.
         root_volume_id = sbs_root_volume_id(client.get_server(server.id))
-        client.set_user_data(server.id, "cloud-init", props["user_data"].encode())
+        # From here on the volume is found even when its server is gone.
+        client.tag_volume(root_volume_id, merged(props["tags"], _marks(props)))
+        if PENDING_TAG in server.tags:
+            client.set_user_data(server.id, "cloud-init", props["user_data"].encode())
         Progress(props["node"]).reached(
-            Stage.PROVIDER_CREATE, f"server {server.id} stopped, root volume {root_volume_id}"
+            Stage.PROVIDER_CREATE, f"server {server.id} {server.state}, root volume {root_volume_id}"
         )
         return CreateResult(server.id, {**props, "root_volume_id": root_volume_id})
 
-    def _clear_misfits(self, client: ScalewayClient, props: Mapping[str, Any]) -> None:
-        """Remove what an interrupted create left when the configuration has changed since."""
-        for server in client.list_servers(tags=[_owner(props), PENDING_TAG]):
-            if (server.commercial_type, server.image_id) != (props["commercial_type"], props["image"]):
-                _delete_server(client, server.id, server.root_volume_id)
+    def _taken_up(self, client: ScalewayClient, props: Mapping[str, Any]) -> FoundServer | None:
+        """A server of this node that no state knows and that fits, if there is one."""
+        owner, label = props["owner"], value_of(props["tags"], NODE_TAG)
+        found = client.list_servers(tags=[f"{NODE_TAG}={label}"])
+        if strange := [server for server in found if value_of(server.tags, OWNER_TAG) != owner]:
+            raise not_ours(props["node"], label, [f"server {each.id}" for each in strange])
+        for server in found:
+            if PENDING_TAG in server.tags and not _fits(server, props):
+                # Left by an interrupted create, before the settings were changed again: it never served.
+                delete_server(client, server.id, server.root_volume_id)
+        if _in_state.get(_marks_key(props)) == _kind(props):
+            return None  # another one just like it is asked for
+        lost = [each for each in found if PENDING_TAG not in each.tags and _fits(each, props)]
+        if not lost:
+            return None
+        server = lost[0]
+        Progress(props["node"]).reached(
+            Stage.PROVIDER_CREATE,
+            f"server {server.id} carries this stack's owner tag; taken instead of a new one",
+        )
+        return client.update_server(
+            server.id,
+            name=props["name"],
+            tags=_all_tags(props),
+            security_group=props["security_group_id"],
+        )
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         server = self.client(props).find_server(id_, owner_tag=_owner(props))
         if server is None:
             return gone()
-        ours = {_owner(props), PENDING_TAG}
         return ReadResult(
             id_,
             {
@@ -328,7 +314,7 @@ class ServerProvider(ScalewayProvider):
                 "name": server.name,
                 "commercial_type": server.commercial_type,
                 "image": server.image_id,
-                "tags": [tag for tag in server.tags if tag not in ours],
+                **_seen_tags(server.tags, props),
                 "security_group_id": server.security_group_id,
                 "root_volume_id": server.root_volume_id or props["root_volume_id"],
             },
@@ -339,31 +325,33 @@ class ServerProvider(ScalewayProvider):
         client.update_server(
             id_,
             name=news["name"],
-            tags=[*news["tags"], _owner(news)],
+            tags=_all_tags(news),
             security_group=news["security_group_id"],
         )
         return UpdateResult({**news, "root_volume_id": olds["root_volume_id"]})
 
     def delete(self, id_: str, props: dict[str, Any]) -> None:
-        _delete_server(self.client(props), id_, props.get("root_volume_id"))
+        """Hand the server over to those who remove: see that it carries the marks by which they find it."""
+        client = self.client(props)
+        server = client.find_server(id_)
+        if server is not None and not set(_marks(props)) <= set(server.tags):
+            client.update_server(id_, tags=merged(server.tags, _marks(props)))
 
 
-def _delete_server(client: ScalewayClient, server_id: str, root_volume_id: str | None) -> None:
-    """Remove a server and the SBS volume it came with; terminating alone leaves the volume, which bills."""
-    server = client.find_server(server_id)
-    if server is not None:
-        root_volume_id = server.root_volume_id or root_volume_id
-        if server.state in ("starting", "stopping") and server.state_detail != "terminating":
-            # Scaleway refuses every action while another is under way.
-            settled = {"running", "stopped", "stopped in place"}
-            server = client.wait_server(server_id, until=settled, deadline_s=STOP_DEADLINE_S)
-        if server.state == "stopped":
-            client.delete_server(server_id)
-        elif server.state_detail != "terminating":
-            client.server_action(server_id, "terminate")
-        client.wait_server_gone(server_id, deadline_s=STOP_DEADLINE_S)
-    if root_volume_id is not None:
-        client.delete_volume_once_detached(root_volume_id, deadline_s=DETACH_DEADLINE_S)
+def _marks_key(props: Mapping[str, Any]) -> tuple[str, str]:
+    return props["owner"], value_of(props["tags"], NODE_TAG)
+
+
+def _all_tags(props: Mapping[str, Any]) -> list[str]:
+    """Everything that a server carries once it is in state."""
+    return merged(props["tags"], [*_marks(props), f"{HOST_TAG}={props['host_digest']}"])
+
+
+def _fits(server: FoundServer, props: Mapping[str, Any]) -> bool:
+    """Whether a server is what a create with these inputs makes."""
+    digest = value_of(server.tags, HOST_TAG)
+    found = (server.zone, server.commercial_type, server.image_id, digest)
+    return found == _kind(props)
 
 
 class Server(Resource, module="scaleway", name="Server"):
@@ -393,6 +381,7 @@ class Server(Resource, module="scaleway", name="Server"):
             "owner": owner,
             "name": label,
             "tags": list(tags),
+            "owned": True,
             "commercial_type": commercial_type,
             "image": image,
             "security_group_id": security_group_id,
@@ -415,7 +404,7 @@ def _too_large(size_gb: float, wanted_gb: float) -> str:
 
 class RootVolumeProvider(ScalewayProvider):
     replace_on = frozenset({"zone", "volume_id"})
-    update_on = frozenset({"size_gb"})
+    update_on = frozenset({"size_gb", "owned", "tags"})
 
     def failures(self, olds: Mapping[str, Any], news: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         wanted = news["size_gb"]
@@ -442,22 +431,20 @@ class RootVolumeProvider(ScalewayProvider):
             volume = client.wait_volume(volume_id, until=settled, deadline_s=RESIZE_DEADLINE_S)
             if volume.size < wanted:
                 Progress(props["node"]).reached(stage, f"{volume.size // GB} → {wanted // GB} GB")
-                client.grow_volume(volume_id, wanted, tags=[*volume.tags, _owner(props)])
+                client.grow_volume(volume_id, wanted)
                 volume = client.wait_volume_size(volume_id, wanted, deadline_s=RESIZE_DEADLINE_S)
         if volume.size > wanted:
             raise ValueError(_too_large(volume.size // GB, props["size_gb"]))
+        tags = merged(props["tags"], _marks(props))
+        if set(volume.tags) != set(tags):
+            client.tag_volume(volume_id, tags)
         return {**props, "size_gb": volume.size // GB}
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         volume = self.client(props).find_volume(id_, owner_tag=_owner(props))
-        return gone() if volume is None else ReadResult(id_, {**props, "size_gb": volume.size // GB})
-
-    def delete(self, id_: str, props: dict[str, Any]) -> None:
-        """A volume in use goes with its server; one whose server is gone would bill for ever."""
-        client = self.client(props)
-        volume = client.find_volume(id_)
-        if volume is not None and volume.status == "available":
-            client.delete_volume(id_)
+        if volume is None:
+            return gone()
+        return ReadResult(id_, {**props, "size_gb": volume.size // GB, **_seen_tags(volume.tags, props)})
 
 
 class RootVolume(Resource, module="scaleway", name="RootVolume"):
@@ -472,6 +459,7 @@ class RootVolume(Resource, module="scaleway", name="RootVolume"):
         zone: str,
         node: str,
         owner: Input[str],
+        tags: Sequence[str],
         volume_id: Input[str],
         size_gb: int,
         opts: pulumi.ResourceOptions,
@@ -480,6 +468,8 @@ class RootVolume(Resource, module="scaleway", name="RootVolume"):
             "zone": zone,
             "node": node,
             "owner": owner,
+            "tags": list(tags),
+            "owned": True,
             "volume_id": volume_id,
             "size_gb": size_gb,
         }
@@ -529,7 +519,7 @@ class PowerProvider(ScalewayProvider):
         return ReadResult(id_, {**props, "state": server.state, "public_ip": server.public_ip})
 
     def delete(self, id_: str, props: dict[str, Any]) -> None:
-        """Nothing: a server is stopped by its own deletion, without the minute a power-off takes."""
+        """Nothing: a server that goes is terminated running, without the minute a power-off takes."""
 
 
 class Power(Resource, module="scaleway", name="Power"):

@@ -90,18 +90,15 @@ class Servers(Calls):
         *,
         commercial_type: str,
         image: str,
-        owner_tag: str,
+        marks: Collection[str],
         tags: Collection[str] = (),
-        adopt_tag: str | None = None,
         security_group: str | None = None,
     ) -> Server:
         """Create a stopped server from an image alone, or return the one an earlier call left.
 
-        It is found again by `owner_tag` and, where one owner may have two servers during a replacement,
-        `adopt_tag`; the server carries both. No `volumes` are ever sent: Scaleway then makes a bootable SBS
-        volume by itself.
+        It is found again by its `marks`, tags that no other server carries together. No `volumes` are ever
+        sent: Scaleway then makes a bootable SBS volume by itself.
         """
-        marks = [owner_tag] if adopt_tag is None else [owner_tag, adopt_tag]
         body: dict[str, object] = {
             "name": name,
             "commercial_type": commercial_type,

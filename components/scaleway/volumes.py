@@ -47,21 +47,26 @@ class Volumes(Calls):
         )
         return matching(volumes, tags, name)
 
-    def grow_volume(self, volume_id: str, size: int, *, tags: Collection[str] | None = None) -> Volume:
+    def tag_volume(self, volume_id: str, tags: Collection[str]) -> Volume:
+        """Replace all tags of a volume."""
+        path = self._block(volume_id)
+        body = {"tags": list(tags)}
+        return self._write("update_volume", volume_id, "PATCH", path, Volume.parse, body=body)
+
+    def grow_volume(self, volume_id: str, size: int) -> Volume:
         """Ask for `size` bytes (whole 10⁹); the reply still shows the old size: see `wait_volume_size`."""
 
         def growing() -> Volume | None:
             volume = self.get_volume(volume_id)
             return volume if volume.size >= size or volume.status in {"updating", "resizing"} else None
 
-        body = given(size=size, tags=None if tags is None else list(tags))
         return self._write(
             "update_volume",
             volume_id,
             "PATCH",
             self._block(volume_id),
             Volume.parse,
-            body=body,
+            body={"size": size},
             settle=growing,
         )
 
@@ -74,7 +79,7 @@ class Volumes(Calls):
 
         A volume in `error`, or that a server still holds, is not free: Scaleway refuses to delete it.
         """
-        self._transport.poll(
+        found = self._transport.poll(
             lambda: self.find_volume(volume_id),
             lambda volume: volume is None or volume.status in {"available", "deleting", "deleted"},
             deadline_s=deadline_s,
@@ -85,7 +90,8 @@ class Volumes(Calls):
                 IN_ERROR if volume and volume.status == "error" else STILL_HELD,
             ),
         )
-        self.delete_volume(volume_id)
+        if found is not None:
+            self.delete_volume(volume_id)
 
     def wait_volume(self, volume_id: str, *, until: AbstractSet[str], deadline_s: float) -> Volume:
         """Wait for a status. Raises `DeadlineExceeded`, and `PreconditionFailed` for a volume in `error`."""

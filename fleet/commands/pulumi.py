@@ -14,6 +14,8 @@ REFRESH_TIMEOUT_S = 900
 """It asks the clouds for every resource."""
 DESTROY_TIMEOUT_S = 3600
 
+State = Mapping[str, Any]
+"""The document of `pulumi stack export`."""
 Event = dict[str, Any]
 """One of the engine's events, as its JSON has it."""
 
@@ -70,11 +72,26 @@ def preview(*, stack: str | None = None) -> None:
     _run(["preview", *_of(stack)], timeout_s=REFRESH_TIMEOUT_S, capture=False)
 
 
+def up_only(type_: str, *, stack: str | None = None) -> None:
+    """Bring up the resources of one type and nothing else."""
+    flags = ["--yes", "--skip-preview", "--refresh=false", "--target", f"**{type_}::*"]
+    _run(["up", *flags, *_of(stack)], timeout_s=REFRESH_TIMEOUT_S, capture=True)
+
+
 def destroy(urns: list[str], *, stack: str | None = None) -> None:
-    """Destroy these resources and nothing else, its progress shown as it comes."""
+    """Destroy these resources and what depends on them, its progress shown as it comes."""
     targets = [word for urn in urns for word in ("--target", urn)]
     _run(
-        ["destroy", "--yes", "--skip-preview", *targets, *_of(stack)],
+        # A refresh of targets alone fails on providers that are no target of it ("unknown provider").
+        [
+            "destroy",
+            "--yes",
+            "--skip-preview",
+            "--refresh=false",
+            "--target-dependents",
+            *targets,
+            *_of(stack),
+        ],
         timeout_s=DESTROY_TIMEOUT_S,
         capture=False,
     )

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from fleet.billing import State, lifetimes, node_urns, protected
+from fleet.billing import State, lifetimes, protected
 from fleet.commands import pulumi
+from fleet.commands.destroy import remove
 from fleet.cost import Lifetime, outlived
 
 
@@ -28,9 +29,7 @@ def reap(
     try:
         state = pulumi.read("stack", "export", stack=stack)
         nodes = pulumi.read("config", "get", "vllm-fleet:nodes", stack=stack)
-        left = reap_stack(
-            state, nodes, datetime.now(UTC), lambda urns: pulumi.destroy(urns, stack=stack), yes=yes
-        )
+        left = reap_stack(state, nodes, datetime.now(UTC), lambda node: remove(state, node, stack), yes=yes)
     except pulumi.PulumiError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from error
@@ -42,7 +41,7 @@ def reap_stack(
     state: State,
     nodes: list[dict[str, Any]],
     now: datetime,
-    destroy: Callable[[list[str]], None],
+    destroy: Callable[[str], None],
     *,
     yes: bool,
 ) -> list[Lifetime]:
@@ -58,11 +57,11 @@ def reap_stack(
             )
         else:
             typer.echo(f"{age}: {'destroying it' if yes else 'would be destroyed with --yes'}")
-    targets = [urn for life in due if life not in kept for urn in node_urns(state, life.node)]
     if not due:
         typer.echo("Nothing has outlived its ttl_hours")
-    elif yes and targets:
-        destroy(targets)
+    for life in due if yes else ():
+        if life not in kept:
+            destroy(life.node)
     return kept
 
 

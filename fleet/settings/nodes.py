@@ -59,6 +59,9 @@ class BaseNode(Section):
     """The cloud the node lives on."""
     name: NodeName
     """Name of the node: unique in the stack, its host name in the cloud."""
+    renamed_from: NodeName | None = None
+    """Former name of the node, after a change of `name`: its machine is kept. Leave it out once an update has
+    succeeded."""
     root_volume_gb: int = Field(default=200, le=10_000)
     """Size of the root volume in GB (10⁹ bytes). Grows in place; never shrinks."""
     tags: Words = ()

@@ -163,6 +163,14 @@ class StackSettings(Section):
                 name=name,
                 count=names.count(name),
             )
+        for node in self.nodes:
+            if node.renamed_from in names:
+                raise wrong(
+                    "nodes: {name} is renamed_from {former}, which is declared as well; leave renamed_from "
+                    "out, or the node {former}",
+                    name=node.name,
+                    former=node.renamed_from,
+                )
         return self
 
     @model_validator(mode="after")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simcloud.cloud import Call, Json, Received, Reply
+from simcloud.cloud import Call, Json, Received, Reply, node_name
 from simcloud.scaleway import errors
 from simcloud.scaleway.catalog import GB
 from simcloud.scaleway.model import Reference, Server, Volume, VolumeStatus
@@ -100,6 +100,7 @@ class Block:
             volume.name = str(name)
         if (tags := received.json.get("tags")) is not None:
             volume.tags = [str(tag) for tag in tags]
+            volume.node = node_name(volume.node or "", volume.tags)
         if size not in (None, volume.size):
             volume.growing_to = size
             volume.status = VolumeStatus.UPDATING

@@ -72,6 +72,8 @@ class Cloud:
     """Calls of `up`."""
     deleting: Mapping[str, Call]
     """Calls of `destroy`."""
+    removed_by_owner: bool
+    """Whether the stack's owner removes its objects, rather than the engine one by one."""
     moments: tuple[tuple[str, str], ...]
     """Calls at which the engine is killed: before their effect (hold) or after it (hold_after)."""
 
@@ -195,16 +197,17 @@ SCALEWAY = Cloud(
         "get_user_data",
     ),
     deleting=_own(
+        "list_servers",
+        "list_volumes",
+        "list_ips",
+        "list_security_groups",
         "get_server",
         "server_action",
         "get_volume",
         "delete_volume",
         "delete_security_group",
-        "list_servers",
-        "list_volumes",
-        "list_ips",
-        "list_security_groups",
     ),
+    removed_by_owner=True,
     moments=(
         ("create_security_group", "hold"),
         ("create_security_group", "hold_after"),
@@ -315,6 +318,7 @@ LINODE = Cloud(
         "delete_instance": Call("DELETE /linode/instances"),
         "delete_firewall": Call("DELETE /networking/firewalls"),
     },
+    removed_by_owner=False,
     moments=(
         ("create_firewall", "hold"),
         ("create_firewall", "hold_after"),
@@ -412,6 +416,7 @@ AWS = Cloud(
         "DeleteKeyPair": Call("ec2 delete_key_pair"),
         "DeleteSecurityGroup": Call("ec2 delete_security_group"),
     },
+    removed_by_owner=False,
     moments=(
         ("CreateSecurityGroup", "hold"),
         ("CreateSecurityGroup", "hold_after"),

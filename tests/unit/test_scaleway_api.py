@@ -35,12 +35,12 @@ from components.scaleway.api import (
     same_rules,
     sbs_root_volume_id,
 )
+from components.scaleway.owned import delete_server
 from components.scaleway.resources import (
     NodeStopped,
     PowerProvider,
     RootVolumeProvider,
     ScalewayProvider,
-    _delete_server,
 )
 
 SECRET = "5ec2e700-0000-4000-8000-00000000cafe"
@@ -189,8 +189,7 @@ def create(client: ScalewayClient) -> Server:
         "dev-l4-a",
         commercial_type="L4-1-24G",
         image=IMAGE,
-        owner_tag=OWNER,
-        adopt_tag=PENDING,
+        marks=[OWNER, PENDING],
         tags=["team=ml"],
         security_group="sg-1",
     )
@@ -304,7 +303,7 @@ def test_a_security_group_drops_what_comes_in_by_default() -> None:
             return ok({"security_group": groups[0]}, 201)
         return ok({"security_groups": groups})
 
-    group = client_of(handler).create_security_group("dev-l4-a", owner_tag=OWNER)
+    group = client_of(handler).create_security_group("dev-l4-a", marks=[OWNER])
     assert (group.inbound_default_policy, group.outbound_default_policy, group.stateful) == (
         "drop",
         "accept",
@@ -323,8 +322,8 @@ def test_a_security_group_in_use_is_not_taken_for_its_successor_and_a_left_one_i
         return ok({"security_groups": groups})
 
     client = client_of(handler)
-    assert client.create_security_group("dev-l4-a", owner_tag=OWNER).id == "sg-new"
-    assert client.create_security_group("dev-l4-a", owner_tag=OWNER).id == "sg-new"
+    assert client.create_security_group("dev-l4-a", marks=[OWNER]).id == "sg-new"
+    assert client.create_security_group("dev-l4-a", marks=[OWNER]).id == "sg-new"
     assert len(groups) == 2
 
 
@@ -400,16 +399,16 @@ def test_a_server_under_way_is_removed_once_it_has_arrived(under_way: str, then:
             return ok({"type": "not_found", "message": "resource is not found"}, 404)
         return ok({"server": server_json(state=states.pop(0), volumes={})})
 
-    _delete_server(client_of(handler), "s-1", None)
+    delete_server(client_of(handler), "s-1", None)
     assert writes == [asked]
 
 
 def test_growing_a_volume_is_not_asked_again_once_it_has_begun() -> None:
     requests: list[httpx.Request] = []
     client = client_of(scripted([httpx.ReadError("reset"), ok(volume_json(20, "updating"))], requests))
-    assert client.grow_volume("v-1", 200 * 10**9, tags=[OWNER]).status == "updating"
+    assert client.grow_volume("v-1", 200 * 10**9).status == "updating"
     assert [request.method for request in requests] == ["PATCH", "GET"]
-    assert json.loads(requests[0].content) == {"size": 200 * 10**9, "tags": [OWNER]}
+    assert json.loads(requests[0].content) == {"size": 200 * 10**9}
     assert requests[0].url.path == f"/block/v1/zones/{ZONE}/volumes/v-1"
 
 

@@ -75,7 +75,7 @@ def test_what_a_lost_reply_left_is_taken_up_and_not_made_twice(cloud: SimCloud, 
     with ScalewayClient(credentials, ZONE) as client:
         for call in ("create_private_network", "create_private_nic"):
             cloud.set_fault(call, "lost_reply")
-        network = client.create_private_network("n", subnet="10.77.1.0/24", tag="owner=1")
+        network = client.create_private_network("n", subnet="10.77.1.0/24", tags=["owner=1"])
         nic = client.create_private_nic(server(vendor), network.id)
         assert client.wait_private_address(nic.id, deadline_s=10) == "10.77.1.2"
         assert [thing["name"] for thing in cloud.inventory("private_network")] == ["n"]

@@ -1,0 +1,183 @@
+"""A machine that serves goes only once its successor serves, whatever the engine is told to do after errors;
+what state has lost is found by its owner, taken up or removed, and never bought twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fleets import Fleet, node_config
+
+MIGRATED = ("scaleway",)
+each_cloud = pytest.mark.parametrize("fleet", MIGRATED, indirect=True)
+ON_ERROR = pytest.mark.parametrize("go_on", ["", "true"], ids=["stop at errors", "go on after errors"])
+
+
+def servers(fleet: Fleet) -> dict[str, list[str]]:
+    """Ids of the servers that exist, by node."""
+    found: dict[str, list[str]] = {}
+    for thing in fleet.cloud.inventory("server"):
+        found.setdefault(thing["node"], []).append(str(thing["id"]))
+    return found
+
+
+def going_on(fleet: Fleet, go_on: str) -> None:
+    fleet.stack.env.pop("PULUMI_CONTINUE_ON_ERROR", None)
+    if go_on:
+        fleet.stack.env["PULUMI_CONTINUE_ON_ERROR"] = go_on
+
+
+@each_cloud
+@ON_ERROR
+def test_a_replaced_machine_stays_until_its_successor_serves(fleet: Fleet, go_on: str) -> None:
+    going_on(fleet, go_on)
+    fleet.nodes("a", "b")
+    fleet.run("up")
+    before = servers(fleet)
+    fleet.config["nodes"][0] |= fleet.promises.host_part
+    fleet.config["health"]["ssh_timeout_s"] = 10
+    fleet.cloud.set_node_fault("a", "ssh_closed")
+    for _ in range(3):
+        failed = fleet.run("up", expect_failure=True)
+        assert "a-serving" in " ".join(name for name, _ in failed.errors), failed.stdout
+        now = servers(fleet)
+        assert before["a"][0] in now["a"], "the machine that serves is gone"
+        assert len(now["a"]) == 2, "one successor at a time"
+        assert now["b"] == before["b"]
+    fleet.cloud.set_node_fault("a", None)
+    fleet.config["health"]["ssh_timeout_s"] = 60
+    fleet.run("up")
+    after = servers(fleet)
+    assert before["a"][0] not in after["a"]
+    assert fleet.parts() == fleet.whole("a", "b")
+    assert fleet.drift() is None
+
+
+@each_cloud
+@ON_ERROR
+def test_a_renamed_node_stays_until_the_new_one_serves(fleet: Fleet, go_on: str) -> None:
+    going_on(fleet, go_on)
+    fleet.nodes("a", "b")
+    fleet.run("up")
+    before = servers(fleet)
+    fleet.nodes("a", "b2")
+    fleet.config["health"]["ssh_timeout_s"] = 10
+    fleet.cloud.set_node_fault("b2", "ssh_closed")
+    for _ in range(3):
+        fleet.run("up", expect_failure=True)
+        assert servers(fleet)["b"] == before["b"]
+    fleet.cloud.set_node_fault("b2", None)
+    fleet.config["health"]["ssh_timeout_s"] = 60
+    fleet.run("up")
+    assert fleet.parts() == fleet.whole("a", "b2")
+    assert fleet.drift() is None
+    fleet.run("destroy")
+    assert fleet.left() == []
+
+
+@each_cloud
+def test_a_rename_that_says_so_keeps_the_machine(fleet: Fleet) -> None:
+    fleet.nodes("a", "b")
+    fleet.run("up")
+    before = servers(fleet)
+    fleet.config["nodes"][1] = {**node_config(fleet.cloud_name, "b2"), "renamed_from": "b"}
+    fleet.run("up")
+    assert servers(fleet) == {"a": before["a"], "b2": before["b"]}
+    assert fleet.parts() == fleet.whole("a", "b2")
+    assert fleet.statuses() == {"ready"}
+    del fleet.config["nodes"][1]["renamed_from"]
+    assert fleet.run("up").operations == {}
+    fleet.run("destroy")
+    assert fleet.left() == []
+
+
+@each_cloud
+def test_going_back_takes_up_the_machine_that_still_serves(fleet: Fleet) -> None:
+    fleet.run("up")
+    before = servers(fleet)
+    fleet.config["nodes"][0] |= fleet.promises.host_part
+    fleet.config["health"]["ssh_timeout_s"] = 10
+    fleet.cloud.set_node_fault("a", "ssh_closed")
+    fleet.run("up", expect_failure=True)
+    fleet.cloud.set_node_fault("a", None)
+    fleet.config["health"]["ssh_timeout_s"] = 60
+    fleet.nodes("a")
+    fleet.run("up")
+    assert servers(fleet) == before
+    assert fleet.parts() == fleet.whole("a")
+
+
+def forget_the_server(fleet: Fleet) -> None:
+    """As `pulumi state delete` does by hand."""
+    (urn,) = [each["urn"] for each in fleet.stack.state() if each["urn"].endswith("::a-server")]
+    fleet.stack.ask("state", "delete", urn, "--target-dependents", "--yes")
+
+
+def restore_an_older_state(fleet: Fleet) -> None:
+    """As the runbook for a locked stack says; the state is from before there was a node."""
+    exported = json.loads(fleet.stack.ask("stack", "export"))
+    kept = ("::owner", "::vllm-fleet-test", "::default", "pulumi:providers:")
+    deployment = exported["deployment"]
+    deployment["resources"] = [
+        each for each in deployment["resources"] if any(word in each["urn"] for word in kept)
+    ]
+    path = fleet.stack.workspace / "older.json"
+    path.write_text(json.dumps(exported))
+    fleet.stack.ask("stack", "import", "--file", str(path))
+
+
+LOST = {"state delete": forget_the_server, "an older state": restore_an_older_state}
+
+
+@each_cloud
+@pytest.mark.parametrize("lose", LOST.values(), ids=LOST.keys())
+def test_a_server_that_state_has_lost_is_taken_up_and_not_bought_again(
+    fleet: Fleet, lose: Callable[[Fleet], None]
+) -> None:
+    fleet.run("up")
+    before = servers(fleet)
+    lose(fleet)
+    fleet.run("up")
+    assert servers(fleet) == before
+    assert fleet.parts() == fleet.whole("a")
+    assert fleet.drift() is None
+    fleet.run("destroy")
+    assert fleet.left() == []
+
+
+@each_cloud
+@pytest.mark.parametrize("lose", LOST.values(), ids=LOST.keys())
+def test_destroy_also_removes_what_state_has_lost(fleet: Fleet, lose: Callable[[Fleet], None]) -> None:
+    fleet.run("up")
+    lose(fleet)
+    fleet.run("destroy")
+    assert fleet.left() == []
+
+
+@each_cloud
+def test_a_second_checkout_with_the_same_stack_name_buys_nothing(fleet: Fleet) -> None:
+    fleet.run("up")
+    before = servers(fleet)
+    exported: dict[str, Any] = json.loads(fleet.stack.ask("stack", "export"))
+    exported["deployment"]["resources"] = []
+    path = fleet.stack.workspace / "empty.json"
+    path.write_text(json.dumps(exported))
+    fleet.stack.ask("stack", "import", "--file", str(path))
+
+    seen = fleet.seen()
+    for command in ("preview", "up"):
+        refused = fleet.run(command, expect_failure=True)
+        assert "fleet adopt a" in refused.stdout
+        assert "pulumi stack init" in refused.stdout
+    assert fleet.promises.create_server not in fleet.written(seen)
+    assert servers(fleet) == before
+
+    adopted = fleet.command("adopt", "a", "--yes")
+    assert adopted.returncode == 0, adopted.stderr
+    fleet.run("up")
+    assert servers(fleet) == before
+    assert fleet.parts() == fleet.whole("a")
+    fleet.run("destroy")
+    assert fleet.left() == []

@@ -7,9 +7,13 @@ WITH := settings="$$($(SETUP) env)" && eval "$$settings" &&
 # The stack that preview, up-stack, drift and reap are about, and how strict its policies are.
 STACK ?= dev
 POLICY_CONFIG = $(wildcard policy/config.$(STACK).json)
-# Where a real stack's state lies, as in s3://bucket?region=eu-west-3; left out: in this checkout.
+# Where a real stack's state lies, as in s3://bucket?region=eu-west-3; left out: where PULUMI_BACKEND_URL says,
+# and for dev in this checkout.
 BACKEND ?=
-ON_STACK = $(WITH) $(if $(BACKEND),export PULUMI_BACKEND_URL='$(BACKEND)' &&)
+ENV_OF_STACK = $(SETUP) env --stack '$(STACK)' $(if $(BACKEND),--backend '$(BACKEND)')
+# The engine writes state and backups with the umask it is started with: they are for nobody else.
+ON_STACK = umask 077 && settings="$$($(ENV_OF_STACK))" && eval "$$settings" &&
+ON_DEV = umask 077 && settings="$$($(SETUP) env --stack dev)" && eval "$$settings" &&
 POLICIES = --policy-pack policy $(if $(POLICY_CONFIG),--policy-pack-config $(POLICY_CONFIG))
 
 # Built from its module by Go, once; it looks into the workflows' scripts with shellcheck.
@@ -25,20 +29,20 @@ help: ## show this list
 setup: ## install the Python environment, the Pulumi engine and its plugins for this checkout
 	@$(SETUP)
 
-env: ## print shell settings for plain `pulumi`, to be evaluated by the shell
-	@$(SETUP) env
+env: ## print shell settings for plain `pulumi`, to be evaluated by the shell; STACK=dev for the demo's stack
+	@$(if $(filter file,$(origin STACK)),$(SETUP) env,$(ENV_OF_STACK)) && echo 'umask 077'
 
 demo: ## create a GPU node on the embedded cloud, from `pulumi up` to ready
-	@$(WITH) python -m tools.demo up
+	@$(ON_DEV) python -m tools.demo up
 
 demo-vm: ## the same with a virtual machine behind the server: a real first boot
-	@$(WITH) python -m tools.demo vm
+	@$(ON_DEV) python -m tools.demo vm
 
 demo-break: ## switch the demo's server off behind Pulumi's back
-	@$(WITH) python -m tools.demo break
+	@$(ON_DEV) python -m tools.demo break
 
 demo-down: ## destroy the demo's node and stop the embedded cloud
-	@$(WITH) python -m tools.demo down
+	@$(ON_DEV) python -m tools.demo down
 
 test: ## run every test but those that boot a virtual machine
 	@$(WITH) pytest -n 2 --dist worksteal -m "not vm"

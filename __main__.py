@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pulumi
@@ -16,7 +18,7 @@ from components.node import GpuNode, GpuNodeArgs
 from components.owned import Place
 from components.ownership import FleetOwner, Retirement
 from components.references import Resolved
-from fleet import settings
+from fleet import safekeeping, settings
 from fleet.checks import check
 from fleet.cost import total
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 async def main() -> None:
     """Read the configuration, declare every node, export what a user needs next."""
+    if refused := safekeeping.refusals(pulumi.get_stack(), os.environ, Path.cwd()):
+        raise settings.SettingsError(refused)
     source = Resolved(pulumi.Config(settings.PROJECT))
     config = settings.load(source)
     pins = preview.choose_pins(config)

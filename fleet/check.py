@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import io
+import shlex
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from fleet import ray
+from fleet import ray, safekeeping
 from fleet.diagnosis import Context, Fault, Hints, diagnose, ssh_fault
 from fleet.gate import GateSpec, Timeouts
 from fleet.gate import check as pass_gate
@@ -103,6 +105,30 @@ def latency(cloud: str, who: str, took_ms: float, status_page: str) -> Finding:
 def exit_status(findings: Sequence[Finding]) -> int:
     """1 if anything failed; warnings and what could not be found out do not count."""
     return int(any(finding.status == Status.FAILED for finding in findings))
+
+
+def check_keeping(stack: str, environment: Mapping[str, str], folder: Path) -> list[Finding]:
+    """Who can read the state and the secrets of a stack of the project in `folder`."""
+    document = safekeeping.stack_document(stack, folder)
+    if safekeeping.is_embedded(stack, document):
+        return []
+    passphrase = safekeeping.published_passphrase(document)
+    if passphrase is None:
+        found = [Finding("stack", "secrets", Status.OK, "no published passphrase opens them")]
+    else:
+        seen = f"encrypted with {passphrase!r}, a passphrase that everybody knows"
+        mend = safekeeping.own_secrets_provider(stack)
+        found = [Finding("stack", "secrets", Status.FAILED, seen, mend)]
+    backend = environment.get(safekeeping.BACKEND, "")
+    state = safekeeping.local_state(backend)
+    if safekeeping.is_development_state(backend, folder):
+        seen = f"in this checkout's {safekeeping.DEVELOPMENT_STATE}, which is for embedded clouds alone"
+        found.append(Finding("stack", "state", Status.FAILED, seen, safekeeping.own_backend(stack)))
+    if state is not None and (files := safekeeping.readable_by_others(state)):
+        seen = f"others on this machine can read {len(files)} files of it, {files[0].name} for one"
+        mend = f"chmod -R go= {shlex.quote(str(state / '.pulumi'))}; umask 077 keeps it so"
+        found.append(Finding("stack", "state", Status.WARNING, seen, mend))
+    return found
 
 
 async def check_node(node: FleetNode, api_key: str | None, limits: Timeouts = READY) -> list[Finding]:

@@ -272,7 +272,8 @@ def stack(fill: Folder) -> Iterator[Stack]:
         folder.mkdir()
         state.mkdir()
         config = fill(folder)
-        made = Stack(folder, {**os.environ, "PULUMI_BACKEND_URL": f"file://{state}"})
+        own = {"PULUMI_BACKEND_URL": f"file://{state}", "PULUMI_CONFIG_PASSPHRASE": "bench"}
+        made = Stack(folder, {**os.environ, **own})
         made._pulumi("stack", "init")
         made._pulumi("config", "set", "--secret", "--path", "vllm-fleet:secrets.api_key", API_KEY)
         path = folder / "Pulumi.bench.yaml"

@@ -113,7 +113,7 @@ _NODES = {
 }
 
 _NEXT = """[bold]What to try next[/]
-  eval "$(make -s env)"                                     use this checkout's pulumi
+  eval "$(make -s env STACK=dev)"                           use this checkout's pulumi on this stack
   pulumi up                                                 nothing changes
   pulumi config set --path 'vllm-fleet:nodes[0].root_volume_gb' 300 && pulumi up
                                                             the disk grows in place

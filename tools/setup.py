@@ -3,6 +3,8 @@ plugins.
 
     python3 tools/setup.py          set up; instant where nothing changed
     python3 tools/setup.py env      the same, then print the shell settings for plain `pulumi`
+        --stack NAME                and those that stack needs: the development defaults for `dev` alone
+        --backend URL               where the stack's state lies, if not where PULUMI_BACKEND_URL says
 
 Standard library only: this runs before anything is installed. What a checkout needs alone lies in `.venv` and
 `.fleet`; what all checkouts share (uv, the engine) in the user's cache. Progress goes to standard error.
@@ -28,7 +30,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -403,16 +405,57 @@ def ensure_plugins(engine: Engine) -> None:
 # Shell settings -------------------------------------------------------------------------------------------
 
 
-def shell_settings(engine: Engine) -> str:
-    """`export` lines that make plain `pulumi` work on this checkout, with state and plugins of its own."""
-    folders = [str(VENV / "bin")] + ([] if engine.origin == "path" else [str(engine.folder)])
-    state = LOCAL / "state"
-    state.mkdir(parents=True, exist_ok=True)
+DEVELOPMENT_STACK = "dev"
+
+
+def development_settings() -> dict[str, str]:
+    """What leads to the stack on embedded clouds, and to no other."""
+    return {
+        "PULUMI_STACK": DEVELOPMENT_STACK,
+        # Without its files of attributes, one of which a kill can leave empty and the state unreadable.
+        "PULUMI_BACKEND_URL": f"file://{LOCAL / 'state'}?metadata=skip",
+        # Known to everybody; it protects nothing but the embedded clouds' made-up keys.
+        "PULUMI_CONFIG_PASSPHRASE": "development",
+    }
+
+
+def stack_settings(stack: str | None, backend: str | None) -> dict[str, str | None]:
+    """What leads to a stack and its state; None for what the shell has of the development stack's.
+
+    Raises:
+        SetupError: a stack other than the development one has no backend of its own.
+    """
+    development = development_settings()
+    if stack == DEVELOPMENT_STACK:
+        (LOCAL / "state").mkdir(mode=0o700, parents=True, exist_ok=True)
+        return {**development, **({"PULUMI_BACKEND_URL": backend} if backend else {})}
+    left: dict[str, str | None] = {
+        name: None for name, value in development.items() if os.environ.get(name) == value
+    }
+    if stack is None:
+        return left
+    chosen = backend or ({} if left else os.environ).get("PULUMI_BACKEND_URL")
+    if not chosen and not logged_in():
+        raise SetupError(
+            f"stack {stack} has no backend: this checkout's own is for stack {DEVELOPMENT_STACK} alone. "
+            "Fix: give BACKEND='s3://BUCKET?region=…' to make, export PULUMI_BACKEND_URL, or pulumi login; "
+            "docs/environments.md"
+        )
+    return {**left, "PULUMI_STACK": stack, **({"PULUMI_BACKEND_URL": chosen} if chosen else {})}
+
+
+def logged_in() -> bool:
+    """Whether `pulumi login` has chosen a backend for this checkout."""
+    try:
+        return bool(json.loads((PULUMI_HOME / "credentials.json").read_text())["current"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def shell_settings(engine: Engine) -> dict[str, str]:
+    """What makes plain `pulumi` work on this checkout, with plugins of its own; PATH apart."""
     settings = {
         "PULUMI_HOME": str(PULUMI_HOME),
-        "PULUMI_BACKEND_URL": f"file://{state}",
-        # Protects nothing but the embedded clouds' made-up keys; a passphrase of your own is kept.
-        "PULUMI_CONFIG_PASSPHRASE": os.environ.get("PULUMI_CONFIG_PASSPHRASE", "development"),
         "PULUMI_SKIP_UPDATE_CHECK": "true",
         # Programs start once per node and command: compiling their sources each time would double that.
         "PYTHONDONTWRITEBYTECODE": "",
@@ -424,13 +467,25 @@ def shell_settings(engine: Engine) -> str:
     if engine.origin == "source":
         # Where the engine could not be downloaded, plugins cannot either: do not spend seconds on trying.
         settings["PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION"] = "true"
+    return settings
+
+
+def shell_lines(engine: Engine, settings: Mapping[str, str | None]) -> str:
+    """The settings as lines for the shell, with the programs of this checkout before all others."""
+    folders = [str(VENV / "bin")] + ([] if engine.origin == "path" else [str(engine.folder)])
     path = f'export PATH={shlex.quote(os.pathsep.join(folders))}:"$PATH"'
-    return "\n".join([path, *(f"export {name}={shlex.quote(value)}" for name, value in settings.items())])
+    lines = [
+        f"unset {name}" if value is None else f"export {name}={shlex.quote(value)}"
+        for name, value in settings.items()
+    ]
+    return "\n".join([path, *lines])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Set up this checkout.")
     parser.add_argument("what", nargs="?", choices=["env"], help="env: print shell settings after set-up")
+    parser.add_argument("--stack", help="print what this stack needs as well")
+    parser.add_argument("--backend", help="URL of the stack's state")
     args = parser.parse_args()
     if sys.version_info < PYTHON_MIN:
         needed = ".".join(map(str, PYTHON_MIN))
@@ -444,7 +499,8 @@ def main() -> None:
         engine = ensure_engine()
         ensure_plugins(engine)
     if args.what == "env":
-        print(shell_settings(engine))
+        settings = {**shell_settings(engine), **stack_settings(args.stack, args.backend)}
+        print(shell_lines(engine, settings))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -36,18 +38,20 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     stack: StackName = None,
 ) -> None:
-    """Check the clouds (credentials, permissions, stock, quota) and the nodes (SSH to readiness) of a stack.
+    """Check a stack: its secrets and state, its clouds (credentials to quota), its nodes (SSH to readiness).
 
     Nothing is changed. The exit code is 1 if anything failed; each failure comes with its mend.
 
     Example: fleet check --stack prod --json
     """
-    from fleet.check import exit_status  # noqa: PLC0415  --help does without
+    from fleet.check import check_keeping, exit_status  # noqa: PLC0415  --help does without
 
     with nodes.told():
-        config = pulumi.config(stack)
-        outputs = pulumi.outputs(stack)
-    findings = asyncio.run(look(config, outputs, clouds=clouds, on_nodes=on_nodes))
+        name = stack or pulumi.selected_stack()
+        config = pulumi.config(name)
+        outputs = pulumi.outputs(name)
+    findings = check_keeping(name, os.environ, Path())
+    findings += asyncio.run(look(config, outputs, clouds=clouds, on_nodes=on_nodes))
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:

@@ -11,6 +11,8 @@ from typing import IO
 
 from pulumi import automation
 
+from fleet.commands.pulumi import STATE_UMASK
+
 
 class Engine(automation.PulumiCommand):
     """The CLI in a session of its own: a terminal's Ctrl-C then reaches it through `interrupt` alone.
@@ -48,6 +50,7 @@ class Engine(automation.PulumiCommand):
             stderr=subprocess.PIPE,
             encoding="utf-8",
             start_new_session=True,
+            umask=STATE_UMASK,
         )
         self._process = process
         assert process.stdout is not None

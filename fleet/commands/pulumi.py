@@ -14,8 +14,12 @@ REFRESH_TIMEOUT_S = 900
 """It asks the clouds for every resource."""
 DESTROY_TIMEOUT_S = 3600
 
+STATE_UMASK = 0o077
+"""The engine writes a local state and its backups with the umask it is started with: for nobody else."""
+
 State = Mapping[str, Any]
 """The document of `pulumi stack export`."""
+
 Event = dict[str, Any]
 """One of the engine's events, as its JSON has it."""
 
@@ -135,6 +139,7 @@ def _completed(
             text=True,
             timeout=timeout_s,
             env={**os.environ, **(env or {})},
+            umask=STATE_UMASK,
         )
     except FileNotFoundError:
         raise PulumiError('pulumi is not on PATH; run: make setup, then: eval "$(make -s env)"') from None

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import boto3
+import httpx
 import pytest
+import yaml
+from fleets import Fleet, project_folder
 from moto.server import ThreadedMotoServer
 
 KEY = "awskms://alias/vllm-fleet?region=eu-west-3&awssdk=v2"
@@ -28,6 +32,7 @@ def aws() -> Iterator[dict[str, str]]:
     server.start()
     host, port = server.get_host_and_port()
     url = f"http://{host}:{port}"
+    httpx.post(f"{url}/moto-api/reset").raise_for_status()  # its state outlives a server
     session = boto3.Session("test", "test", region_name="eu-west-3")
     place = {"LocationConstraint": "eu-west-3"}
     session.client("s3", endpoint_url=url).create_bucket(Bucket="state", CreateBucketConfiguration=place)
@@ -68,3 +73,36 @@ def test_state_in_s3_is_locked_and_its_secrets_need_the_key(
     assert any(name.endswith("stacks/project/test.json") for name in kept)
     assert [name for name, content in kept.items() if b"planted-secret" in content] == []
     assert [name for name in kept if "/locks/" in name and name.endswith(".json")] == []
+
+
+def test_a_stack_under_the_published_passphrase_is_refused_until_it_has_a_provider_of_its_own(
+    aws: dict[str, str], pulumi: Callable[..., Any], tmp_path: Path
+) -> None:
+    project = project_folder(tmp_path / "project")
+    stack = pulumi(folder=project, env={**aws, "PULUMI_CONFIG_PASSPHRASE": "development"})
+    with (project / "Pulumi.test.yaml").open("a") as file:
+        wrong = {"vllm-fleet:nodes": [], "vllm-fleet:access": {}, "vllm-fleet:serving": {}}
+        yaml.safe_dump({"config": wrong}, file)
+    stack.ask("config", "set", "--secret", "--path", "vllm-fleet:secrets.api_key", "planted-key")
+    refused = stack.run("preview", expect_failure=True).stdout
+    assert "PULUMI_CONFIG_PASSPHRASE: is the published development passphrase" in refused
+    assert "Fix: pulumi stack change-secrets-provider --stack test passphrase" in refused
+    assert "Traceback" not in refused and "access" not in refused
+
+    stack.ask("stack", "change-secrets-provider", KEY)
+    # Now it is the settings that are wrong.
+    refused = stack.run("preview", expect_failure=True).stdout
+    assert "passphrase" not in refused and "access" in refused
+
+
+def test_a_state_on_this_machine_and_its_backups_are_for_nobody_else(fleet: Fleet) -> None:
+    for size in (200, 300):
+        fleet.config["nodes"][0]["root_volume_gb"] = size
+        fleet.write()
+        for made in (fleet.stack.workspace / "state").rglob("*.json*"):
+            made.unlink() if "backups" in str(made) else made.chmod(0o600)
+        done = fleet.command("up", "--yes")
+        assert done.returncode == 0, done.stdout + done.stderr
+    files = [file for file in (fleet.stack.workspace / "state").rglob("*") if file.is_file()]
+    assert {"stacks", "backups", "history"} <= {part for file in files for part in file.parts}
+    assert {file.name: oct(file.stat().st_mode) for file in files if file.stat().st_mode & 0o077} == {}

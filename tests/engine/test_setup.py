@@ -1,5 +1,6 @@
 """Set-up, the language host and the engine together."""
 
+import os
 import subprocess
 
 import pytest
@@ -47,6 +48,58 @@ def test_a_second_set_up_does_nothing(engine_env):
         ["python3", "tools/setup.py"], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=True
     )
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def settings_of(*words, **environment):
+    """What a shell has of the engine after `make env`, and the umask."""
+    script = f'settings=$(make -s env {" ".join(words)}) && eval "$settings" && umask && env'
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PULUMI_")}
+    done = subprocess.run(
+        ["sh", "-c", script],
+        cwd=ROOT,
+        env=kept | environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    umask, _, lines = done.stdout.partition("\n")
+    return (
+        done,
+        umask,
+        {name: value for name, _, value in (line.partition("=") for line in lines.splitlines())},
+    )
+
+
+CHOSEN = ("PULUMI_STACK", "PULUMI_BACKEND_URL", "PULUMI_CONFIG_PASSPHRASE")
+
+
+def test_the_shell_settings_name_neither_backend_nor_passphrase_but_for_the_development_stack():
+    _, umask, plain = settings_of()
+    assert umask == "0077"
+    assert "PULUMI_HOME" in plain and not set(CHOSEN) & plain.keys()
+
+    _, _, development = settings_of("STACK=dev")
+    assert [development[name] for name in CHOSEN] == [
+        "dev",
+        f"file://{ROOT}/.fleet/state?metadata=skip",
+        "development",
+    ]
+    # A shell that has been the development stack's is so no longer.
+    _, _, plain = settings_of(**development)
+    assert not set(CHOSEN) & plain.keys()
+
+
+@pytest.mark.parametrize("shell", ["clean", "development"])
+def test_a_stack_of_another_name_has_a_backend_of_its_own_or_is_refused(shell):
+    before = settings_of("STACK=dev")[2] if shell == "development" else {}
+    refused, _, _ = settings_of("STACK=first", **before)
+    assert refused.returncode != 0
+    assert "stack first has no backend" in refused.stderr and "Fix: give BACKEND=" in refused.stderr
+    _, _, own = settings_of("STACK=first", "BACKEND='s3://b?region=r&x=y'", **before)
+    assert [own.get(name) for name in CHOSEN] == ["first", "s3://b?region=r&x=y", None]
+    _, _, own = settings_of("STACK=first", PULUMI_BACKEND_URL="s3://c", PULUMI_CONFIG_PASSPHRASE="mine")
+    assert [own.get(name) for name in CHOSEN] == ["first", "s3://c", "mine"]
 
 
 def test_a_missing_go_is_told_with_what_why_and_how(monkeypatch, tmp_path):

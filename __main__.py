@@ -53,7 +53,6 @@ async def main() -> None:
         }
         nodes |= {name: node for cluster in clusters.values() for name, node in cluster.nodes.items()}
         pulumi.export("ray", {name: cluster.outputs() for name, cluster in clusters.items()})
-    retire(owner, nodes, clusters, config)
     if doors:
         pulumi.export("gateway", gateway.described(config, doors))
     pulumi.export("nodes", {name: node.outputs() for name, node in nodes.items()})
@@ -68,6 +67,7 @@ async def main() -> None:
     pulumi.export("currency", cost.currency)
     await preview.tell(nodes, checks, cost, config.budget.rate)
     await declared(nodes.values())
+    await retire(owner, nodes, clusters, config)
 
 
 def declare(
@@ -102,24 +102,38 @@ def owner_of(config: settings.StackSettings) -> FleetOwner:
     )
 
 
-def retire(
+async def retire(
     owner: FleetOwner,
     nodes: Mapping[str, GpuNode],
     clusters: Mapping[str, RayCluster],
     config: settings.StackSettings,
 ) -> None:
-    """Remove what nobody uses any more, once everything declared serves."""
-    served = [*(node.served for node in nodes.values()), *(each.served for each in clusters.values())]
+    """Remove what is no longer in use, once everything declared serves.
+
+    The retirement depends on no node in the engine's eyes: the engine would keep it for a node that failed
+    while it deletes another from the state, and then refuse that state as inconsistent.
+    """
+    statuses = [*(node.status for node in nodes.values()), *(each.status for each in clusters.values())]
+    objects = [
+        *(id_ for node in nodes.values() for id_ in node.objects),
+        *(cluster.network for cluster in clusters.values()),
+    ]
+    serving = pulumi.runtime.is_dry_run() or all(
+        [await pulumi.Output.from_input(each).is_known() for each in statuses]
+    )
     Retirement(
         "retirement",
         owner=owner,
-        keep=[
-            *(id_ for node in nodes.values() for id_ in node.objects),
-            *(cluster.network for cluster in clusters.values()),
-        ],
+        keep=[await plain(id_) for id_ in objects] if serving else [],
         spared=[node.name for node in config.machines if node.serving.dry_run],
-        opts=pulumi.ResourceOptions(depends_on=[each for each in served if each is not None]),
+        hold=not serving,
     )
+
+
+async def plain(value: pulumi.Input[str]) -> pulumi.Input[str]:
+    """The value itself once it is known, and as it is in a preview that cannot know it."""
+    output = pulumi.Output.from_input(value)
+    return str(await output.future()) if await output.is_known() else output
 
 
 async def declared(nodes: Iterable[GpuNode]) -> None:

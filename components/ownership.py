@@ -150,6 +150,8 @@ class RetirementProvider(FleetProvider):
         return super().differs(key, olds, news)
 
     def diff(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
+        if news["hold"]:
+            return DiffResult(changes=False)
         found = super().diff(id_, olds, news)
         found.changes = found.changes or bool(olds.get("surplus"))
         return found
@@ -161,11 +163,13 @@ class RetirementProvider(FleetProvider):
         return UpdateResult(self._retired(news))
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
-        # One look for the whole stack is enough.
-        surplus = [] if props["node"] else [str(each) for each in self._surplus(props)]
+        # One look for the whole stack is enough, by one that knows what is in use.
+        surplus = [] if props["node"] or props["hold"] else [str(each) for each in self._surplus(props)]
         return ReadResult(id_, {**props, "surplus": sorted(surplus)})
 
     def _retired(self, props: dict[str, Any]) -> dict[str, Any]:
+        if props["hold"]:
+            return {**props, "surplus": []}
         surplus = self._surplus(props)
         _say(f"removing {each}, which is no longer in use" for each in surplus)
         owned.remove(self._config, surplus)
@@ -196,15 +200,20 @@ class Retirement(Resource, module="fleet", name="Retirement"):
         keep: Sequence[Input[str]],
         node: str = "",
         spared: Iterable[str] = (),
-        opts: pulumi.ResourceOptions,
+        hold: bool = False,
+        opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        """`keep` are the ids in use. `node` limits it to one node; `spared` are names of nodes left alone."""
+        """`keep` are the ids in use. `node` limits it to one node; `spared` are names of nodes left alone.
+
+        With `hold` nothing is removed, whatever the rest says: something it waits for has failed.
+        """
         props: dict[str, Any] = {
             "owner": owner.id,
             "places": owner.places,
             "node": node,
             "keep": list(keep),
             "spared": sorted(spared),
+            "hold": hold,
             "surplus": None,
         }
         super().__init__(RetirementProvider(), name, props, opts)

@@ -66,7 +66,8 @@ def test_a_renamed_node_stays_until_the_new_one_serves(fleet: Fleet, go_on: str)
     fleet.config["health"]["ssh_timeout_s"] = 10
     fleet.cloud.set_node_fault("b2", "ssh_closed")
     for _ in range(3):
-        fleet.run("up", expect_failure=True)
+        failed = fleet.run("up", expect_failure=True)
+        assert "b2-serving" in " ".join(name for name, _ in failed.errors), failed.stdout
         assert servers(fleet)["b"] == before["b"]
     fleet.cloud.set_node_fault("b2", None)
     fleet.config["health"]["ssh_timeout_s"] = 60

@@ -18,7 +18,7 @@ from components.node import GpuNode, GpuNodeArgs
 from components.owned import Place
 from components.ownership import FleetOwner, Retirement
 from components.references import Resolved
-from fleet import safekeeping, settings
+from fleet import safekeeping, settings, state_files
 from fleet.checks import check
 from fleet.cost import total
 
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 async def main() -> None:
     """Read the configuration, declare every node, export what a user needs next."""
-    if refused := safekeeping.refusals(pulumi.get_stack(), os.environ, Path.cwd()):
+    refused = safekeeping.refusals(pulumi.get_stack(), os.environ, Path.cwd())
+    refused += state_files.refusals(pulumi.get_stack(), os.environ, Path.cwd())
+    if refused:
         raise settings.SettingsError(refused)
     source = Resolved(pulumi.Config(settings.PROJECT))
     config = settings.load(source)

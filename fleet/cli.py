@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "provision": ("provision:provision", "What nodes are given in phases: Python, Conda, CUDA, Ray, …"),
     "reap": ("reap:reap", "Destroy the nodes that have outlived their ttl_hours."),
     "ssh": ("ssh:ssh", "A shell on a node, its host key verified."),
+    "state": ("state:app", "A state in a folder that a crash or a full disk has damaged."),
     "sync": ("sync:sync", "Copy files to nodes with rsync."),
     "top": ("top:top", "GPU and KV-cache use, requests and tokens a second, live."),
     "tunnel": ("tunnel:tunnel", "A node's vLLM and Open WebUI on this machine."),

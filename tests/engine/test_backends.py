@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -106,3 +109,38 @@ def test_a_state_on_this_machine_and_its_backups_are_for_nobody_else(fleet: Flee
     files = [file for file in (fleet.stack.workspace / "state").rglob("*") if file.is_file()]
     assert {"stacks", "backups", "history"} <= {part for file in files for part in file.parts}
     assert {file.name: oct(file.stat().st_mode) for file in files if file.stat().st_mode & 0o077} == {}
+
+
+DAMAGE = {
+    "an empty file of attributes": lambda state: (state / "test.json.attrs").write_bytes(b""),
+    "a state cut short": lambda state: os.truncate(state / "test.json", 300),
+    "an empty state": lambda state: os.truncate(state / "test.json", 0),
+    "an empty state and no older one beside it": lambda state: [
+        os.truncate(state / name, 0) for name in ("test.json", "test.json.bak", "test.json.attrs")
+    ],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_state_that_a_crash_or_a_full_disk_damaged_is_repaired(
+    damage: str, pulumi: Callable[..., Any]
+) -> None:
+    stack = pulumi(PROGRAM)
+    stack.ask("config", "set", "--secret", "key", "planted-secret")
+    stack.run("up")
+    before = stack.state()
+    DAMAGE[damage](stack.workspace / "state" / ".pulumi" / "stacks" / "project")
+    assert "failed to load" in stack.run("up", expect_failure=True).stdout
+
+    def repair(*flags: str) -> str:
+        command = [sys.executable, "-m", "fleet", "state", "repair", "--stack", "test", *flags]
+        done = subprocess.run(
+            command, cwd=stack.folder, env=stack.env, capture_output=True, text=True, timeout=60, check=True
+        )
+        return done.stdout
+
+    assert "Nothing is changed yet; add --yes" in repair()
+    assert "Repaired" in repair("--yes")
+    assert "nothing to repair" in repair("--yes")
+    assert [each["urn"] for each in stack.state()] == [each["urn"] for each in before]
+    assert stack.run("up").changes == {}

@@ -49,7 +49,7 @@ async def main() -> None:
     if config.ray:
         from components.ray_cluster import RayCluster, RayClusterArgs  # noqa: PLC0415
 
-        shared = (config.access, config.health, config.secrets, config.rollout, config.observability)
+        shared = (config.access, config.health, config.keys, config.rollout, config.observability)
         clusters |= {
             each.name: RayCluster(each.name, RayClusterArgs(each, owner, *shared)) for each in config.ray
         }
@@ -86,7 +86,7 @@ def declare(
         owner=owner,
         access=config.access,
         health=config.health,
-        secrets=config.secrets,
+        secrets=config.keys,
         rollout=config.rollout,
         rollout_after=rollout_after,
         observability=config.observability,

@@ -101,7 +101,7 @@ def exposures(config: settings.StackSettings, address: Callable[[str], Output[st
         # What is applied runs after the program's own code, which declares every node without a pause.
         return Output.from_input(True).apply(lambda _: address(name))
 
-    return {name: Exposure(name, nodes, config.expose, config.secrets, certificate, later) for name in nodes}
+    return {name: Exposure(name, nodes, config.expose, config.keys, certificate, later) for name in nodes}
 
 
 def described(config: settings.StackSettings, found: dict[str, Exposure]) -> dict[str, Any]:

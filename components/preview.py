@@ -35,12 +35,12 @@ def choose_pins(config: StackSettings) -> dict[str, Pin]:
         last = deployed.get(node.name)
         try:
             choice = (
-                keep(node, config.secrets, config.budget, last["cloud"], last["zone"], last["type"])
+                keep(node, config.keys, config.budget, last["cloud"], last["zone"], last["type"])
                 if last
-                else choose(node, config.secrets, config.budget)
+                else choose(node, config.keys, config.budget)
             )
         except ValueError as error:
-            problems.append(Problem(f"nodes[{index}]", str(error)))
+            problems.append(Problem.said(f"nodes[{index}]", str(error)))
             continue
         pins[node.name] = choice.pin
         pulumi.log.info(f"{node.name}: {choice.why}")

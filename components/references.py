@@ -6,26 +6,52 @@ node's structure may depend on it. The engine reads the other stack; nothing is 
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from functools import cache
 from typing import Any
 
 import pulumi
 
-from fleet.settings import ConfigSource, Problem, SettingsError
+from fleet.settings import Problem, SettingsError
+from fleet.settings.problems import HOW_TO_ENCRYPT
 
 REFERENCE = re.compile(r"stack:(?P<stack>[\w.-]+/[\w.-]+/[\w.-]+)#(?P<output>\w+)")
 
 
 class Resolved:
-    """A configuration in which every reference is replaced by what it stands for."""
+    """The program's configuration, in which every reference is replaced by what it stands for."""
 
-    def __init__(self, source: ConfigSource) -> None:
+    def __init__(self, source: pulumi.Config) -> None:
         self._source = source
 
+    def names(self) -> list[str]:
+        """The keys of this project that are set, known or not, without its name before them."""
+        prefix = f"{self._source.name}:"
+        # pulumi.Config gives the value of a key, and no list of them.
+        known = {**pulumi.runtime.get_config_env(), **pulumi.runtime.config.CONFIG.get()}
+        return [key.removeprefix(prefix) for key in known if key.startswith(prefix)]
+
     def get_object(self, key: str) -> Any:
-        """The structured value of a key, or None. Raises SettingsError for a reference that leads nowhere."""
-        return _resolved(self._source.get_object(key), key)
+        """The structured value of a key, or None.
+
+        Raises SettingsError for a reference that leads nowhere and for secrets that are not encrypted.
+        """
+        if key == "secrets" and _in_clear(self._source.full_key(key)):
+            raise SettingsError([Problem(key, "are not encrypted", HOW_TO_ENCRYPT)])
+        try:
+            value = self._source.get_object(key) if self._source.get(key) else None
+        except pulumi.ConfigTypeError:
+            value = self._source.get(key)  # plain text: the check of all settings says what is wrong with it
+        return _resolved(value, key)
+
+
+def _in_clear(key: str) -> bool:
+    """Whether a value has reached the program unencrypted; a test's mocked engine does not say."""
+    encrypted = os.environ.get("PULUMI_CONFIG_SECRET_KEYS")
+    given = pulumi.runtime.get_config_env().get(key)
+    return encrypted is not None and given not in (None, "{}") and key not in json.loads(encrypted)
 
 
 def _resolved(value: Any, path: str) -> Any:
@@ -36,11 +62,11 @@ def _resolved(value: Any, path: str) -> Any:
     if isinstance(value, str) and (found := REFERENCE.fullmatch(value)):
         outputs, secret = _outputs(found["stack"])
         if found["output"] in secret:
-            mend = "is a secret there; give the value itself with: pulumi config set --secret --path"
-            raise SettingsError([Problem(path, f"{value} {mend} vllm-fleet:{path}")])
+            fix = f"give the value itself with: pulumi config set --secret --path vllm-fleet:{path}"
+            raise SettingsError([Problem(path, f"{value} is a secret there", fix)])
         if found["output"] not in outputs:
             known = ", ".join(sorted(outputs)) or "no outputs; is its name right, and is it up?"
-            raise SettingsError([Problem(path, f"{value} leads nowhere; that stack has {known}")])
+            raise SettingsError([Problem(path, f"{value} leads nowhere", f"that stack has {known}")])
         return outputs[found["output"]]
     return value
 

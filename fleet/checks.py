@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil
 
-from fleet import models
+from pydantic import ValidationError
+
+from fleet import models, vllm_arguments
 from fleet.catalog import InstanceType, catalog
 from fleet.cost import HOURS_PER_MONTH, Cost, check_budget
 from fleet.fit import DEFAULT_VERSION, Architecture, FitReport, FitRequest, gpu, plan
@@ -55,29 +57,46 @@ def check(config: StackSettings) -> dict[str, NodeCheck]:
 
     Raises SettingsError for models that do not fit and for a stack over its budget, all of them at once.
     """
-    problems: list[Problem] = []
-    checks: dict[str, NodeCheck] = {}
-    for index, node in enumerate(config.nodes):
-        assert isinstance(node, Node), "a node's cloud is chosen before it is checked"
-        misfits, facts, warnings = _judge(node, config.secrets)
-        if misfits and node.fit.override is None:
-            mend = "or say in fit.override why it is to be deployed all the same"
-            problems += [Problem(f"nodes[{index}].{key}", f"{misfit}; {mend}") for key, misfit in misfits]
-        else:
-            warnings = [*(f"{misfit}; overridden: {node.fit.override}" for _, misfit in misfits), *warnings]
-        checks[node.name] = NodeCheck(tuple(facts), tuple(warnings), node.cost_per_hour())
-    for index, cluster in enumerate(config.ray):
-        from fleet.ray import plan as spreading  # noqa: PLC0415  it builds on this module
-
-        found, misfit = spreading.check(cluster, config.secrets)
-        checks |= found
-        if misfit and cluster.fit.override is None:
-            problems.append(Problem(f"ray[{index}].count", misfit))
-    problems += _unpayable_jobs(config.jobs)
-    problems += _over_budget(config, {name: found.cost for name, found in checks.items()})
+    checks, problems = judge(config)
     if problems:
         raise SettingsError(problems)
     return checks
+
+
+def judge(
+    config: StackSettings,
+    positions: Mapping[str, Sequence[int]] | None = None,
+    *,
+    complete: bool = True,
+    ask_hub: bool = True,
+) -> tuple[dict[str, NodeCheck], list[Problem]]:
+    """What is to be said of every node, by name, and everything that keeps the stack from being deployed.
+
+    `positions` says where the nodes and clusters stand in the stack's own lists. What the stack as a whole
+    costs is judged where it is `complete`. With `ask_hub` False no network is used.
+    """
+    problems: list[Problem] = []
+    checks: dict[str, NodeCheck] = {}
+    places = positions or {}
+    for index, node in zip(places.get("nodes", range(len(config.nodes))), config.nodes, strict=True):
+        assert isinstance(node, Node), "a node's cloud is chosen before it is checked"
+        misfits, facts, warnings = _judge(node, config.keys, ask_hub=ask_hub)
+        if misfits and node.fit.override is None:
+            problems += [misfit.problem(f"nodes[{index}]") for misfit in misfits]
+        else:
+            warnings = [*(f"{misfit}; overridden: {node.fit.override}" for misfit in misfits), *warnings]
+        checks[node.name] = NodeCheck(tuple(facts), tuple(warnings), node.cost_per_hour())
+    for index, cluster in zip(places.get("ray", range(len(config.ray))), config.ray, strict=True):
+        from fleet.ray import plan as spreading  # noqa: PLC0415  it builds on this module
+
+        found, misfit = spreading.check(cluster, config.keys, ask_hub=ask_hub)
+        checks |= found
+        if misfit and cluster.fit.override is None:
+            problems.append(Problem.said(f"ray[{index}].count", misfit))
+    problems += _unpayable_jobs(config.jobs)
+    if complete:
+        problems += _over_budget(config, {name: found.cost for name, found in checks.items()})
+    return checks, problems
 
 
 def _unpayable_jobs(jobs: Jobs | None) -> Iterator[Problem]:
@@ -97,7 +116,7 @@ def _unpayable_jobs(jobs: Jobs | None) -> Iterator[Problem]:
             )
         except LimitError as error:
             key, message = str(error).split(": ", 1)
-            yield Problem(f"jobs.{key}", message)
+            yield Problem.said(f"jobs.{key}", message, f"{jobs.max_cost:g}")
 
 
 def _over_budget(config: StackSettings, costs: Mapping[str, Cost]) -> Iterator[Problem]:
@@ -110,23 +129,23 @@ def _over_budget(config: StackSettings, costs: Mapping[str, Cost]) -> Iterator[P
         rate=budget.rate,
     ):
         path, message = sentence.split(": ", 1)
-        yield Problem(path, message)
+        yield Problem.said(path, message)
 
 
 # --- does it fit ----------------------------------------------------------------------------------------
 
 
-def find_model(serving: Serving, secrets: Secrets) -> Model:
+def find_model(serving: Serving, secrets: Secrets, *, ask_hub: bool = True) -> Model:
     """What the served model is like: as the settings say, else as the bundled table or the hub says.
 
-    Raises UnknownModelError.
+    With `ask_hub` False, of the hub only what it said before. Raises UnknownModelError.
     """
     token = secrets.hf_token.get_secret_value() if secrets.hf_token else None
     given = serving.architecture
     try:
         if given is not None:
             return _model_of_file(str(given.config.expanduser()), given.weights_gib)
-        return _model_of_name(serving.model, token)
+        return _model_of_name(serving.model, token, ask_hub)
     except (OSError, ValueError) as error:
         raise UnknownModelError(
             f"whether {serving.model} fits is unknown: {error}; give its config.json as "
@@ -136,7 +155,7 @@ def find_model(serving: Serving, secrets: Secrets) -> Model:
 
 def request_of(serving: Serving, model: Model, kind: InstanceType) -> FitRequest:
     """The fit planner's question for a model served so on a server of that type."""
-    flags = _flags(serving.extra_args)
+    flags = vllm_arguments.values(serving.extra_args)
     architecture = model.architecture
     if serving.dtype != "auto":
         architecture = replace(architecture, dtype_bytes=4 if serving.dtype == "float32" else 2)
@@ -164,21 +183,36 @@ def request_of(serving: Serving, model: Model, kind: InstanceType) -> FitRequest
     )
 
 
-Misfit = tuple[str, str]
-"""The key to change, and why."""
+@dataclass(frozen=True)
+class Misfit:
+    """Why a model cannot be served as it is asked for."""
+
+    key: str
+    """The setting of the node to change."""
+    why: str
+    fix: str
+
+    def problem(self, node: str) -> Problem:
+        """The same as a problem of the node with that path."""
+        override = "or say in fit.override why it is to be deployed all the same"
+        return Problem(f"{node}.{self.key}", self.why, f"{self.fix}, {override}")
+
+    def __str__(self) -> str:
+        return f"{self.why}; {self.fix}"
 
 
-def _judge(node: Node, secrets: Secrets) -> tuple[list[Misfit], list[str], list[str]]:
+def _judge(node: Node, secrets: Secrets, *, ask_hub: bool) -> tuple[list[Misfit], list[str], list[str]]:
     """Misfits, facts and warnings of a node."""
     warnings = list(_image_warnings(node))
     try:
-        request = request_of(node.serving, find_model(node.serving, secrets), node.instance_type())
+        model = find_model(node.serving, secrets, ask_hub=ask_hub)
+        request = request_of(node.serving, model, node.instance_type())
         report = plan(request)
     except ValueError as error:
         return [], [], [str(error), *warnings]
     misfits = list(_misfits(node, request, report))
     facts = [] if misfits else [f"fit: {report.reason}"]
-    lengthened = any(flag in _flags(node.serving.extra_args) for flag in LENGTHENING)
+    lengthened = any(flag in vllm_arguments.values(node.serving.extra_args) for flag in LENGTHENING)
     too_long = node.serving.max_model_len > request.architecture.max_model_len
     said = [warning for warning in report.warnings if not (lengthened and too_long)]
     return misfits, facts, [*said, *_memory_warnings(node, report), *warnings]
@@ -187,50 +221,83 @@ def _judge(node: Node, secrets: Secrets) -> tuple[list[Misfit], list[str], list[
 def _misfits(node: Node, request: FitRequest, report: FitReport) -> Iterator[Misfit]:
     serving, kind = node.serving, node.instance_type()
     if not report.fits:
-        ways = [_changes(report.suggestion)] if report.suggestion else []
-        if other := _cheapest_that_fits(node, request):
-            ways.append(f"on {other}")
+        ways = [*_settings_that_fit(node, request, report), *_type_that_fits(node, request)]
         nearest = f"it fits {' or '.join(ways)}" if ways else f"nothing near it fits in {node.location}"
-        yield "serving", f"{serving.model} does not fit {node.type}: {report.reason}; {nearest}"
+        yield Misfit("serving", f"{serving.model} does not fit {node.type}: {report.reason}", nearest)
     needed_gb = ceil(report.disk_gib * 2**30 / 1e9)
     if needed_gb > node.root_volume_gb and not serving.model.startswith("/"):
-        yield (
+        larger = ceil(needed_gb / 10) * 10
+        yield Misfit(
             "root_volume_gb",
             f"image, weights and caches of {serving.model} need {needed_gb} GB, root_volume_gb is "
-            f"{node.root_volume_gb}; make it {ceil(needed_gb / 10) * 10}",
+            f"{node.root_volume_gb}",
+            f"make it {larger}"
+            if _changed(node, root_volume_gb=larger)
+            else f"choose a type that takes {larger} GB, or a smaller model",
         )
     swap = (serving.swap_space_gb or 0) * serving.tensor_parallel_size
     if supported("--swap-space", request.version) and swap > MAX_SWAP_SHARE * kind.ram_gib:
-        yield (
+        yield Misfit(
             "serving.swap_space_gb",
             f"swap_space_gb {serving.swap_space_gb} on {serving.tensor_parallel_size} GPUs is {swap} GiB, "
-            f"more than vLLM takes of the {kind.ram_gib:g} GiB of {node.type}; "
+            f"more than vLLM takes of the {kind.ram_gib:g} GiB of {node.type}",
             f"give {int(MAX_SWAP_SHARE * kind.ram_gib / serving.tensor_parallel_size)} or less",
         )
 
 
-def _changes(suggestion: Mapping[str, object]) -> str:
-    """The nearest configuration that fits, in the words of the settings."""
-    changes = dict(suggestion)
-    gpus = changes.pop("gpus", None)
-    words = [f"{name}: {value}" for name, value in changes.items()]
-    return f"with {', '.join([f'{gpus} such GPUs'] * bool(gpus) + words)}"
-
-
-def _cheapest_that_fits(node: Node, request: FitRequest) -> str | None:
-    """The cheapest type in the node's place that serves the very same configuration."""
-    found = [
-        (price.amount, kind.name, price.currency)
-        for kind in catalog().types(node.cloud)
-        if (price := kind.price(node.location))
-        and kind.gpu_count >= request.tensor_parallel_size * request.pipeline_parallel_size
-        and kind.architecture == "x86_64"
-        and plan(replace(request, gpu=gpu(kind.gpu), gpus=kind.gpu_count), suggest=False).fits
-    ]
-    if not found:
+def _changed(node: Node, serving: Mapping[str, object] | None = None, **changes: object) -> Node | None:
+    """The node with some of its settings changed; None where settings do not take that."""
+    given = node.model_dump()
+    try:
+        return type(node).model_validate(
+            {**given, **changes, "serving": {**given["serving"], **(serving or {})}}
+        )
+    except ValidationError:
         return None
-    amount, name, currency = min(found)
-    return f"{name} ({amount:.4f} {currency} an hour)"
+
+
+def _settings_that_fit(node: Node, request: FitRequest, report: FitReport) -> Iterator[str]:
+    """The nearest configuration that fits, in the words of the settings, if they take it."""
+    changes = dict(report.suggestion or {})
+    gpus = changes.pop("gpus", None)
+    if not changes or ("pipeline_parallel_size" in changes and request.pipeline_parallel_size > 1):
+        return
+    changes.pop("pipeline_parallel_size", None)
+    type_ = _type_with(node, int(str(gpus))) if gpus else node.type
+    if type_ and _changed(node, changes, type=type_):
+        on = f"on {type_} " if gpus else ""
+        yield f"{on}with {', '.join(f'{name}: {value}' for name, value in changes.items())}"
+
+
+def _type_with(node: Node, gpus: int) -> str | None:
+    """The cheapest type in the node's place with that many of its GPUs."""
+    card = node.instance_type().gpu
+    kinds = [kind for kind in _offered(node) if kind.gpu == card and kind.gpu_count >= gpus]
+    return kinds[0].name if kinds else None
+
+
+def _type_that_fits(node: Node, request: FitRequest) -> Iterator[str]:
+    """The cheapest type in the node's place that serves the very same configuration, if settings take it."""
+    ranks = request.tensor_parallel_size * request.pipeline_parallel_size
+    for kind in _offered(node):
+        if kind.gpu_count < ranks or kind.name == node.type:
+            continue
+        asked = replace(request, gpu=gpu(kind.gpu), gpus=kind.gpu_count)
+        if plan(asked, suggest=False).fits and _changed(node, type=kind.name):
+            price = kind.price(node.location)
+            assert price is not None, "a type without a price is not offered"
+            yield f"on {kind.name} ({price.amount:.4f} {price.currency} an hour)"
+            return
+
+
+def _offered(node: Node) -> list[InstanceType]:
+    """The types that the catalog prices in the node's place, the cheapest first."""
+    priced = [
+        (price.amount, kind.name, kind)
+        for kind in catalog().types(node.cloud)
+        if (price := kind.price(node.location)) and kind.architecture == "x86_64"
+    ]
+    return [kind for _, _, kind in sorted(priced, key=lambda each: each[:2])]
 
 
 def _memory_warnings(node: Node, report: FitReport) -> Iterator[str]:
@@ -276,30 +343,18 @@ _unknown: dict[str, str] = {}
 
 
 @cache
-def _model_of_name(name: str, token: str | None) -> Model:
+def _model_of_name(name: str, token: str | None, ask_hub: bool) -> Model:
     if name.startswith("/"):
         raise ValueError("it lies on the node alone")
     if name in _unknown:
         raise ValueError(_unknown[name])
     try:
-        files = models.find_model(name, token)
+        files = models.find_model(name, token, ask_hub=ask_hub)
     except ValueError as error:
-        _unknown[name] = str(error)
+        if ask_hub:
+            _unknown[name] = str(error)
         raise
     return Model(Architecture.from_config(files.config), files.weights_gib)
-
-
-def _flags(words: Sequence[str]) -> dict[str, str | None]:
-    """The flags among vLLM's arguments, each with its value if it has one."""
-    flags: dict[str, str | None] = {}
-    last: str | None = None
-    for word in words:
-        if word.startswith("-"):
-            last, separator, value = word.partition("=")
-            flags[last] = value if separator else None
-        elif last is not None and flags[last] is None:
-            flags[last] = word
-    return flags
 
 
 def _number(flags: Mapping[str, str | None], name: str) -> int | None:

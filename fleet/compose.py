@@ -61,11 +61,12 @@ def compose_document(serving: Serving, door: Gateway | None = None) -> dict[str,
         "shm_size": f"{serving.shm_size_gb}gb",
         "restart": "unless-stopped",
         "environment": {
+            **{name: _literal(value) for name, value in serving.environment.items()},
+            # Ours come last: settings refuse these names, and nothing gets round that here.
             # Those of .env that are vLLM's; a name without a value is what .env says, or nothing.
             **dict.fromkeys(("NVIDIA_VISIBLE_DEVICES", "VLLM_API_KEY", "HF_TOKEN")),
             "HF_HOME": "/models",
             "VLLM_CACHE_ROOT": "/cache",
-            **{name: _literal(value) for name, value in serving.environment.items()},
         },
         "ports": [f"127.0.0.1:{PORT}:{PORT}"],
         "volumes": [f"{layout.MODELS_DIRECTORY}:/models", f"{layout.CACHE_DIRECTORY}:/cache"],

@@ -66,7 +66,8 @@ def _linode(props: Mapping[str, Any]) -> Iterator[_Raw]:
             for part in re.split(r"\s*,\s*", ports) if isinstance(ports, str) else ():
                 first, _, last = part.partition("-")
                 for cidr in (*_list(rule.get("ipv4s")), *_list(rule.get("ipv6s"))):
-                    yield int(first), int(last or first), cidr
+                    if first.isdecimal() and (last or first).isdecimal():
+                        yield int(first), int(last or first), cidr
 
 
 def _aws(rule: Mapping[str, Any]) -> Iterator[_Raw]:

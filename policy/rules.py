@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from fleet import cloudconfig, gateway, layout
+from fleet import cloudconfig, gateway, layout, vllm_arguments
 from fleet.cost import HOURS_PER_MONTH
-from fleet.settings.values import PinnedImage
+from fleet.settings.images import PinnedImage
 from policy.openings import openings
 from policy.subject import UNKNOWN, Subject
 
@@ -80,12 +80,12 @@ def gpu_memory_left(subject: Subject) -> Iterator[str]:
     """vLLM leaves a twentieth of the GPU's memory to the driver and CUDA graphs."""
     flag = "--gpu-memory-utilization"
     for name, service in subject.services():
-        words = [str(word) for word in service.get("command") or ()]
-        for word, following in zip(words, [*words[1:], ""], strict=True):
-            given = following if word == flag else word.removeprefix(f"{flag}=")
-            if word.split("=")[0] == flag and not _at_most(given, HIGHEST_UTILIZATION):
+        for argument in vllm_arguments.read(_words(service.get("command"))):
+            given = argument.value or ""
+            meant = vllm_arguments.abbreviated(argument.flag) or argument.flag
+            if meant == flag and not _at_most(given, HIGHEST_UTILIZATION):
                 yield (
-                    f"{name}: {flag} {given} is above {HIGHEST_UTILIZATION}; "
+                    f"{name}: {argument.written} {given} is above {HIGHEST_UTILIZATION}; "
                     "lower serving.gpu_memory_utilization"
                 )
 
@@ -223,10 +223,17 @@ RESOURCE_RULES = (
 )
 
 
+def _words(command: Any) -> list[str]:
+    """A container's command as words; Compose takes one text too."""
+    if isinstance(command, str):
+        return command.split()
+    return [str(word) for word in command] if isinstance(command, Sequence) else []
+
+
 def _at_most(text: str, limit: float) -> bool:
     """False for what is no number, too: vLLM would refuse it on a machine that is paid for."""
     try:
-        return float(text) <= limit
+        return 0 < float(text) <= limit
     except ValueError:
         return False
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-from pulumi_policy import PolicyResource, ResourceValidationArgs
-from pulumi_policy.proxy import UnknownValueError
+from typing import TYPE_CHECKING, Any
 
 from fleet import cloudconfig
+
+if TYPE_CHECKING:
+    # Settings are judged by the same policies without Pulumi, too.
+    from pulumi_policy import PolicyResource, ResourceValidationArgs
 
 
 class _Unknown:
@@ -56,7 +57,11 @@ class Subject:
         if isinstance(stdin := self.props.get("stdin"), str):
             texts += _compose_files(stdin)
         for text in texts:
-            yield from (cloudconfig.mapping(text).get("services") or {}).items()
+            services = cloudconfig.mapping(text).get("services")
+            if isinstance(services, Mapping):
+                yield from (
+                    (name, dict(each)) for name, each in services.items() if isinstance(each, Mapping)
+                )
 
 
 def _plain(value: Any) -> Any:
@@ -69,6 +74,8 @@ def _plain(value: Any) -> Any:
 
 
 def _known(holder: Any, key: Any) -> Any:
+    from pulumi_policy.proxy import UnknownValueError  # noqa: PLC0415  the policy pack alone has it
+
     try:
         return holder[key]
     except UnknownValueError:

@@ -72,7 +72,7 @@ async def look(
     requests: list[tuple[str, CloudRequest]] = []
     try:
         declared = settings.load(nodes.Config(config))
-        api_key = declared.secrets.api_key.get_secret_value()
+        api_key = declared.secrets.api_key.get_secret_value() if declared.secrets else None
         requests = _requests(declared, config, deployed)
     except settings.SettingsError as error:
         mend = "correct the values named in the stack's configuration"

@@ -61,11 +61,20 @@ class Config:
     def __init__(self, printed: Mapping[str, Any]) -> None:
         self._printed = printed
 
+    def names(self) -> list[str]:
+        """See `fleet.settings.ConfigSource`."""
+        return [key.removeprefix("vllm-fleet:") for key in self._printed if key.startswith("vllm-fleet:")]
+
     def get_object(self, key: str) -> Any:
         """See `fleet.settings.ConfigSource`."""
         entry = self._printed.get(f"vllm-fleet:{key}", {})
         # A structured secret is printed as text alone.
-        return entry.get("objectValue", json.loads(entry["value"]) if "value" in entry else None)
+        if "objectValue" in entry or not entry.get("value"):
+            return entry.get("objectValue")
+        try:
+            return json.loads(entry["value"])
+        except ValueError:
+            return entry["value"]  # plain text: the check of all settings says what is wrong with it
 
 
 @contextmanager

@@ -69,6 +69,9 @@ _FLAGS = {
     )
 }  # fmt: skip
 
+KNOWN_FLAGS = frozenset(_FLAGS)
+"""Flags that some releases lack."""
+
 
 def supported(flag: str, version: VllmVersion) -> bool:
     """Whether that release takes the flag. Flags without an entry have been there throughout."""

@@ -26,18 +26,19 @@ def model_configs() -> dict[str, dict[str, Any]]:
     return configs
 
 
-def find_model(name: str, token: str | None = None) -> ModelFiles:
+def find_model(name: str, token: str | None = None, *, ask_hub: bool = True) -> ModelFiles:
     """The model of that name from the bundled table, else from the Hugging Face hub.
 
-    Raises ValueError saying what the table has that is close, and why the hub did not help.
+    With `ask_hub` False, of the hub only what it said before counts. Raises ValueError saying what the table
+    has that is close, and why the hub did not help.
     """
     try:
         return ModelFiles(model_config(name), weights_gib=None)
     except ValueError as unknown:
-        from fleet.models.hub import HubError, model_files  # noqa: PLC0415  rarely asked
+        from fleet.models.hub import HubError, model_files, remembered  # noqa: PLC0415  rarely asked
 
         try:
-            return model_files(name, token=token)
+            return model_files(name, token=token) if ask_hub else remembered(name)
         except HubError as error:
             raise ValueError(f"{unknown}; {error}") from None
 

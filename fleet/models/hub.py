@@ -34,14 +34,21 @@ def model_files(
     `token` stands in for `HF_TOKEN`. Raises HubError.
     """
     environ = os.environ if environ is None else environ
-    cached = _cache_folder(environ) / f"{model.replace('/', '--')}.json"
     try:
+        return remembered(model, environ=environ)
+    except HubError:
+        files = _ask(model, environ.get("HF_ENDPOINT") or ENDPOINT, token or environ.get("HF_TOKEN"))
+        _keep(_cached(model, environ), files)
+        return files
+
+
+def remembered(model: str, *, environ: Mapping[str, str] | None = None) -> ModelFiles:
+    """What the hub said of `model` before, without asking it again. Raises HubError."""
+    try:
+        cached = _cached(model, os.environ if environ is None else environ)
         return ModelFiles(**json.loads(cached.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        pass  # absent, or not ours: ask
-    files = _ask(model, environ.get("HF_ENDPOINT") or ENDPOINT, token or environ.get("HF_TOKEN"))
-    _keep(cached, files)
-    return files
+    except (OSError, ValueError, TypeError):  # absent, or not ours
+        raise HubError("the Hugging Face hub was not asked") from None
 
 
 def _ask(model: str, endpoint: str, token: str | None) -> ModelFiles:
@@ -91,8 +98,9 @@ def _json(reply: httpx.Response, model: str) -> dict[str, Any]:
     return document
 
 
-def _cache_folder(environ: Mapping[str, str]) -> Path:
-    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vllm-fleet" / "models"
+def _cached(model: str, environ: Mapping[str, str]) -> Path:
+    folder = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vllm-fleet" / "models"
+    return folder / f"{model.replace('/', '--')}.json"
 
 
 def _keep(path: Path, files: ModelFiles) -> None:

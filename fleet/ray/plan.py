@@ -29,14 +29,14 @@ class Spread:
     """Why not."""
 
 
-def spread(cluster: RayCluster, secrets: Secrets) -> Spread:
+def spread(cluster: RayCluster, secrets: Secrets, *, ask_hub: bool = True) -> Spread:
     """The spread that fits and holds the most requests; on a tie, the one with the fewest pipeline stages.
 
     Where none fits, the one that comes nearest; of a model that nobody knows, all GPUs. What the settings say
     of tensor and pipeline parallelism is not asked: the cluster's size decides.
     """
     try:
-        return max(_spreads(cluster, find_model(cluster.serving, secrets)), key=_merit)
+        return max(_spreads(cluster, find_model(cluster.serving, secrets, ask_hub=ask_hub)), key=_merit)
     except ValueError as error:
         return Spread(cluster.instance_type().gpu_count, len(cluster.members), None, str(error))
 
@@ -74,10 +74,12 @@ def arguments(serving: Serving, spread: Spread) -> list[str]:
     return [*words, "--pipeline-parallel-size", str(spread.pipeline_parallel_size)]
 
 
-def check(cluster: RayCluster, secrets: Secrets) -> tuple[dict[str, NodeCheck], str | None]:
+def check(
+    cluster: RayCluster, secrets: Secrets, *, ask_hub: bool = True
+) -> tuple[dict[str, NodeCheck], str | None]:
     """What is to be said of each machine, by name, and why the model does not fit, if it does not."""
     checks = {member.name: NodeCheck((), (), member.cost_per_hour()) for member in cluster.members}
-    found = spread(cluster, secrets) if cluster.serve else None
+    found = spread(cluster, secrets, ask_hub=ask_hub) if cluster.serve else None
     if found is None:
         return checks, None
     if found.report is None:

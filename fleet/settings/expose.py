@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
+from fleet.settings.images import PinnedImage
 from fleet.settings.section import Section
-from fleet.settings.values import AsTuple, Cidr, NodeName, PinnedImage, wrong
+from fleet.settings.values import AsTuple, Cidr, NodeName, wrong
 
 ANYWHERE = {"0.0.0.0/0", "::/0"}
 CADDY_IMAGE = "caddy:2.10.2"
@@ -96,8 +97,10 @@ class Expose(Section):
         return self
 
 
-def certificate_problem(certificate: str, key: SecretStr, domain: str) -> str | None:
-    """Why the two PEM texts are no certificate for the domain with its key; None if they are."""
+def certificate_problem(certificate: str, key: SecretStr | None, domain: str) -> str | None:
+    """Why the two PEM texts are no certificate for the domain with its key; None if they are.
+
+    Without a key, the certificate alone is judged."""
     # Only stacks that bring a certificate pay for the import.
     from cryptography import x509  # noqa: PLC0415
     from cryptography.hazmat.primitives.serialization import (  # noqa: PLC0415
@@ -110,13 +113,13 @@ def certificate_problem(certificate: str, key: SecretStr, domain: str) -> str | 
         leaf = x509.load_pem_x509_certificates(certificate.encode())[0]
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         known = names.get_values_for_type(x509.DNSName)
-        private = load_pem_private_key(key.get_secret_value().encode(), None)
+        private = load_pem_private_key(key.get_secret_value().encode(), None) if key else None
     except (ValueError, TypeError, x509.ExtensionNotFound) as error:
         # What the library says may quote the key.
         return f"cannot be read ({type(error).__name__}); give PEM, with names as subjectAltName"
     if not {domain, f"*.{domain.partition('.')[2]}"} & set(known):
         return f"is for {', '.join(known)} and not for expose.domain, {domain}; give one that is"
     shapes = Encoding.DER, PublicFormat.SubjectPublicKeyInfo
-    if leaf.public_key().public_bytes(*shapes) != private.public_key().public_bytes(*shapes):
+    if private and leaf.public_key().public_bytes(*shapes) != private.public_key().public_bytes(*shapes):
         return "belongs to another key than secrets.tls_key; give the two that belong together"
     return None

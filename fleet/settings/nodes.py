@@ -13,7 +13,7 @@ from fleet.settings.provision import DRIVER_BRANCHES as PACKAGED_BRANCHES
 from fleet.settings.provision import Provision, too_old
 from fleet.settings.section import Section
 from fleet.settings.serving import Fit, Serving
-from fleet.settings.values import AsTuple, NodeName, Words, wrong
+from fleet.settings.values import AsTuple, NodeName, Tags, Words, wrong
 
 CLOUDS = ("scaleway", "linode", "aws")
 CHEAPEST = "cheapest"
@@ -64,7 +64,7 @@ class BaseNode(Section):
     succeeded."""
     root_volume_gb: int = Field(default=200, le=10_000)
     """Size of the root volume in GB (10⁹ bytes). Grows in place; never shrinks."""
-    tags: Words = ()
+    tags: Tags = ()
     """More tags on everything the node consists of."""
     protect: bool = False
     """Refuse to delete or replace the node's machine until this is false again."""
@@ -205,7 +205,7 @@ class LinodeNode(Node):
     """Image id; Ubuntu 24.04, or made from it, with cloud-init."""
     driver_branch: Literal[DRIVER_BRANCHES] = 580  # type: ignore[valid-type]
     """Branch of `nvidia-driver-<branch>-server` to install; none where the image brings a driver."""
-    tags: Annotated[Words, AfterValidator(_linode_tags)] = ()
+    tags: Annotated[Tags, AfterValidator(_linode_tags)] = ()
     """More tags on everything the node consists of, 3 to 50 characters each."""
 
     @property
@@ -252,6 +252,23 @@ def aws_type(value: str) -> str:
 DLAMI_PARAMETER = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
 """Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 22.04): driver, Docker and container toolkit are in
 it."""
+
+
+def _aws_tags(value: tuple[str, ...]) -> tuple[str, ...]:
+    keys = [tag.partition("=")[0] for tag in value]
+    for tag, key in zip(value, keys, strict=True):
+        if not 1 <= len(key) <= 128 or len(tag) - len(key) > 257:
+            raise wrong(
+                "has the tag {tag}, and AWS takes 128 characters before the = and 256 after it; shorten it",
+                tag=tag,
+            )
+        if key.lower().startswith("aws:"):
+            raise wrong(
+                "has the tag {tag}, and AWS keeps keys that begin with aws: to itself; rename it", tag=tag
+            )
+        if keys.count(key) > 1:
+            raise wrong("has the key {key} twice, and AWS takes each once; keep one", key=key)
+    return value
 
 
 class AmiSource(Section):
@@ -304,6 +321,8 @@ class AwsNode(Node):
     """Operations a second of the root volume; up to 3000 are in its price."""
     volume_throughput: int = Field(default=125, ge=125, le=1000)
     """MiB a second of the root volume; up to 125 are in its price. Weights load no faster than this."""
+    tags: Annotated[Tags, AfterValidator(_aws_tags)] = ()
+    """More tags on everything the node consists of, as `key=value` or `key`."""
     elastic_ip: bool = False
     """Give the node an address that stays when the machine is stopped or replaced. Billed when unused too."""
     session_manager: bool = False

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from fleet.settings.images import PinnedImage
 from fleet.settings.section import Section
-from fleet.settings.values import PinnedImage
 
 
 class Observability(Section):

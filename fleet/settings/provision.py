@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -344,18 +344,12 @@ class Provision(Section):
         """Whether any phase is."""
         return self != Provision(ssh=self.ssh, timeout_s=self.timeout_s)
 
-    def missing_files(self) -> list[tuple[str, str]]:
-        """What of this machine is to be copied or run there but is not there: key and mend."""
-        found = [
-            (f"scripts[{index}].path", f"{script.path} is not a file; give the path of your script")
-            for index, script in enumerate(self.scripts)
-            if not script.path.expanduser().is_file()
-        ]
-        return found + [
-            (f"files[{index}].source", f"{file.source} is not there; give the path of a file or folder")
-            for index, file in enumerate(self.files)
-            if not Path(file.source).expanduser().exists()
-        ]
+    def local_paths(self) -> Iterator[tuple[str, Path, bool]]:
+        """What of this machine is copied or run there: key, path, and whether a folder will do."""
+        for index, script in enumerate(self.scripts):
+            yield f"scripts[{index}].path", script.path, False
+        for index, file in enumerate(self.files):
+            yield f"files[{index}].source", Path(file.source), True
 
     @model_validator(mode="after")
     def _ray_has_its_environment(self) -> Provision:

@@ -7,14 +7,15 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from fleet import vllm_arguments
 from fleet.fit.flags import unsupported_flag
 from fleet.fit.versions import VllmVersion
 from fleet.layout import GATEWAY_CHECK_PORT
+from fleet.settings.images import PinnedImage
 from fleet.settings.section import Section
 from fleet.settings.values import (
-    Environment,
+    ContainerEnvironment,
     ModelReference,
-    PinnedImage,
     VisibleDevices,
     VllmArguments,
     wrong,
@@ -76,7 +77,7 @@ class Serving(Section):
     """CPU swap per GPU in GiB; only vLLM before 0.18 has it."""
     extra_args: VllmArguments = ()
     """More `vllm serve` arguments, as a list of words."""
-    environment: Environment = Field(default_factory=dict)
+    environment: ContainerEnvironment = Field(default_factory=dict)
     """More environment variables of the vLLM container. No secrets."""
     visible_devices: VisibleDevices = "all"
     """GPUs the container sees, by index."""
@@ -119,8 +120,8 @@ class Serving(Section):
 
     @model_validator(mode="after")
     def _the_image_knows_its_flags(self) -> Serving:
-        for word in self.extra_args:
-            refused = self.vllm_version and unsupported_flag(word.partition("=")[0], self.vllm_version)
+        for argument in vllm_arguments.read(self.extra_args):
+            refused = self.vllm_version and unsupported_flag(argument.flag, self.vllm_version)
             if refused:
                 raise wrong("extra_args: {refused}", refused=refused)
         return self

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, model_validator
 
 from fleet.cost import ExchangeRate, default_rate
-from fleet.settings.expose import Expose, TlsKey, certificate_problem
+from fleet.settings.expose import Expose, TlsKey
 from fleet.settings.jobs import Jobs
 from fleet.settings.nodes import AnyNode, Node
 from fleet.settings.observability import Observability
@@ -64,6 +64,11 @@ class Secrets(Section):
     """`ssh` writes them to the node after first contact; `cloud-init` puts them in its user data."""
 
 
+def _unquoted_day(value: Any) -> Any:
+    """A day without quotes is a moment by the time that the engine hands it over."""
+    return value.removesuffix(" 00:00:00 +0000 UTC") if isinstance(value, str) else value
+
+
 class Budget(Section):
     """The most a stack may cost. One that would cost more is not deployed."""
 
@@ -75,7 +80,7 @@ class Budget(Section):
     """Of the limits, and of what is shown."""
     usd_per_eur: float | None = Field(default=None, ge=0.1, le=10)
     """US dollars for a euro; the catalog's own rate if left out."""
-    as_of: date | None = None
+    as_of: Annotated[date | None, BeforeValidator(_unquoted_day)] = None
     """The day of that exchange rate."""
 
     @property
@@ -108,17 +113,22 @@ class Rollout(Section):
     """Confirmations, each for one deployment of one node; the error that asks for one says which."""
 
 
+OrNone = BeforeValidator(lambda given: None if given == {} else given)
+"""A section that is empty, as a project's defaults are, counts as left out."""
+
+
 class StackSettings(Section):
     """The whole stack."""
 
-    nodes: Annotated[tuple[AnyNode, ...], AsTuple]
+    nodes: Annotated[tuple[AnyNode, ...], AsTuple] = ()
     ray: Annotated[tuple[Annotated[RayCluster, Discriminator("cloud")], ...], AsTuple] = ()
     """Ray clusters, each of a head and workers that serve one model together."""
-    jobs: Annotated[Jobs | None, BeforeValidator(lambda given: given or None)] = None
+    jobs: Annotated[Jobs | None, OrNone] = None
     """GPU jobs on AWS; none if left out or empty."""
-    serving: Serving
+    serving: Annotated[Serving | None, OrNone] = None
+    """What the nodes serve; a stack of jobs alone has none."""
     access: Access
-    expose: Annotated[Expose | None, BeforeValidator(lambda given: given or None)] = None
+    expose: Annotated[Expose | None, OrNone] = None
     """The gateway; if left out or empty, nothing but SSH is open."""
     health: Health = Health()
     rollout: Rollout = Rollout()
@@ -128,85 +138,17 @@ class StackSettings(Section):
     observability: Observability = Observability()
     """What watches the nodes, on their own loopback."""
     budget: Budget = Budget()
-    secrets: Secrets
+    secrets: Annotated[Secrets | None, OrNone] = None
+    """Keys and tokens; a stack of jobs alone has none."""
+
+    @property
+    def keys(self) -> Secrets:
+        """The secrets of a stack that serves, which has them."""
+        assert self.secrets is not None, "a stack that serves and has no API key is refused when it is read"
+        return self.secrets
 
     @property
     def machines(self) -> tuple[Node, ...]:
         """Every machine whose cloud is chosen: the nodes, and the members of Ray clusters."""
         placed = tuple(node for node in self.nodes if isinstance(node, Node))
         return (*placed, *(member for cluster in self.ray for member in cluster.members))
-
-    @model_validator(mode="after")
-    def _names_agree(self) -> StackSettings:
-        if not (self.nodes or self.ray):
-            raise wrong("nodes: is empty; give at least one")
-        names = [node.name for node in self.nodes]
-        if self.rollout.canary not in {None, *names}:
-            raise wrong(
-                "rollout.canary: no node is named {canary}; name one of {names}",
-                canary=self.rollout.canary,
-                names=", ".join(names),
-            )
-        if self.observability.enabled:
-            for machine in self.machines:
-                if machine.serving.port in WATCHING_PORTS:
-                    raise wrong(
-                        "serving.port: {port} of {name} is {owner}'s while observability is on; use 8000",
-                        port=machine.serving.port,
-                        name=machine.name,
-                        owner=WATCHING_PORTS[machine.serving.port],
-                    )
-        names += [member.name for cluster in self.ray for member in cluster.members]
-        for name in sorted({name for name in names if names.count(name) > 1}):
-            raise wrong(
-                "nodes: the name {name} is used {count} times; give each node its own",
-                name=name,
-                count=names.count(name),
-            )
-        for node in self.nodes:
-            if node.renamed_from in names:
-                raise wrong(
-                    "nodes: {name} is renamed_from {former}, which is declared as well; leave renamed_from "
-                    "out, or the node {former}",
-                    name=node.name,
-                    former=node.renamed_from,
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _the_gateway_has_all_it_needs(self) -> StackSettings:
-        expose, secrets = self.expose, self.secrets
-        given = expose.certificate if expose else None
-        if (given is None) != (secrets.tls_key is None):
-            raise wrong(
-                "secrets.tls_key: belongs to expose.certificate; give both, with tls: certificate, or neither"
-            )
-        if secrets.previous_api_key is not None and expose is None:
-            raise wrong(
-                "secrets.previous_api_key: needs expose, whose gateway accepts both keys; vLLM takes one"
-            )
-        if secrets.previous_api_key == secrets.api_key:
-            raise wrong(
-                "secrets.previous_api_key: is api_key itself; give the one before it, or leave it out"
-            )
-        if expose is None:
-            return self
-        for cluster in self.ray:
-            if cluster.serve:
-                raise wrong(
-                    "expose: the gateway does not reach vLLM on the Ray cluster {name}; give the cluster a "
-                    "stack of its own without expose, and reach it by: fleet tunnel {name}-head",
-                    name=cluster.name,
-                )
-        names = [node.name for node in self.nodes]
-        if not names or expose.gateway not in {None, *names}:
-            raise wrong(
-                "expose.gateway: no node is named {gateway}; name one of {names}",
-                gateway=expose.gateway or "so",
-                names=", ".join(names) or "those to be declared under nodes",
-            )
-        if given is not None and secrets.tls_key is not None:
-            problem = certificate_problem(given, secrets.tls_key, expose.domain)
-            if problem:
-                raise wrong("expose.certificate: {problem}", problem=problem)
-        return self

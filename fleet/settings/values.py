@@ -4,35 +4,50 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import unicodedata
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic_core import PydanticCustomError
 
-ENGINE_OWNED_FLAGS = {
-    "--model": "serving.model",
-    "--served-model-name": "serving.served_model_name",
-    "--max-model-len": "serving.max_model_len",
-    "--quantization": "serving.quantization",
-    "-q": "serving.quantization",
-    "--tensor-parallel-size": "serving.tensor_parallel_size",
-    "-tp": "serving.tensor_parallel_size",
-    "--gpu-memory-utilization": "serving.gpu_memory_utilization",
-    "--distributed-executor-backend": "serving.distributed_executor_backend",
-    "--swap-space": "serving.swap_space_gb",
-    "--dtype": "serving.dtype",
-    "--kv-cache-dtype": "serving.kv_cache_dtype",
-    "--max-num-seqs": "serving.max_num_seqs",
-    "--port": "serving.port",
-    "--api-key": "secrets.api_key",
-    "--host": None,
+from fleet import vllm_arguments
+
+REFUSED = "refused"
+"""Type of the errors raised here."""
+
+RESERVED_PREFIX = "vllm-fleet"
+"""Tags that begin so say which stack and node owns a resource; only the project itself writes them."""
+
+OWNED_VARIABLES = {
+    "NVIDIA_VISIBLE_DEVICES": "serving.visible_devices",
+    "CUDA_VISIBLE_DEVICES": "serving.visible_devices",
+    "VLLM_API_KEY": "secrets.api_key",
+    "HF_TOKEN": "secrets.hf_token",
+    "HUGGING_FACE_HUB_TOKEN": "secrets.hf_token",
 }
-"""vLLM flags that a key of their own sets; None: fixed, the container alone decides what it listens on."""
+"""Variables of the container that a setting of their own gives."""
+
+FIXED_VARIABLES = {
+    **dict.fromkeys(
+        ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ASSETS_CACHE", "TRANSFORMERS_CACHE"),
+        "weights are kept in /models, the only place that outlives the container",
+    ),
+    "VLLM_CACHE_ROOT": "compiled kernels are kept in /cache, the only place that outlives the container",
+    "HF_TOKEN_PATH": "the token comes from secrets.hf_token",
+}
+"""Variables of the container that nobody sets: name → why."""
 
 
-def wrong(mend: str, /, **context: Any) -> PydanticCustomError:
-    """A problem in our words; `mend` says what is wrong and what to write instead."""
-    return PydanticCustomError("mend", mend, context)
+def wrong(template: str, /, **context: Any) -> PydanticCustomError:
+    """A refused value. `template` says what is wrong and, after its first semicolon, the fix.
+
+    What a whole section refuses begins with the key and a colon.
+    """
+    if "; " in template:
+        problem, fix = (part.format_map(context) for part in template.split("; ", 1))
+    else:
+        problem, _, fix = template.format_map(context).partition("; ")
+    return PydanticCustomError(REFUSED, "{problem}; {fix}", {"problem": problem, "fix": fix})
 
 
 _PRIVATE = tuple(map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
@@ -50,28 +65,29 @@ def _node_name(value: str) -> str:
 
 def _cidr(value: str) -> str:
     try:
-        return str(ipaddress.ip_network(value))
-    except ValueError:
-        pass
-    try:
         interface = ipaddress.ip_interface(value)
     except ValueError:
         raise wrong("is not an address range; write it like 203.0.113.7/32") from None
-    raise wrong(
-        "has bits set beyond its prefix; write {host} for that one address or {network} for the range",
-        host=f"{interface.ip}/{interface.max_prefixlen}",
-        network=str(interface.network),
-    )
-
-
-def _cidr_with_prefix(value: str) -> str:
+    host = f"{interface.ip}/{interface.max_prefixlen}"
+    if isinstance(interface, ipaddress.IPv6Interface) and interface.scope_id:
+        raise wrong("names a network interface of one machine; leave out %{scope}", scope=interface.scope_id)
     if "/" not in value:
-        raise wrong("has no prefix length; write {value}/32 for this one address", value=value)
-    return _cidr(value)
+        raise wrong("has no prefix length; write {host} for this one address", host=host)
+    if interface.ip != interface.network.network_address:
+        raise wrong(
+            "has bits set beyond its prefix; write {host} for that one address or {network} for the range",
+            host=host,
+            network=str(interface.network),
+        )
+    return str(interface.network)
 
 
 def _private_network(value: str) -> str:
-    network = ipaddress.ip_network(_cidr(value))
+    try:
+        interface = ipaddress.ip_interface(value)
+    except ValueError:
+        raise wrong("is not an address range; write it like 10.77.0.0/24") from None
+    network = interface.network
     inside = any(network.version == 4 and network.subnet_of(each) for each in _PRIVATE)
     if not inside or not 16 <= network.prefixlen <= 26:
         raise wrong(
@@ -79,25 +95,9 @@ def _private_network(value: str) -> str:
             "/16 to /26, like 10.77.0.0/24",
             private=", ".join(map(str, _PRIVATE)),
         )
+    if interface.ip != network.network_address:
+        raise wrong("has bits set beyond its prefix; write {network}", network=str(network))
     return str(network)
-
-
-def _pinned_image(value: str) -> str:
-    repository, _, digest = value.partition("@")
-    if digest:
-        if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
-            raise wrong("has a digest that is not sha256: and 64 hex digits; copy it from the registry")
-        return value
-    tag = repository.rpartition("/")[2].partition(":")[2]
-    if not tag:
-        raise wrong("has no tag, so it would move under you; pin one, for example vllm/vllm-openai:v0.9.2")
-    if tag == "latest" or tag.startswith("nightly"):
-        raise wrong("moves under you; pin a release tag or a digest, for example vllm/vllm-openai:v0.9.2")
-    if not re.fullmatch(r"[\w.-]{1,128}", tag, re.ASCII) or not re.fullmatch(
-        r"[a-z0-9]+([._/:-]+[a-z0-9]+)*", repository.rpartition(":")[0]
-    ):
-        raise wrong("is not an image reference; write it like vllm/vllm-openai:v0.9.2")
-    return value
 
 
 def _model_reference(value: str) -> str:
@@ -119,28 +119,80 @@ def _visible_devices(value: str | tuple[int, ...]) -> str | tuple[int, ...]:
 
 
 def _extra_args(value: tuple[str, ...]) -> tuple[str, ...]:
-    for argument in value:
-        flag = argument.partition("=")[0]
-        if flag in ENGINE_OWNED_FLAGS:
-            key = ENGINE_OWNED_FLAGS[flag]
-            mend = f"set {key} instead" if key else "leave it out: the container decides what vLLM listens on"
-            raise wrong("carries {flag}, which is not set here; {mend}", flag=flag, mend=mend)
-        if "token" in flag and flag.startswith("--hf"):
-            raise wrong(
-                "carries {flag}: a secret in an argument is readable by every process; use secrets.hf_token",
-                flag=flag,
-            )
+    if value and not value[0].startswith("-"):
+        raise wrong("begins with a word that is no flag; write the flag before its value")
+    for word in value:
+        if word == "--":
+            raise wrong("has the word --, after which vLLM reads no flags; leave it out")
+        if word.startswith("-") and re.search(r"\s", word.partition("=")[0]):
+            raise wrong("has a flag and its value in one word; write them as two words, or with = between")
+    for argument in vllm_arguments.read(value):
+        _refuse_owned(argument)
     return value
+
+
+def _refuse_owned(argument: vllm_arguments.Argument) -> None:
+    flag, written = argument.flag, argument.written
+    if meant := vllm_arguments.abbreviated(flag):
+        owner = vllm_arguments.OWNED.get(meant)
+        raise wrong(
+            "carries {written}, which vLLM reads as {meant}; {fix}",
+            written=written,
+            meant=meant,
+            fix=f"set {owner} instead" if owner else _FIX_FIXED.get(meant, f"write {meant}"),
+        )
+    if flag in vllm_arguments.OWNED:
+        owner = vllm_arguments.OWNED[flag]
+        why = (
+            "a secret in an argument is readable by every process"
+            if "secrets" in owner
+            else "which is not set here"
+        )
+        raise wrong("carries {written}, {why}; set {owner} instead", written=written, why=why, owner=owner)
+    if flag in vllm_arguments.FIXED:
+        raise wrong("carries {written}, which is not set here; {fix}", written=written, fix=_FIX_FIXED[flag])
+
+
+_FIX_FIXED = {flag: f"leave it out: {why}" for flag, why in vllm_arguments.FIXED.items()}
 
 
 def _environment(value: dict[str, str]) -> dict[str, str]:
     for name, text in value.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise wrong("has the name {name}, which no shell accepts; use letters, digits and _", name=name)
-        if re.search(r"TOKEN|SECRET|PASSWORD|API_?KEY", name, re.IGNORECASE):
+        # TOKENIZERS_PARALLELISM is none: what counts is how a word of the name ends.
+        if re.search(
+            r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|PRIVATE_KEY)(_|$)", name, re.IGNORECASE
+        ):
             raise wrong("carries {name}, which looks like a secret; set it under secrets", name=name)
-        if "\n" in text:
+        if re.search(r"[\n\r\0]", text):
             raise wrong("has a line break in {name}, which an .env file cannot hold; leave it out", name=name)
+    return value
+
+
+def _container_environment(value: dict[str, str]) -> dict[str, str]:
+    for name in value:
+        if owner := OWNED_VARIABLES.get(name):
+            raise wrong("carries {name}, which is not set here; set {owner} instead", name=name, owner=owner)
+        if why := FIXED_VARIABLES.get(name):
+            raise wrong("carries {name}, which is not set here; leave it out: {why}", name=name, why=why)
+    return value
+
+
+def _tags(value: tuple[str, ...]) -> tuple[str, ...]:
+    for tag in value:
+        # As clouds may read it: without outer blanks, in one case, with look-alikes made one.
+        plain = unicodedata.normalize("NFKC", tag).strip().casefold().replace("_", "-")
+        if not plain:
+            raise wrong("has an empty tag; leave it out")
+        if plain.startswith((RESERVED_PREFIX, f"name={RESERVED_PREFIX}")):
+            raise wrong(
+                "has the tag {tag}, and by {prefix}… a stack knows its own resources; choose another name",
+                tag=tag,
+                prefix=RESERVED_PREFIX,
+            )
+        if re.search(r"[\x00-\x1f\x7f]", tag):
+            raise wrong("has a tag with a control character; leave it out")
     return value
 
 
@@ -166,9 +218,8 @@ def _as_tuple(value: Any) -> Any:
 
 
 NodeName = Annotated[str, AfterValidator(_node_name)]
-Cidr = Annotated[str, AfterValidator(_cidr_with_prefix)]
+Cidr = Annotated[str, AfterValidator(_cidr)]
 PrivateNetwork = Annotated[str, AfterValidator(_private_network)]
-PinnedImage = Annotated[str, AfterValidator(_pinned_image)]
 ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]
 HuggingFaceToken = Annotated[SecretStr, AfterValidator(_hf_token)]
 
@@ -177,6 +228,10 @@ ModelReference = Annotated[str, AfterValidator(_model_reference)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 VllmArguments = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_extra_args)]
 Environment = Annotated[dict[str, str], AfterValidator(_environment)]
+ContainerEnvironment = Annotated[
+    dict[str, str], AfterValidator(_container_environment), AfterValidator(_environment)
+]
+Tags = Annotated[Words, AfterValidator(_tags)]
 VisibleDevices = Annotated[
     Literal["all"] | tuple[int, ...], BeforeValidator(_as_tuple), AfterValidator(_visible_devices)
 ]

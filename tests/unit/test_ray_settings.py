@@ -44,8 +44,8 @@ def test_a_cluster_is_a_head_and_workers_of_its_own_kind(stack: dict[str, Any]) 
         ({"network": "10.77.0.1/24"}, "ray[0].network: '10.77.0.1/24' has bits set beyond its prefix"),
         ({"cloud": "cheapest"}, "ray[0]: cloud: 'cheapest' is not supported"),
         (
-            {"serving": {"image": "vllm/vllm-openai:own"}},
-            "ray[0].serving.image: vllm/vllm-openai:own names no vLLM",
+            {"serving": {"image": f"vllm/vllm-openai@sha256:{'0' * 64}"}},
+            f"ray[0].serving.image: vllm/vllm-openai@sha256:{'0' * 64} names no vLLM",
         ),
         ({"type": "L4-1"}, "ray[0].type: 'L4-1' is not a GPU type of scaleway"),
     ],

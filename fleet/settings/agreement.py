@@ -1,0 +1,123 @@
+"""Whether the sections of a stack agree: names that refer to nodes, ports, keys that belong together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+
+from pydantic import SecretStr
+
+from fleet.settings.expose import Expose, certificate_problem
+from fleet.settings.problems import Problem
+from fleet.settings.ray import RayMachines
+from fleet.settings.stack import WATCHING_PORTS, Secrets, StackSettings
+
+
+def disagreements(
+    settings: StackSettings, names: Collection[str], unknown: Collection[str]
+) -> Iterator[Problem]:
+    """What is wrong between sections.
+
+    `names` are those of all nodes that the stack declares, `unknown` the paths whose values are stand-ins.
+    """
+    yield from _canary(settings, names)
+    yield from _ports(settings)
+    yield from _names(settings)
+    yield from _renamed(settings, names)
+    if settings.expose is not None:
+        yield from _gateway(settings.expose, settings.ray, names)
+    if settings.secrets is not None:
+        yield from _keys(settings.expose, settings.secrets)
+        if settings.expose is not None and settings.expose.certificate is not None:
+            known_key = None if "secrets.tls_key" in unknown else settings.secrets.tls_key
+            yield from _certificate(settings.expose, settings.expose.certificate, known_key)
+
+
+def _canary(settings: StackSettings, names: Collection[str]) -> Iterator[Problem]:
+    canary = settings.rollout.canary
+    if canary is not None and canary not in names:
+        yield Problem(
+            "rollout.canary",
+            f"no node is named {canary}",
+            f"name one of {', '.join(names)}" if names else "leave it out",
+            canary,
+        )
+
+
+def _ports(settings: StackSettings) -> Iterator[Problem]:
+    if not settings.observability.enabled:
+        return
+    for machine in settings.machines:
+        owner = WATCHING_PORTS.get(machine.serving.port)
+        if owner:
+            port = machine.serving.port
+            taken = f"{port} of {machine.name} is {owner}'s while observability is on"
+            yield Problem("serving.port", taken, "use 8000", str(port))
+            return
+
+
+def _names(settings: StackSettings) -> Iterator[Problem]:
+    members = [member.name for cluster in settings.ray for member in cluster.members]
+    counted = Counter([*(node.name for node in settings.nodes), *members])
+    for name in sorted(name for name, count in counted.items() if count > 1):
+        yield Problem(
+            "nodes", f"the name {name} is used {counted[name]} times", "give each node its own", name
+        )
+
+
+def _renamed(settings: StackSettings, names: Collection[str]) -> Iterator[Problem]:
+    for node in settings.nodes:
+        if node.renamed_from is not None and node.renamed_from in names:
+            yield Problem(
+                "nodes",
+                f"{node.name} is renamed_from {node.renamed_from}, which is declared as well",
+                f"leave renamed_from out, or the node {node.renamed_from}",
+                node.renamed_from,
+            )
+
+
+def _keys(expose: Expose | None, secrets: Secrets) -> Iterator[Problem]:
+    certificate = expose.certificate if expose else None
+    if (certificate is None) != (secrets.tls_key is None):
+        yield Problem(
+            "secrets.tls_key",
+            "belongs to expose.certificate",
+            "give both, with tls: certificate, or neither",
+        )
+    if secrets.previous_api_key is None:
+        return
+    if expose is None:
+        yield Problem(
+            "secrets.previous_api_key",
+            "needs expose, whose gateway accepts both keys",
+            "leave it out: vLLM takes one",
+        )
+    if secrets.previous_api_key == secrets.api_key:
+        yield Problem(
+            "secrets.previous_api_key", "is api_key itself", "give the one before it, or leave it out"
+        )
+
+
+def _gateway(expose: Expose, clusters: Sequence[RayMachines], names: Collection[str]) -> Iterator[Problem]:
+    for cluster in clusters:
+        if cluster.serve:
+            yield Problem(
+                "expose",
+                f"the gateway does not reach vLLM on the Ray cluster {cluster.name}",
+                "give the cluster a stack of its own without expose, and reach it by: "
+                f"fleet tunnel {cluster.name}-head",
+            )
+            return
+    gateway = expose.gateway
+    if not names:
+        yield Problem("expose.gateway", "needs a node that carries it", "declare one under nodes")
+    elif gateway is not None and gateway not in names:
+        yield Problem(
+            "expose.gateway", f"no node is named {gateway}", f"name one of {', '.join(names)}", gateway
+        )
+
+
+def _certificate(expose: Expose, certificate: str, key: SecretStr | None) -> Iterator[Problem]:
+    problem = certificate_problem(certificate, key, expose.domain)
+    if problem:
+        yield Problem.said("expose.certificate", problem)

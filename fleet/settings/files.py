@@ -1,0 +1,97 @@
+"""Files of this machine that a configuration names: whether they are there, and can be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from fleet.settings.nodes import LinodeNode
+from fleet.settings.problems import Problem, printable
+from fleet.settings.stack import StackSettings
+from fleet.ssh_key import NoPublicKey, public_key
+
+PUBLIC_KEY_MARKS = (b"ssh-", b"ecdsa-", b"sk-")
+
+
+def file_problems(settings: StackSettings, positions: Mapping[str, Sequence[int]]) -> Iterator[Problem]:
+    """What is wrong with the files that settings name.
+
+    `positions` says where nodes and clusters stand in the lists as they were given.
+    """
+    if settings.access.ssh_private_key_path != Path():
+        yield from _key_file(settings)
+    found: dict[Problem, None] = {}  # once, where nodes share it
+    for position, node in zip(positions.get("nodes", ()), settings.nodes, strict=False):
+        given = node.serving.architecture
+        if given and not is_file(given.config):
+            shared = settings.serving and settings.serving.architecture == given
+            found[
+                Problem(
+                    f"{'serving' if shared else f'nodes[{position}].serving'}.architecture.config",
+                    f"{printable(given.config)} is not a file",
+                    "give the path of the model's own config.json",
+                    printable(given.config),
+                )
+            ] = None
+        where = "provision" if node.provision == settings.provision else f"nodes[{position}].provision"
+        for key, path, folder_will_do in node.provision.local_paths():
+            name = printable(path)
+            if folder_will_do and not exists(path):
+                fix = "give the path of a file or folder"
+                found[Problem(f"{where}.{key}", f"{name} is not there", fix, name)] = None
+            if not folder_will_do and not is_file(path):
+                found[
+                    Problem(f"{where}.{key}", f"{name} is not a file", "give the path of your script", name)
+                ] = None
+    yield from found
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; a path that the system refuses, too long or of an unknown user, has none."""
+    try:
+        return path.expanduser().is_file()
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
+def exists(path: Path) -> bool:
+    """The same for a file or folder."""
+    try:
+        return path.expanduser().exists()
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
+def _key_file(settings: StackSettings) -> Iterator[Problem]:
+    path = settings.access.ssh_private_key_path
+    name = printable(path)
+
+    def problem(what: str, fix: str) -> Problem:
+        return Problem("access.ssh_private_key_path", f"{name} {what}", fix, name)
+
+    if not is_file(path):
+        folder = exists(path)
+        yield (
+            problem("is a folder", f"name the private key in it, such as {name}/id_ed25519")
+            if folder
+            else problem(
+                "is not a file", f"name your private key, or make one: ssh-keygen -t ed25519 -f {name}"
+            )
+        )
+        return
+    key = path.expanduser()
+    try:
+        begins_as_public = key.read_bytes()[:16].startswith(PUBLIC_KEY_MARKS)
+    except OSError as error:
+        yield problem(f"cannot be read ({error.strerror})", "give the path of a key that is yours")
+        return
+    if begins_as_public or key.suffix == ".pub":
+        yield problem("is a public key", f"name the private one, usually {name.removesuffix('.pub')}")
+    elif key.stat().st_mode & 0o077:
+        yield problem("can be read by others, so SSH refuses it", f"run: chmod 600 {name}")
+    elif any(isinstance(node, LinodeNode) for node in (*settings.nodes, *settings.ray)):
+        # Scaleway has the public half already; Linode is given it.
+        try:
+            public_key(path)
+        except NoPublicKey as error:
+            yield Problem.said("access.ssh_private_key_path", str(error), name)

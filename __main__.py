@@ -19,8 +19,8 @@ from components.owned import Place
 from components.ownership import FleetOwner, Retirement
 from components.references import Resolved
 from fleet import safekeeping, settings, state_files
-from fleet.checks import check
 from fleet.cost import total
+from fleet.validation import examine
 
 if TYPE_CHECKING:
     from components.ray_cluster import RayCluster
@@ -32,11 +32,11 @@ async def main() -> None:
     refused += state_files.refusals(pulumi.get_stack(), os.environ, Path.cwd())
     if refused:
         raise settings.SettingsError(refused)
-    source = Resolved(pulumi.Config(settings.PROJECT))
-    config = settings.load(source)
-    pins = preview.choose_pins(config)
-    config = settings.load(source, pins) if pins else config
-    checks = check(config)
+    raw = settings.given(Resolved(pulumi.Config(settings.PROJECT)))
+    found = examine(raw)
+    if found.settings and found.unpinned:
+        found = examine(raw, preview.choose_pins(found.settings))
+    config, checks = found.settings, found.checks
     nodes: dict[str, GpuNode] = {}
     owner = owner_of(config)
     doors = gateway.exposures(config, lambda name: nodes[name].public_ip)

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from functools import cache
 from typing import Any
 
 import pulumi
 
-from fleet.settings import Problem, SettingsError
-from fleet.settings.problems import HOW_TO_ENCRYPT
-
-REFERENCE = re.compile(r"stack:(?P<stack>[\w.-]+/[\w.-]+/[\w.-]+)#(?P<output>\w+)")
+from fleet.settings import Problem, SettingsError, own_name
+from fleet.settings.problems import how_to_encrypt
+from fleet.stackfile import REFERENCE
 
 
 class Resolved:
@@ -28,10 +26,9 @@ class Resolved:
 
     def names(self) -> list[str]:
         """The keys of this project that are set, known or not, without its name before them."""
-        prefix = f"{self._source.name}:"
         # pulumi.Config gives the value of a key, and no list of them.
         known = {**pulumi.runtime.get_config_env(), **pulumi.runtime.config.CONFIG.get()}
-        return [key.removeprefix(prefix) for key in known if key.startswith(prefix)]
+        return [name for key in known if (name := own_name(key)) is not None]
 
     def get_object(self, key: str) -> Any:
         """The structured value of a key, or None.
@@ -39,7 +36,9 @@ class Resolved:
         Raises SettingsError for a reference that leads nowhere and for secrets that are not encrypted.
         """
         if key == "secrets" and _in_clear(self._source.full_key(key)):
-            raise SettingsError([Problem(key, "are not encrypted", HOW_TO_ENCRYPT)])
+            raise SettingsError([Problem(key, "are not encrypted", how_to_encrypt("api_key"))])
+        if ":" in key:
+            return ""  # of another namespace, and refused for that
         try:
             value = self._source.get_object(key) if self._source.get(key) else None
         except pulumi.ConfigTypeError:

@@ -29,14 +29,16 @@ class Choice:
     why: str
 
 
-def choose(node: CheapestNode, secrets: Secrets, budget: Budget, *, today: date | None = None) -> Choice:
+def choose(
+    node: CheapestNode, secrets: Secrets, budget: Budget, *, today: date | None = None, ask_hub: bool = True
+) -> Choice:
     """The cheapest server that holds the node's model and that its settings accept.
 
     A price that is older than 90 days is never relied on. Raises NoChoiceError, and UnknownModelError where
     nobody knows what the model is like.
     """
     passed_over: Option | None = None
-    ways = _ways(node, secrets, budget, today)
+    ways = _ways(node, secrets, budget, today, ask_hub=ask_hub)
     for best in ways:
         if best.warning is None:
             break
@@ -74,9 +76,11 @@ def keep(node: CheapestNode, secrets: Secrets, budget: Budget, cloud: str, place
     )
 
 
-def _ways(node: CheapestNode, secrets: Secrets, budget: Budget, today: date | None) -> Iterator[Option]:
+def _ways(
+    node: CheapestNode, secrets: Secrets, budget: Budget, today: date | None, *, ask_hub: bool = True
+) -> Iterator[Option]:
     """The single servers that would do, the cheapest first."""
-    model = find_model(node.serving, secrets)
+    model = find_model(node.serving, secrets, ask_hub=ask_hub)
 
     def report(kind: InstanceType, tensor_parallel: int, _: str | None) -> Verdict:
         serving = node.serving.model_copy(update={"tensor_parallel_size": tensor_parallel})

@@ -79,7 +79,9 @@ def judge(
     checks: dict[str, NodeCheck] = {}
     places = positions or {}
     for index, node in zip(places.get("nodes", range(len(config.nodes))), config.nodes, strict=True):
-        assert isinstance(node, Node), "a node's cloud is chosen before it is checked"
+        if not isinstance(node, Node):
+            complete = False  # its cloud is still to be chosen
+            continue
         misfits, facts, warnings = _judge(node, config.keys, ask_hub=ask_hub)
         if misfits and node.fit.override is None:
             problems += [misfit.problem(f"nodes[{index}]") for misfit in misfits]

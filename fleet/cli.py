@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "top": ("top:top", "GPU and KV-cache use, requests and tokens a second, live."),
     "tunnel": ("tunnel:tunnel", "A node's vLLM and Open WebUI on this machine."),
     "up": ("up:up", "Bring the stack up, with a live view of its nodes."),
+    "validate": ("validate:validate", "What is wrong with a stack's file, without engine or account."),
 }
 """Name → where it is (module of `fleet.commands` : function or group) and one line of help."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 from pulumi_policy import (
@@ -17,10 +16,8 @@ from pulumi_policy import (
     StackValidationPolicy,
 )
 
-from policy.rules import RESOURCE_RULES, within_budget
+from policy.rules import RESOURCE_RULES, Rule, within_budget
 from policy.subject import Subject
-
-Rule = Callable[[Subject], Iterable[str]]
 
 WAIVER: dict[str, Any] = {"type": "string", "minLength": 10}
 """Every policy can be waived for a stack, by a sentence that says why, in a file that is reviewed."""

@@ -8,7 +8,7 @@ are stated here again: a program that loosened its own must still be stopped.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -62,6 +62,8 @@ SECRET = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+
+Rule = Callable[[Subject], Iterable[str]]
 
 _PINNED_IMAGE: TypeAdapter[str] = TypeAdapter(PinnedImage)
 
@@ -208,7 +210,7 @@ def within_budget(subject: Subject) -> Iterator[str]:
             yield f"{key}: {limit:g} {currency} is below {cost}; take fewer or smaller nodes"
 
 
-RESOURCE_RULES = (
+RESOURCE_RULES: tuple[Rule, ...] = (
     image_pinned,
     gpu_memory_left,
     ssh_from_known_addresses,

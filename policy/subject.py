@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fleet import cloudconfig
@@ -45,6 +45,10 @@ class Subject:
             protected=resource.opts.protect,
             config=config,
         )
+
+    def configured(self, config: Mapping[str, Any]) -> Subject:
+        """The same, for a policy with that configuration."""
+        return replace(self, config=config)
 
     def user_data(self) -> str:
         """The text a machine boots with; empty where there is none, or none known yet."""

@@ -63,11 +63,13 @@ class Config:
 
     def names(self) -> list[str]:
         """See `fleet.settings.ConfigSource`."""
-        return [key.removeprefix("vllm-fleet:") for key in self._printed if key.startswith("vllm-fleet:")]
+        from fleet.settings import own_name  # noqa: PLC0415  --help does without
+
+        return [name for key in self._printed if (name := own_name(key)) is not None]
 
     def get_object(self, key: str) -> Any:
         """See `fleet.settings.ConfigSource`."""
-        entry = self._printed.get(f"vllm-fleet:{key}", {})
+        entry = self._printed.get(key if ":" in key else f"vllm-fleet:{key}", {})
         # A structured secret is printed as text alone.
         if "objectValue" in entry or not entry.get("value"):
             return entry.get("objectValue")

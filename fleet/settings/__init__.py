@@ -7,6 +7,7 @@ reads no file but the SSH key it is told about, so a typing error costs nothing.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
@@ -70,6 +71,7 @@ __all__ = [
     "StackSettings",
     "given",
     "load",
+    "own_name",
     "parse",
     "read",
     "with_pin",
@@ -77,6 +79,19 @@ __all__ = [
 
 PROJECT = "vllm-fleet"
 """The Pulumi project; its configuration keys are `vllm-fleet:…`."""
+
+
+def own_name(key: str) -> str | None:
+    """A configuration key without the project's name before it, which may be left out; None for others' keys.
+
+    One whose namespace looks like this project's misspelt is given whole: Pulumi would ignore it.
+    """
+    namespace, separator, name = key.rpartition(":")
+    namespace = namespace.removesuffix(":config")  # an old spelling that Pulumi still reads
+    if not separator or namespace == PROJECT:
+        return name
+    near = difflib.SequenceMatcher(None, namespace.casefold(), PROJECT).ratio() > 0.75
+    return key if near else None
 
 
 class ConfigSource(Protocol):

@@ -76,10 +76,11 @@ EXAMPLES = {
 }
 """A value for each key that has no default, to show how it is set: by the key, or by its section and it."""
 
-HOW_TO_ENCRYPT = (
-    "put each in again, encrypted: pulumi config set --secret --path vllm-fleet:secrets.api_key, "
-    "which asks for the value"
-)
+
+def how_to_encrypt(key: str) -> str:
+    """How a secret gets into a stack's file encrypted, and into no shell's history."""
+    return f"put it in again: pulumi config set --secret --path vllm-fleet:secrets.{key}, which asks for it"
+
 
 SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}|-----BEGIN|\bAKIA[0-9A-Z]{12,}")
 """A secret that strayed into another field is not shown either."""
@@ -207,6 +208,8 @@ def _unknown_key(loc: Path, path: Path) -> tuple[str, str]:
                 f"is not a setting of a {_cloud_of(section)} node, only of {' and '.join(others)}",
                 "remove it",
             )
+    if ":" in key:
+        return "is in a namespace that nothing reads", f"did you mean vllm-fleet:{key.rpartition(':')[2]}?"
     inside, _, rest = key.partition(".")
     if inside in section.model_fields and rest:
         where = dotted([*path[:-1], inside])

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from fleet.catalog import LOCATION_KEY
+from fleet.settings import stand_ins
 from fleet.settings.agreement import disagreements
 from fleet.settings.files import file_problems
 from fleet.settings.nodes import CHEAPEST, BaseNode, CheapestNode, Pin
@@ -30,6 +31,9 @@ SHARED = ("serving", "fit", "provision")
 """Sections that nodes inherit."""
 STAND_INS = {"ssh_cidrs": ["127.0.0.1/32"], "ssh_private_key_path": ""}
 """For keys of `access` that are wrong: there is no stack without that section."""
+
+COMPOUND = (".environment", ".extra_args", ".tags", ".visible_devices")
+"""Values of several parts that are judged as one."""
 
 LONGEST_TEXT = 1_000_000
 DEEPEST = 40
@@ -63,6 +67,8 @@ def read(
         {key: value for key, value in raw.items() if key not in {at for at, _ in unreadable}}
     )
     early = [*(problem for _, problem in unreadable), *_absent(raw)]
+    if any(problem == missing(["secrets"]) for problem in early):
+        rest["secrets"] = {"api_key": stand_ins.SECRETS["api_key"]}
     settings, errors = _validated(rest, pins or {})
     positions = {key: list(range(len(rest[key]))) for key in LISTS if isinstance(rest.get(key), list)}
     wrong = [(place, _of_empty(problem, raw)) for place, problem in problems_of(errors)]
@@ -70,7 +76,8 @@ def read(
         rest, positions = _without(rest, errors)
         settings, _ = _validated(rest, pins or {})
     touched = {str(place[0]) for place, _ in wrong if place} | {str(at) for at, _ in unreadable}
-    problems = [*early, *(problem for place, problem in wrong if dotted(place) not in unknown)]
+    touched |= {problem.path for problem in early}
+    problems = [*early, *(problem for place, problem in wrong if not _is_unknown(place, unknown))]
     if settings is not None:
         names = [name for node in _listed(raw, "nodes") if isinstance(name := node.get("name"), str)]
         later = [*disagreements(settings, names, unknown), *file_problems(settings, positions)]
@@ -90,6 +97,14 @@ def _validated(raw: Raw, pins: Mapping[str, Pin]) -> tuple[StackSettings | None,
         return StackSettings.model_validate(with_choices(_with_shared_sections(raw), pins)), []
     except ValidationError as error:
         return None, error.errors()
+
+
+def _is_unknown(place: Place, unknown: Collection[str]) -> bool:
+    """Whether the value there is a stand-in, or within one, or a plain value made of some."""
+    path = dotted(place)
+    if any(path == each or path.startswith((f"{each}.", f"{each}[")) for each in unknown):
+        return True
+    return path.endswith(COMPOUND) and any(each.startswith((f"{path}.", f"{path}[")) for each in unknown)
 
 
 def _of_empty(problem: Problem, raw: Mapping[str, Any]) -> Problem:
@@ -161,6 +176,7 @@ def _without(raw: Raw, errors: Sequence[ErrorDetails]) -> tuple[Raw, dict[str, l
         else:
             rest.pop(str(section), None)
     rest.setdefault("access", STAND_INS)
+    rest.setdefault("secrets", {"api_key": stand_ins.SECRETS["api_key"]})
     positions: dict[str, list[int]] = {}
     for key in LISTS:
         if isinstance(rest.get(key), list):

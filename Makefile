@@ -21,7 +21,7 @@ ACTIONLINT = { command -v go >/dev/null || { echo >&2 'missing: Go, which builds
 	&& go -C tools/actionlint tool actionlint $(CURDIR)/.github/workflows/*.yml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup env demo demo-vm demo-break demo-down test test-boot test-vm check schema format preview up-stack drift reap reap-jobs bench bench-boot clean
+.PHONY: help setup env demo demo-vm demo-break demo-down test test-boot test-vm fuzz check schema format preview up-stack drift reap reap-jobs bench bench-boot clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ test-boot: ## boot a virtual machine for each cloud, from pulumi up to ready; ju
 
 test-vm: ## run all the tests that boot virtual machines
 	@$(WITH) pytest -m vm
+
+fuzz: ## check 20,000 stack files that were spoilt at random: not one may end in a traceback
+	@$(WITH) FUZZED_FILES=20000 pytest -n 2 tests/unit/test_mutated_stack_files.py
 
 check: ## lint, types, shell scripts, generated files
 	@$(WITH) ruff check . && ruff format --check . && mypy \

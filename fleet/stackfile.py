@@ -61,7 +61,7 @@ def read(path: Path) -> StackFile:
         if key not in KEYS:
             near = difflib.get_close_matches(str(key), KEYS, n=1)
             fix = f"did you mean {near[0]}?" if near else "remove it, or put it under config"
-            file.problems.append(Problem(printable(key), "is not a key of a stack's file", fix))
+            file.problems.append(Problem(_name(key), "is not a key of a stack's file", fix))
     config = document.get("config")
     if config is not None and not isinstance(config, dict):
         file.problems.append(Problem("config", "is not a set of keys", "write it as key: value lines"))
@@ -76,10 +76,10 @@ def _take(config: Mapping[Any, Any], file: StackFile) -> None:
         name = own_name(key) if isinstance(key, str) else None
         if not isinstance(key, str) or not re.fullmatch(r"[^:]*(:config)?(:[^:]*)?", key):
             file.problems.append(
-                Problem(printable(key), "is not a configuration key", "write it as vllm-fleet:name")
+                Problem(_name(key), "is not a configuration key", "write it as vllm-fleet:name")
             )
         elif name in file.values:
-            file.problems.append(Problem(printable(key), "is there twice", "keep one"))
+            file.problems.append(Problem(_name(key), "is there twice", "keep one"))
         elif name is not None and value is not None:
             file.values[name] = _known(_structured(value), (name,), file, counter)
     secrets = file.values.get("secrets")
@@ -87,6 +87,10 @@ def _take(config: Mapping[Any, Any], file: StackFile) -> None:
         where = f"secrets.{key}"
         if key != "delivery" and not {"secrets", where} & file.unknown:
             file.problems.append(Problem(where, "is not encrypted", how_to_encrypt(str(key))))
+
+
+def _name(key: Any) -> str:
+    return printable(key) if str(key).strip() else repr(key)
 
 
 def _structured(value: Any) -> Any:
@@ -180,7 +184,7 @@ class _Loader(yaml.CSafeLoader):
                 if key.value in seen:
                     line = key.start_mark.line + 1
                     self.repeated.append(
-                        Problem(printable(key.value), f"is there twice, again in line {line}", "keep one")
+                        Problem(_name(key.value), f"is there twice, again in line {line}", "keep one")
                     )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)

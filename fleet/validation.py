@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from fleet import settings, stackfile
-from fleet.cheapest import NoChoiceError, choose
 from fleet.checks import NodeCheck, UnknownModelError, judge
 from fleet.settings import CheapestNode, Pin, Problem, StackSettings
 
@@ -98,6 +97,8 @@ def validate(path: Path, policy_folder: Path | None = None) -> Verdict:
 
 def _examined(file: stackfile.StackFile) -> tuple[Examination, list[str]]:
     """What was found out, and what could not be, of nodes whose cloud had to be chosen first."""
+    from fleet.cheapest import NoChoiceError, choose  # noqa: PLC0415  loads the whole catalog
+
     found = examine(file.values, None, file.unknown, ask_hub=False)
     config, pins, warnings = found.reading.settings, dict[str, Pin](), list[str]()
     problems: list[Problem] = []

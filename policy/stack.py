@@ -88,9 +88,9 @@ def _others(
     if config.jobs is not None and config.jobs.control.existing is None:
         control = Subject(rules.AWS_INSTANCE, "control", {}, stack, config.jobs.control.protect)
         yield control, {rules.production_protected: "jobs.control.protect"}
-    yield _firewall("access.ssh_cidrs", 22, config.access.ssh_cidrs)
+    yield from _firewall("access.ssh_cidrs", 22, config.access.ssh_cidrs)
     if config.expose is not None:
-        yield _firewall("expose.cidrs", 443, config.expose.cidrs)
+        yield from _firewall("expose.cidrs", 443, config.expose.cidrs)
     if reading.complete:
         cost = total((check.cost for check in checks.values()), config.budget.rate)
         props = {"cost_per_hour": cost.total, "currency": cost.currency}
@@ -122,9 +122,14 @@ def _release(node: Node, place: str) -> Asked:
     }
 
 
-def _firewall(setting: str, port: int, cidrs: Iterable[str]) -> Asked:
-    opened = [{"protocol": "TCP", "cidr": cidr, "port": port} for cidr in cidrs]
-    return Subject(rules.SCALEWAY_SECURITY_GROUP, setting, {"rules": opened}), {
-        rules.ssh_from_known_addresses: setting,
-        rules.vllm_behind_gateway: setting,
-    }
+def _firewall(setting: str, port: int, cidrs: Iterable[str]) -> Iterator[Asked]:
+    """What each range of addresses may reach; Scaleway's words for it do for every cloud."""
+    for index, cidr in enumerate(cidrs):
+        opened = {"rules": [{"protocol": "TCP", "cidr": cidr, "port": port}]}
+        yield (
+            Subject(rules.SCALEWAY_SECURITY_GROUP, setting, opened),
+            {
+                rules.ssh_from_known_addresses: f"{setting}[{index}]",
+                rules.vllm_behind_gateway: f"{setting}[{index}]",
+            },
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import floor
+from math import ceil, floor
 
 from fleet.catalog import catalog
 
@@ -50,7 +50,7 @@ def limits_of(
     if paid < 1:
         raise LimitError(
             f"max_cost: {max_cost:g} pays for less than a minute of {type_} at ${price:g} an hour; "
-            f"allow at least {price / 60:.2f}"
+            f"allow at least {ceil(price / 60 * 100) / 100:.2f}"
         )
     return Limits(min(timeout_minutes, paid), price)
 

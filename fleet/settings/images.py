@@ -13,11 +13,12 @@ from pydantic import AfterValidator
 
 from fleet.settings.values import wrong
 
-_HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*"
-_ADDRESS = r"\[[0-9A-Fa-f:]+\]"
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+# What comes first is a host where it could be nothing else: Docker takes vllm/openai from its own hub.
+_HOST = rf"(?:{_LABEL}(?:\.{_LABEL})+(?::[0-9]+)?|{_LABEL}:[0-9]+|localhost|\[[0-9A-Fa-f:]+\](?::[0-9]+)?)"
 _COMPONENT = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
 _REFERENCE = re.compile(
-    rf"(?P<name>(?:(?:{_HOST}|{_ADDRESS})(?::[0-9]+)?/)?{_COMPONENT}(?:/{_COMPONENT})*)"
+    rf"(?P<name>(?:{_HOST}/)?{_COMPONENT}(?:/{_COMPONENT})*)"
     r"(?::(?P<tag>\w[\w.-]{0,127}))?(?:@(?P<digest>[A-Za-z][A-Za-z0-9.+_-]*:[0-9A-Fa-f]+))?",
     re.ASCII,
 )

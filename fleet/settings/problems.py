@@ -292,7 +292,8 @@ def _how_to_set(path: Path) -> Iterator[str]:
 def dotted(path: Path) -> str:
     """`nodes[0].zone`, as Pulumi's own paths are written."""
     text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
-    return printable(text.removeprefix(".")) or "configuration"
+    named = printable(text.removeprefix("."))
+    return named if named.strip() else repr(named) if path else "configuration"
 
 
 def printable(value: Any) -> str:

@@ -67,15 +67,20 @@ def read(
         {key: value for key, value in raw.items() if key not in {at for at, _ in unreadable}}
     )
     early = [*(problem for _, problem in unreadable), *_absent(raw)]
-    if any(problem == missing(["secrets"]) for problem in early):
+    if any(raw.get(key) for key in LISTS) and not rest.get("secrets"):
         rest["secrets"] = {"api_key": stand_ins.SECRETS["api_key"]}
     settings, errors = _validated(rest, pins or {})
     positions = {key: list(range(len(rest[key]))) for key in LISTS if isinstance(rest.get(key), list)}
     wrong = [(place, _of_empty(problem, raw)) for place, problem in problems_of(errors)]
+    if raw.get("serving") not in (None, {}):
+        # It is there and no section; that its nodes have none follows.
+        wrong = [each for each in wrong if each[1] != missing(["serving"])]
     if errors:
         rest, positions = _without(rest, errors)
         settings, _ = _validated(rest, pins or {})
-    touched = {str(place[0]) for place, _ in wrong if place} | {str(at) for at, _ in unreadable}
+    gone = {at for at, _ in unreadable}
+    wrong = [(place, problem) for place, problem in wrong if place[0] not in gone]
+    touched = {str(place[0]) for place, _ in wrong} | gone
     touched |= {problem.path for problem in early}
     problems = [*early, *(problem for place, problem in wrong if not _is_unknown(place, unknown))]
     if settings is not None:

@@ -57,7 +57,7 @@ _PRIVATE = tuple(map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192
 def _node_name(value: str) -> str:
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,28}[a-z0-9])?", value):
         raise wrong(
-            "is not a node name: use 1 to 30 lower-case letters, digits and hyphens, beginning with a letter "
+            "is not a node name; use 1 to 30 lower-case letters, digits and hyphens, beginning with a letter "
             "and not ending with a hyphen (it becomes a host name on every cloud)"
         )
     return value
@@ -105,7 +105,7 @@ def _model_reference(value: str) -> str:
         return value
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", value, re.ASCII):
         raise wrong(
-            "is neither a Hugging Face model (owner/name, like Qwen/Qwen3-8B-AWQ) nor an absolute path"
+            "is neither a Hugging Face model (owner/name) nor an absolute path; write it like Qwen/Qwen3-8B"
         )
     return value
 

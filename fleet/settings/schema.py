@@ -9,12 +9,17 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from fleet import stackfile
 from fleet.settings import PROJECT, expose, jobs, nodes, observability, provision, ray, serving, stack
 from fleet.settings.serving import Serving
 from fleet.settings.stack import StackSettings
 
 SECTIONS = (stack, serving, nodes, ray, jobs, expose, observability, provision)
 """The modules with the sections of a stack."""
+
+
+ENCRYPTED = {"type": "object", "properties": {"secure": {"type": "string"}}, "required": ["secure"]}
+"""A value that Pulumi has encrypted."""
 
 
 def json_schema() -> dict[str, Any]:
@@ -29,12 +34,15 @@ def json_schema() -> dict[str, Any]:
             definition["properties"]["serving"] = {"$ref": "#/$defs/ServingOverride"}
             definition["required"] = [key for key in definition["required"] if key != "serving"]
     _describe(definitions)
+    for key in ("serving", "secrets", "expose", "jobs"):
+        properties[key]["anyOf"].append({"type": "object", "maxProperties": 0, "title": "as if left out"})
+    properties["secrets"]["anyOf"].append(ENCRYPTED)
     for key, schema in definitions["Secrets"]["properties"].items():
         if key != "delivery":
             definitions["Secrets"]["properties"][key] = {
                 "description": schema.get("description", ""),
                 "anyOf": [
-                    {"type": "object", "properties": {"secure": {"type": "string"}}, "required": ["secure"]},
+                    ENCRYPTED,
                     {"type": "string"},
                 ],
             }
@@ -42,11 +50,20 @@ def json_schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"{PROJECT} stack configuration",
         "type": "object",
+        "additionalProperties": False,
         "properties": {
+            **{key: {} for key in stackfile.KEYS if key != "config"},
             "config": {
                 "type": "object",
                 "properties": {f"{PROJECT}:{key}": value for key, value in properties.items()},
-            }
+                # Other projects' and the providers' keys are theirs; a key of this one that is none is a typo.
+                "propertyNames": {
+                    "anyOf": [
+                        {"not": {"pattern": f"^({PROJECT}:|[^:]*$)"}},
+                        {"enum": [f"{PROJECT}:{key}" for key in properties]},
+                    ]
+                },
+            },
         },
         "$defs": definitions,
     }

@@ -142,6 +142,8 @@ def _document(path: Path, problems: list[Problem]) -> Any:
         _refuse_depths(text)
         loader = _Loader(text)
         document = loader.get_single_data()
+    except StackFileError:
+        raise
     except UnicodeDecodeError:
         raise StackFileError("is not text in UTF-8", "save it as UTF-8") from None
     except yaml.YAMLError as error:

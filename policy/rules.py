@@ -150,6 +150,8 @@ def owner_tagged(subject: Subject) -> Iterator[str]:
     names = set(tags) if isinstance(tags, Mapping) else {str(tag).partition("=")[0] for tag in tags}
     if subject.props.get("owner"):
         names.add(OWNER_TAG)
+    if subject.type.startswith("aws:") and NODE_TAG in names:
+        return  # a pipeline of GPU jobs has no owner's id: its name is all that its parts share
     wanted = (OWNER_TAG,) if subject.type.startswith("aws:") else (OWNER_TAG, NODE_TAG)
     for tag in wanted:
         if tag not in names:

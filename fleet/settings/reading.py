@@ -86,7 +86,8 @@ def read(
     if settings is not None:
         names = [name for node in _listed(raw, "nodes") if isinstance(name := node.get("name"), str)]
         later = [*disagreements(settings, names, unknown), *file_problems(settings, positions)]
-        sections = touched - set(LISTS)
+        # Of these, what was right is left.
+        sections = touched - {*LISTS, "access", "provision"}
         problems += [problem for problem in later if problem.path.partition(".")[0] not in sections]
     return Reading(
         settings,

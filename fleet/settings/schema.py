@@ -56,7 +56,7 @@ def json_schema() -> dict[str, Any]:
             "config": {
                 "type": "object",
                 "properties": {f"{PROJECT}:{key}": value for key, value in properties.items()},
-                # Other projects' and the providers' keys are theirs; a key of this one that is none is a typo.
+                # Providers' keys are theirs; one of this project that is no setting is a typo.
                 "propertyNames": {
                     "anyOf": [
                         {"not": {"pattern": f"^({PROJECT}:|[^:]*$)"}},

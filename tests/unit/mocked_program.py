@@ -20,8 +20,24 @@ import pulumi.runtime.stack
 
 # Loaded once here rather than in each process.
 from components import node, preview  # noqa: F401
+from policy.rules import RESOURCE_RULES
+from policy.subject import Subject
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+ANSWERS: dict[str, dict[str, Any]] = {
+    "aws:ec2/getSubnets:getSubnets": {"ids": ["subnet-0123456789abcdef0"]},
+    "aws:ec2/getSubnet:getSubnet": {
+        "id": "subnet-0123456789abcdef0",
+        "vpcId": "vpc-1",
+        "availabilityZone": "us-east-1a",
+    },
+    "aws:index/getCallerIdentity:getCallerIdentity": {"accountId": "123456789012"},
+    "aws:ssm/getParameter:getParameter": {"value": "ami-0123456789abcdef0"},
+    "aws:ec2/getAmi:getAmi": {"id": "ami-0123456789abcdef0", "rootDeviceName": "/dev/sda1"},
+}
+"""What the providers' functions answer, as far as the program asks."""
 
 
 class Engine(pulumi.runtime.Mocks):
@@ -29,18 +45,27 @@ class Engine(pulumi.runtime.Mocks):
 
     def __init__(self) -> None:
         self.registered: list[str] = []
+        self.broken: list[str] = []
+        """What policies say of what is registered, and where they crash."""
 
     def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str, dict[str, Any]]:
         self.registered.append(args.name)
-        return f"{args.name}-id", dict(args.inputs)
+        for rule in RESOURCE_RULES:
+            try:
+                self.broken += rule(Subject(args.typ, args.name, dict(args.inputs)))
+            except Exception as error:
+                self.broken.append(f"{rule.__name__} crashed on {args.name}: {error!r}")
+        # Linode's ids are numbers.
+        return "17" if args.typ.startswith("linode:") else f"{args.name}-id", dict(args.inputs)
 
     def call(self, args: pulumi.runtime.MockCallArgs) -> dict[str, Any]:
-        return {}
+        return ANSWERS.get(args.token, {})
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
     """`exit`: the program's status; `said`: its errors; `registered`: names of resources."""
-    engine, said = Engine(), []
+    engine = Engine()
+    said: Any = []
     logger = logging.getLogger("engine")
     logger.propagate = False
     handler = logging.Handler(logging.ERROR)
@@ -51,7 +76,8 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         asyncio.run(_program(engine, logger, config))
     except SystemExit as end:
         status = end.code
-    return {"exit": status, "said": "\n".join(said), "registered": engine.registered}
+    said = "\n".join(said)
+    return {"exit": status, "said": said, "registered": engine.registered, "broken": engine.broken}
 
 
 async def _program(engine: Engine, logger: logging.Logger, config: dict[str, Any]) -> None:

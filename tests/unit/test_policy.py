@@ -143,6 +143,7 @@ SILENT = [
     (rules.owner_tagged, LINODE, {"tags": OWNED}),
     (rules.owner_tagged, LINODE, {"tags": [UNKNOWN, OWNED[1]]}),
     (rules.owner_tagged, EC2, {"tags": {"vllm-fleet-owner": "x"}}),
+    (rules.owner_tagged, EC2, {"tags": {"vllm-fleet-node": "prod/jobs"}}),
     (rules.owner_tagged, COMMAND, {}),
     (rules.root_volume_large_enough, VOLUME, {"size_gb": 150.0}),
     (rules.root_volume_large_enough, VOLUME, {"size_gb": UNKNOWN}),

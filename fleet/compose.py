@@ -53,6 +53,13 @@ def serve_arguments(serving: Serving) -> list[str]:
 
 def compose_document(serving: Serving, door: Gateway | None = None) -> dict[str, Any]:
     """The compose file as a document: plain compose, no Swarm keys. With `door`, a gateway before vLLM."""
+    own = {
+        # Those of .env that are vLLM's; a name without a value is what .env says, or nothing.
+        **dict.fromkeys(("NVIDIA_VISIBLE_DEVICES", "VLLM_API_KEY", "HF_TOKEN")),
+        "HF_HOME": "/models",
+        "VLLM_CACHE_ROOT": "/cache",
+    }
+    given = {name: _literal(value) for name, value in serving.environment.items()}
     vllm = {
         "image": serving.image,
         "container_name": serving.container_name,
@@ -60,14 +67,8 @@ def compose_document(serving: Serving, door: Gateway | None = None) -> dict[str,
         "ipc": "host",
         "shm_size": f"{serving.shm_size_gb}gb",
         "restart": "unless-stopped",
-        "environment": {
-            **{name: _literal(value) for name, value in serving.environment.items()},
-            # Ours come last: settings refuse these names, and nothing gets round that here.
-            # Those of .env that are vLLM's; a name without a value is what .env says, or nothing.
-            **dict.fromkeys(("NVIDIA_VISIBLE_DEVICES", "VLLM_API_KEY", "HF_TOKEN")),
-            "HF_HOME": "/models",
-            "VLLM_CACHE_ROOT": "/cache",
-        },
+        # Settings refuse these names; here, too, ours are what counts.
+        "environment": {**own, **given, **own},
         "ports": [f"127.0.0.1:{PORT}:{PORT}"],
         "volumes": [f"{layout.MODELS_DIRECTORY}:/models", f"{layout.CACHE_DIRECTORY}:/cache"],
         "command": serve_arguments(serving),

@@ -89,6 +89,7 @@ class GpuJobPipeline(pulumi.ComponentResource):
                         account=known["account"],
                         pipeline=label,
                         launch_template=known["template"],
+                        types=[jobs.type, *jobs.fallback_types],
                         subnets=known["subnets"],
                         security_groups=[known["group"]],
                         job_role=known["role"],

@@ -209,7 +209,7 @@ def follow(pipeline: Pipeline, job_id: str) -> None:
     assert job is not None
     typer.echo(summary(job), err=True)
     failed = (job.result.exit_code if job.result else None) or 1
-    raise typer.Exit(0 if job.status == Status.SUCCEEDED else max(1, failed))
+    raise typer.Exit(0 if job.status == Status.SUCCEEDED else min(max(1, failed), 255))
 
 
 def most(cost: float | None) -> str:

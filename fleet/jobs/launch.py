@@ -15,7 +15,7 @@ from fleet.jobs import look
 from fleet.jobs.look import Job
 from fleet.jobs.pipeline import JobError, NoCapacity, Pipeline
 from fleet.jobs.policies import PIPELINE_TAG
-from fleet.jobs.price import LimitError, Limits, limits_of
+from fleet.jobs.price import LimitError, Limits, check_cost, check_minutes, limits_of
 from fleet.jobs.userdata import JobSpec
 from fleet.userdata import UserDataTooLarge
 
@@ -28,6 +28,12 @@ ELSEWHERE = {
     "SpotMaxPriceTooLow": "has no spare capacity there",
 }
 """Refusals after which another subnet or type may do."""
+
+NO_SPOT_ROLE = (
+    "jobs.spot: this account has never used spare capacity, and lacks the role that EC2 needs for it. Fix: "
+    "once, with an administrator's rights: aws iam create-service-linked-role "
+    "--aws-service-name spot.amazonaws.com"
+)
 
 SEEN_DEADLINE_S = 60.0
 """EC2 shows what it has launched within seconds."""
@@ -50,9 +56,10 @@ def submit(
         args: its arguments. They are in the instance's user data: no secrets.
         token: any text. However often it is sent, by whomever, and whatever crashes in between, there is one
             job. A random one if left out.
-        timeout_minutes: the machine is off that many minutes after its launch; its script is ended half a
-            minute before.
-        max_cost: most that the run may cost, in US dollars; the machine is off at the minute it pays for.
+        timeout_minutes: the machine is off that many minutes after its launch, or after the pipeline's own
+            if those are fewer; its script is ended half a minute before.
+        max_cost: most that the run may cost, in US dollars, or the pipeline's own if that is less; the
+            machine is off at the minute it pays for.
 
     Raises NoCapacity where no type is to be had in any subnet, and JobError where the token stands for
     another job or a limit cannot be held.
@@ -77,15 +84,23 @@ def limits(
 ) -> dict[str, Limits]:
     """How long a job may take on each type, and what it then costs. Raises JobError where that is too little.
 
-    What is left out is as the pipeline says.
+    The pipeline's own limits hold for every job: of two, the smaller counts.
     """
+    costs = [each for each in (max_cost, pipeline.max_cost) if each is not None]
+    try:
+        if max_cost is not None:
+            check_cost(max_cost)
+        if timeout_minutes is not None:
+            check_minutes(timeout_minutes)
+    except LimitError as error:
+        raise JobError(str(error)) from None
     try:
         return {
             type_: limits_of(
                 type_,
                 pipeline.region,
-                timeout_minutes=timeout_minutes or pipeline.timeout_minutes,
-                max_cost=pipeline.max_cost if max_cost is None else max_cost,
+                timeout_minutes=min(timeout_minutes or pipeline.timeout_minutes, pipeline.timeout_minutes),
+                max_cost=min(costs, default=None),
                 spot=pipeline.spot,
             )
             for type_ in pipeline.types
@@ -137,6 +152,8 @@ def _launch(pipeline: Pipeline, token: str, request: str, specs: Mapping[str, Jo
                     raise JobError(
                         f"token: {token} has just started another job; use a token of its own for each job"
                     ) from None
+                if refusal == "AuthFailure.ServiceLinkedRoleCreationNotPermitted":
+                    raise JobError(NO_SPOT_ROLE) from None
                 if refusal not in ELSEWHERE:
                     raise
                 refused.append(f"{type_} in {subnet} {ELSEWHERE[refusal]} ({refusal})")

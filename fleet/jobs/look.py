@@ -6,8 +6,7 @@ on the share for ever.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fleet.aws import code
+from fleet.jobs import hostile
+from fleet.jobs.hostile import LONGEST_MINUTES
 from fleet.jobs.pipeline import JobError, Pipeline
 from fleet.jobs.policies import PIPELINE_TAG
 from fleet.jobs.price import cost
@@ -25,9 +26,6 @@ MINUTES_TAG = "vllm-fleet-job-minutes"
 PRICE_TAG = "vllm-fleet-job-price"
 REQUEST_TAG = "vllm-fleet-job-request"
 """On a job's instance and volume: its id, and what it was started with."""
-
-LONGEST_MINUTES = 2880
-"""An instance of the pipeline whose tags do not say how long it may live has as long as any job may have."""
 
 LIVING = ("pending", "running", "stopping", "stopped", "shutting-down")
 
@@ -117,10 +115,9 @@ def jobs(pipeline: Pipeline, *, days: int = 7, now: datetime | None = None) -> l
     for job_id, stream in streams.items():
         if job_id not in known:
             known[job_id] = _forgotten(job_id, stream)
-    for result in _results(pipeline, since, known):
-        job_id = result["id"]
+    for job_id, written in _results(pipeline, since, known):
         if job_id in known:
-            known[job_id] = _with_result(known[job_id], result)
+            known[job_id] = _with_result(known[job_id], written)
     recent = (job for job in known.values() if job.launched >= since or not job.status.over)
     return sorted(recent, key=lambda job: job.launched, reverse=True)
 
@@ -135,10 +132,8 @@ def find(pipeline: Pipeline, job_id: str, *, now: datetime | None = None) -> Job
         if stream is None:
             return None
         job = _forgotten(job_id, stream)
-    for result in _result_events(pipeline, job_id):
-        return _with_result(job, result)
-    shared = _shared_result(pipeline, job_id)
-    return _with_result(job, shared) if shared else job
+    written = _result_events(pipeline, job_id) or _shared_result(pipeline, job_id)
+    return _with_result(job, written) if written else job
 
 
 def instances(ec2: Any, pipeline: str | None, job_id: str | None = None) -> list[dict[str, Any]]:
@@ -165,20 +160,21 @@ def _claim(instance: Mapping[str, Any]) -> tuple[bool, datetime, str]:
 
 
 def _of_instance(instance: Mapping[str, Any], now: datetime) -> Job:
-    tags = {tag["Key"]: tag["Value"] for tag in instance.get("Tags", [])}
-    price = tags.get(PRICE_TAG, "")
+    tags = {tag["Key"]: tag.get("Value", "") for tag in instance.get("Tags", [])}
+    minutes = hostile.minutes(tags.get(MINUTES_TAG, ""))
+    malformed = f"its tag {MINUTES_TAG} is no number of minutes" if minutes is None else ""
     job = Job(
         # Somebody may have launched one from the template by hand.
-        id=tags.get(JOB_TAG) or instance["InstanceId"],
+        id=hostile.job_id(tags.get(JOB_TAG, "")) or instance["InstanceId"],
         status=Status.LOST,
-        script=tags.get(SCRIPT_TAG, ""),
+        script=hostile.text(tags.get(SCRIPT_TAG, "")),
         launched=instance["LaunchTime"],
         type=instance["InstanceType"],
         instance_id=instance["InstanceId"],
-        minutes=int(tags.get(MINUTES_TAG) or LONGEST_MINUTES),
-        price_per_hour=float(price) if price else None,
+        minutes=minutes or LONGEST_MINUTES,
+        price_per_hour=hostile.amount(tags.get(PRICE_TAG, "")) or None,
         request=tags.get(REQUEST_TAG, ""),
-        why=instance.get("StateReason", {}).get("Message", ""),
+        why=instance.get("StateReason", {}).get("Message", "") or malformed,
     )
     match instance["State"]["Name"]:
         case "terminated":
@@ -202,26 +198,35 @@ def _forgotten(job_id: str, stream: Mapping[str, Any]) -> Job:
     return Job(job_id, Status.LOST, script="", launched=launched, why="EC2 has forgotten the instance")
 
 
-def _with_result(job: Job, document: Mapping[str, Any]) -> Job:
+def _with_result(job: Job, written: Sequence[str]) -> Job:
+    """The job with the first of what was written as its result that is one."""
+    document = next(filter(None, map(hostile.result, written)), None)
+    if document is None:
+        return replace(job, why=job.why or "its result cannot be read")
+    ended, launched = (hostile.moment(document[name]) for name in ("ended", "launched"))
+    assert ended and launched
+    exit_code = document.get("exit_code")
     result = Result(
-        reason=document["reason"],
-        detail=document["detail"],
-        exit_code=document["exit_code"],
-        seconds=document["seconds"],
-        cost=document["cost"],
-        ended=datetime.fromtimestamp(document["ended"], UTC),
+        reason=hostile.text(document["reason"]),
+        detail=hostile.text(document.get("detail")),
+        exit_code=exit_code if isinstance(exit_code, int) else None,
+        seconds=hostile.amount(document["seconds"]) or 0.0,
+        cost=hostile.amount(document.get("cost")),
+        ended=ended,
     )
-    job = replace(
-        job,
-        result=result,
-        script=document["script"],
-        type=document["type"],
-        minutes=document["minutes"],
-        price_per_hour=document["price_per_hour"],
-    )
+    job = replace(job, result=result)
+    if not job.instance_id:
+        # What it was launched with is known from nowhere else.
+        job = replace(
+            job,
+            script=hostile.text(document.get("script")),
+            type=hostile.text(document.get("type")),
+            minutes=hostile.minutes(str(document.get("minutes"))) or LONGEST_MINUTES,
+            price_per_hour=hostile.amount(document.get("price_per_hour")),
+        )
     if job.status == Status.LOST:
         over = Status.SUCCEEDED if result.reason == "succeeded" else Status.FAILED
-        return replace(job, status=over, launched=datetime.fromtimestamp(document["launched"], UTC))
+        return replace(job, status=over, launched=launched)
     return replace(job, status=job.status if job.status == Status.OVERDUE else Status.ENDING)
 
 
@@ -236,40 +241,41 @@ def _stream(pipeline: Pipeline, name: str) -> dict[str, Any] | None:
     return next((each for each in _streams(pipeline, name) if each["logStreamName"] == name), None)
 
 
-def _results(pipeline: Pipeline, since: datetime, known: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """From CloudWatch; and from the share, if it is mounted here, for those that did not get that far."""
+def _results(
+    pipeline: Pipeline, since: datetime, known: Iterable[str]
+) -> Iterator[tuple[str, Sequence[str]]]:
+    """What was written as result of each job: in CloudWatch; else on the share, if it is mounted here."""
     pages = pipeline.logs.get_paginator("filter_log_events").paginate(
         logGroupName=pipeline.log_group,
         logStreamNamePrefix="result/",
         startTime=int(since.timestamp() * 1000),
     )
-    seen = set()
+    found: dict[str, list[str]] = {}
     for page in _told(pipeline, pages):
         for event in page["events"]:
-            if event["logStreamName"].startswith("result/"):
-                result = json.loads(event["message"])
-                seen.add(result["id"])
-                yield result
-    for job_id in set(known) - seen:
+            kind, _, job_id = event["logStreamName"].partition("/")
+            if kind == "result":
+                found.setdefault(job_id, []).append(event["message"])
+    yield from found.items()
+    for job_id in set(known) - found.keys():
         if shared := _shared_result(pipeline, job_id):
-            yield shared
+            yield job_id, shared
 
 
-def _result_events(pipeline: Pipeline, job_id: str) -> Iterator[dict[str, Any]]:
-    if _stream(pipeline, f"result/{job_id}"):
-        events = pipeline.logs.get_log_events(
-            logGroupName=pipeline.log_group, logStreamName=f"result/{job_id}", startFromHead=True
-        )
-        yield from (json.loads(event["message"]) for event in events["events"])
+def _result_events(pipeline: Pipeline, job_id: str) -> Sequence[str]:
+    if not _stream(pipeline, f"result/{job_id}"):
+        return ()
+    events = pipeline.logs.get_log_events(
+        logGroupName=pipeline.log_group, logStreamName=f"result/{job_id}", startFromHead=True
+    )
+    return [event["message"] for event in events["events"]]
 
 
-def _shared_result(pipeline: Pipeline, job_id: str) -> dict[str, Any] | None:
-    try:
-        text = (Path(pipeline.mount_path) / "jobs" / job_id / "result.json").read_text()
-    except OSError:
-        return None
-    document: dict[str, Any] = json.loads(text)
-    return document
+def _shared_result(pipeline: Pipeline, job_id: str) -> Sequence[str]:
+    if hostile.job_id(job_id) is None:
+        return ()
+    written = hostile.file(Path(pipeline.mount_path) / "jobs" / job_id / "result.json")
+    return () if written is None else (written,)
 
 
 def _told(pipeline: Pipeline, pages: Iterable[Any]) -> Iterator[Any]:

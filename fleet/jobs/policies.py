@@ -2,8 +2,9 @@
 
 The control instance starts, watches and ends job instances. Each right is as narrow as EC2 can check it (its
 service authorization reference says by which resources and condition keys): it launches from one template,
-in the pipeline's subnets and groups, only what carries the pipeline's tag; it ends only what carries that
-tag; it hands over one role.
+in the pipeline's subnets and groups, only its types, only what carries the pipeline's tag; it ends only what
+carries that tag; it hands over one role. How many machines a launch may ask for, IAM cannot state: the
+account's quota of vCPUs bounds them, and each ends by itself.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class Scope:
     """Value of the tag."""
     launch_template: str
     """Id of the template."""
+    types: Sequence[str]
+    """Instance types of jobs."""
     subnets: Sequence[str]
     """Ids of the subnets."""
     security_groups: Sequence[str]
@@ -51,7 +54,9 @@ def control_policy(scope: Scope) -> str:
     """What the control instance may do, as JSON."""
     tag = {PIPELINE_TAG: scope.pipeline}
     template = {"ArnEquals": {"ec2:LaunchTemplate": scope.arn(f"launch-template/{scope.launch_template}")}}
-    launched = [scope.arn("instance/*"), scope.arn("volume/*")]
+    machine, volume = scope.arn("instance/*"), scope.arn("volume/*")
+    tagged = _equals("aws:RequestTag", tag)
+    of_its_types = {"StringEquals": {**tagged["StringEquals"], "ec2:InstanceType": list(scope.types)}}
     used = [
         *(scope.arn(f"subnet/{each}") for each in scope.subnets),
         scope.arn("network-interface/*"),
@@ -65,13 +70,14 @@ def control_policy(scope: Scope) -> str:
     ]
     of_template = {"Bool": {"ec2:IsLaunchTemplateResource": "true"}}
     return _document(
-        _allow("LaunchTagged", "ec2:RunInstances", launched, template | _equals("aws:RequestTag", tag)),
+        _allow("LaunchTagged", "ec2:RunInstances", machine, template | of_its_types),
+        _allow("LaunchTaggedVolumes", "ec2:RunInstances", volume, template | tagged),
         _allow("LaunchFromTheTemplate", "ec2:RunInstances", used, template),
         _allow("LaunchWithItsImageAndGroups", "ec2:RunInstances", fixed, template | of_template),
         _allow(
             "TagAtLaunch",
             "ec2:CreateTags",
-            launched,
+            [machine, volume],
             {"StringEquals": {"ec2:CreateAction": "RunInstances", **_keys("aws:RequestTag", tag)}},
         ),
         # EC2 cannot limit what is described.
@@ -79,7 +85,7 @@ def control_policy(scope: Scope) -> str:
         _allow(
             "EndItsOwn",
             "ec2:TerminateInstances",
-            scope.arn("instance/*"),
+            machine,
             _equals("aws:ResourceTag", tag),
         ),
         _allow(

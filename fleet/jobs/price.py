@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, floor
+from math import ceil, floor, isfinite
 
 from fleet.catalog import catalog
 
@@ -37,6 +37,8 @@ def limits_of(
     where no price of it is known. Raises LimitError where `max_cost` pays for less than a minute, or no price
     is known to hold it by.
     """
+    if max_cost is not None:
+        check_cost(max_cost)
     price = price_per_hour(type_, region, spot=spot)
     if max_cost is None:
         return Limits(timeout_minutes, price)
@@ -53,6 +55,18 @@ def limits_of(
             f"allow at least {ceil(price / 60 * 100) / 100:.2f}"
         )
     return Limits(min(timeout_minutes, paid), price)
+
+
+def check_cost(dollars: float) -> None:
+    """Raises LimitError for what is no amount of money, such as nan."""
+    if not (isfinite(dollars) and dollars > 0):
+        raise LimitError(f"max_cost: {dollars:g} is not an amount of dollars. Fix: give for example 2.50")
+
+
+def check_minutes(minutes: int) -> None:
+    """Raises LimitError for what is no number of minutes."""
+    if isinstance(minutes, bool) or not isinstance(minutes, int) or minutes < 1:
+        raise LimitError(f"timeout_minutes: {minutes!r} is not a number of minutes. Fix: give 1 or more")
 
 
 def price_per_hour(type_: str, region: str, *, spot: bool = False) -> float | None:

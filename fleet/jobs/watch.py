@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from fleet.aws import code
-from fleet.jobs import look
+from fleet.jobs import hostile, look
 from fleet.jobs.look import Job
 from fleet.jobs.pipeline import JobError, Pipeline
 
@@ -16,8 +16,16 @@ LATE = timedelta(minutes=5)
 
 
 def logs(pipeline: Pipeline, job_id: str) -> Iterator[str]:
-    """The lines of a job's log in CloudWatch, as far as it is written; none if it has none yet."""
-    yield from _Tail(pipeline, job_id).new()
+    """The lines of a job's log in CloudWatch, as far as it is written; none if it has none yet.
+
+    Raises JobError if there is no such job.
+    """
+    empty = True
+    for line in _Tail(pipeline, job_id).new():
+        empty = False
+        yield line
+    if empty and look.find(pipeline, job_id) is None:
+        raise JobError(f"there is no job {job_id} in {pipeline.name}. Fix: see `fleet job list`")
 
 
 def follow(pipeline: Pipeline, job_id: str, *, every_s: float = 5.0) -> Iterator[str | Job]:
@@ -68,7 +76,7 @@ class _Tail:
                 if code(error) == "ResourceNotFoundException":
                     return  # the machine has not begun to write it
                 raise
-            yield from (event["message"] for event in page["events"])
+            yield from (hostile.printable(event["message"]) for event in page["events"])
             # CloudWatch gives the same token again at the end.
             if page["nextForwardToken"] == self._next:
                 return

@@ -10,7 +10,7 @@ import fnmatch
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from simcloud.aws.protocol import AwsRequest
@@ -92,7 +92,10 @@ def _launch(request: AwsRequest, ec2: Any, place: str, profile_role: Any) -> Ite
         known = {"ec2:IsLaunchTemplateResource": str(from_template).lower()}
         return Asked("ec2:RunInstances", f"{owner}:{kind}/{id_}", context | known)
 
-    yield launched("instance", "*", False)
+    # EC2 knows the type of an instance alone, not of what it is launched with.
+    machine = launched("instance", "*", False)
+    type_ = str(given.get("InstanceType") or data.get("InstanceType"))
+    yield replace(machine, context={**machine.context, "ec2:InstanceType": type_})
     yield launched("volume", "*", False)
     yield launched("network-interface", "*", False)
     yield launched("subnet", subnet, False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import runpy
 import sys
@@ -17,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from typer.testing import CliRunner
 
 from fleet.aws import Credentials
@@ -94,6 +96,7 @@ def pipeline(cloud: SimCloud) -> Pipeline:
         account=ACCOUNT,
         pipeline="test-jobs",
         launch_template=template,
+        types=["g6e.xlarge", "g6.2xlarge", "g6.xlarge"],
         subnets=[each["SubnetId"] for each in places],
         security_groups=[group],
         job_role=f"arn:aws:iam::{ACCOUNT}:role/job",
@@ -376,6 +379,198 @@ def test_a_celery_task_that_is_delivered_again_finds_its_job(
     assert len(machines(cloud)) == 1
 
 
+HOSTILE_MINUTES = (
+    *(
+        "",
+        "abc",
+        "-5",
+        "0",
+        "1.5",
+        "nan",
+        "1e9",
+        " 7",
+        "999999999",
+        "9" * 5000,
+        "\u0661\u0662",
+        "\x1b[2J",
+        "120m",
+    ),
+)
+HOSTILE_PRICES = ("abc", "nan", "inf", "-1", "1e999", "\u221e")
+HOSTILE_IDS = ("../../etc", "", ".", "a/b", "\x1b[31m", "a" * 200, "job 1")
+
+
+def machine_with(**tags: str) -> dict[str, Any]:
+    """A running instance of a pipeline with these tags, as EC2 describes it; launched in 2026."""
+    names = {"id": look.JOB_TAG, "minutes": look.MINUTES_TAG, "price": look.PRICE_TAG}
+    known = {"id": "job-1", "minutes": "120", "price": "1.861"} | tags
+    return {
+        "InstanceId": "i-1",
+        "InstanceType": "g6e.xlarge",
+        "LaunchTime": datetime(2026, 11, 1, tzinfo=UTC),
+        "State": {"Name": "running"},
+        "Tags": [{"Key": names[name], "Value": value} for name, value in known.items()],
+    }
+
+
+def described(*instances: dict[str, Any]) -> Any:
+    """A client of EC2 that describes these instances."""
+    pages = [{"Reservations": [{"Instances": [each]} for each in instances]}]
+    return SimpleNamespace(
+        get_paginator=lambda _: SimpleNamespace(paginate=lambda **_: pages),
+        terminate_instances=lambda **_: {},
+    )
+
+
+def test_a_malformed_tag_keeps_no_machine_of_the_region_from_being_reaped() -> None:
+    instances = [machine_with(minutes=value) for value in HOSTILE_MINUTES]
+    instances += [machine_with(price=value) for value in HOSTILE_PRICES]
+    instances += [machine_with(id=value) for value in HOSTILE_IDS]
+    for number, instance in enumerate(instances):
+        instance["InstanceId"] = f"i-{number}"
+    now = datetime(2026, 11, 1, tzinfo=UTC) + timedelta(minutes=2883)
+    due = reap(described(*instances), now=now, end=True)
+    assert [each.job.instance_id for each in due] == [each["InstanceId"] for each in instances]
+    soon = now - timedelta(minutes=30)
+    told = [each.job for each in reap(described(*instances), now=soon)]
+    assert len(told) == len(HOSTILE_PRICES + HOSTILE_IDS), "others may live for as long as any job may"
+
+
+@pytest.mark.parametrize("id_", HOSTILE_IDS)
+def test_an_id_that_could_lead_elsewhere_is_the_instances_own_instead(id_: str) -> None:
+    (job,) = look.of_instances([machine_with(id=id_)], datetime(2026, 11, 1, tzinfo=UTC))
+    assert job.id == "i-1"
+
+
+def test_a_malformed_price_is_none_and_malformed_minutes_are_said() -> None:
+    now = datetime(2026, 11, 1, tzinfo=UTC)
+    for price in HOSTILE_PRICES:
+        assert look.of_instances([machine_with(price=price)], now)[0].price_per_hour is None
+    for minutes in HOSTILE_MINUTES:
+        (job,) = look.of_instances([machine_with(minutes=minutes)], now)
+        assert job.minutes == 2880
+        assert ("no number of minutes" in job.why) == (not minutes.startswith("99"))
+
+
+HOSTILE_RESULTS = (
+    *(
+        "not JSON",
+        "",
+        "null",
+        "[]",
+        "7",
+        "{}",
+        '{"reason": 7}',
+        "[" * 100_000,
+        "\x00",
+        '{"reason": "succeeded"}',
+    ),
+    '{"reason": "x", "launched": 1e300, "ended": 1, "seconds": 1}',
+    '{"reason": "x", "launched": "1", "ended": true, "seconds": 1}',
+    '{"reason": "x", "launched": 1, "ended": 1, "seconds": NaN}',
+)
+
+
+def test_what_a_job_wrote_instead_of_a_result_is_said_and_the_others_are_listed(
+    cloud: SimCloud, pipeline: Pipeline, share: Path
+) -> None:
+    script(share, "exit 0")
+    good = submit(pipeline)
+    over(pipeline, good)
+    log = cloud.console("logs")
+    now = int(time.time() * 1000)
+
+    def write(job_id: str, *lines: str) -> None:
+        for stream, texts in ((f"log/{job_id}", ("x",)), (f"result/{job_id}", lines)):
+            log.create_log_stream(logGroupName=pipeline.log_group, logStreamName=stream)
+            log.put_log_events(
+                logGroupName=pipeline.log_group,
+                logStreamName=stream,
+                logEvents=[{"timestamp": now, "message": text or " "} for text in texts],
+            )
+
+    for number, text in enumerate(HOSTILE_RESULTS):
+        write(f"job-{number}", text)
+    whole = {"reason": "late\x1b[2J", "launched": 1e9, "ended": 1e9 + 60, "seconds": 60, "minutes": 10**9}
+    write("job-late", "not JSON", json.dumps({**whole, "cost": -5, "price_per_hour": "x", "script": ["a"]}))
+    told = {job.id: job for job in jobs(pipeline)}
+    assert told[good.id].status == Status.SUCCEEDED
+    for number in range(len(HOSTILE_RESULTS)):
+        job = told[f"job-{number}"]
+        assert (job.result, job.status) == (None, Status.LOST)
+        assert find(pipeline, job.id) is not None
+    late = find(pipeline, "job-late")
+    assert late and late.result and late.minutes == 2880
+    assert (late.result.reason, late.result.cost, late.script) == ("late\\x1b[2J", None, "")
+
+
+def test_a_result_on_the_share_is_a_small_file_of_its_own_or_none(pipeline: Pipeline, tmp_path: Path) -> None:
+    place = replace(pipeline, mount_path=str(tmp_path))
+    told = {"reason": "stolen", "detail": "", "launched": 1, "ended": 1, "seconds": 1}
+    (tmp_path / "secret.json").write_text(json.dumps(told))
+    cases: dict[str, Callable[[Path], None]] = {
+        "job-pipe": os.mkfifo,
+        "job-link": lambda at: at.symlink_to(tmp_path / "secret.json"),
+        "job-folder": lambda at: at.mkdir(),
+        "job-large": lambda at: at.write_text(json.dumps(told) + " " * 10**6) and None,
+    }
+    for job_id, make in cases.items():
+        (tmp_path / "jobs" / job_id).mkdir(parents=True)
+        make(tmp_path / "jobs" / job_id / "result.json")
+        assert look._shared_result(place, job_id) == ()
+    (tmp_path / "result.json").write_text(json.dumps(told))
+    assert look._shared_result(place, "..") == ()
+
+
+def test_a_log_cannot_command_the_terminal(cloud: SimCloud, pipeline: Pipeline, share: Path) -> None:
+    script(share, r"printf 'a\033]52;c;eA==\007b\tc\n'")
+    job = submit(pipeline)
+    over(pipeline, job)
+    assert "a\\x1b]52;c;eA==\\x07b\tc" in list(logs(pipeline, job.id))
+
+
+def test_the_log_of_a_job_that_does_not_exist_is_refused(pipeline: Pipeline) -> None:
+    with pytest.raises(JobError, match=r"there is no job nope in test-jobs\. Fix: see `fleet job list`"):
+        list(logs(pipeline, "nope"))
+
+
+def test_a_job_never_gets_more_than_its_pipeline_allows(
+    cloud: SimCloud, pipeline: Pipeline, share: Path
+) -> None:
+    script(share, "exit 0")
+    strict = replace(pipeline, max_cost=0.5, timeout_minutes=60)
+    job = submit(strict, max_cost=500, timeout_minutes=100_000)
+    assert (job.minutes, job.at_most) == (16, 0.4963)
+    assert submit(replace(strict, max_cost=None), max_cost=500, timeout_minutes=100_000).minutes == 60
+    assert submit(strict, max_cost=0.1).minutes == 3
+    assert submit(strict, timeout_minutes=5).minutes == 5
+
+
+@pytest.mark.parametrize("cost", [float("nan"), float("inf"), float("-inf"), 0.0, -1.0])
+@pytest.mark.parametrize("own", [None, 5.0])
+def test_what_is_no_amount_of_money_is_refused_before_anything_is_bought(
+    cloud: SimCloud, pipeline: Pipeline, cost: float, own: float | None
+) -> None:
+    with pytest.raises(JobError, match=r"^max_cost: .* is not an amount of dollars\. Fix: "):
+        submit(replace(pipeline, max_cost=own), max_cost=cost)
+    with pytest.raises(JobError, match=r"^timeout_minutes: .* is not a number of minutes\. Fix: "):
+        submit(pipeline, timeout_minutes=int(cost) if abs(cost) <= 1 else -7)
+    assert machines(cloud) == []
+
+
+def test_an_account_without_the_role_for_spare_capacity_is_told_how_to_make_it(
+    cloud: SimCloud, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: Any) -> None:
+        said = {"Error": {"Code": "AuthFailure.ServiceLinkedRoleCreationNotPermitted", "Message": "…"}}
+        raise ClientError(said, "RunInstances")
+
+    spare = replace(pipeline, spot=True)
+    monkeypatch.setattr(spare.ec2, "run_instances", refuse)
+    with pytest.raises(JobError, match=r"Fix: .*aws iam create-service-linked-role .*spot\.amazonaws\.com"):
+        submit(spare)
+
+
 def test_the_commands_need_no_stack(
     cloud: SimCloud, pipeline: Pipeline, share: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -405,6 +600,12 @@ def test_the_commands_need_no_stack(
     assert "begun\n" in fleet("logs", job_id)[1]
     assert fleet("cancel", job_id) == (2, f"fleet: {job_id} is over already: failed\n")
     assert fleet("reap", "--region", REGION, "--yes") == (0, "No job instance has outlived its deadline\n")
+    code, said = fleet("run", "--max-cost", "nan")
+    assert (code, said) == (
+        2,
+        "fleet: max_cost: nan is not an amount of dollars. Fix: give for example 2.50\n",
+    )
+    assert fleet("logs", "nope")[0] == 2
     code, said = fleet("run", "--max-cost", "0.01")
     assert code == 2
     assert "max_cost: 0.01 pays for less than a minute of g6e.xlarge" in said

@@ -40,10 +40,14 @@ class Billed:
     running: bool
     spot: bool = False
     created: datetime | None = None
+    in_state: bool = True
+    """False for what only the cloud knows of: left by an interrupted update, or lost from the state."""
 
     @property
     def status(self) -> str:
-        """``running``, ``stopped, still billed`` or ``server gone, volume billed``."""
+        """Whether it runs or only bills, and whether the state knows of it."""
+        if not self.in_state:
+            return "not in the state, billed"
         if self.type is None:
             return "server gone, volume billed"
         return "running" if self.running else "stopped, still billed"
@@ -131,13 +135,16 @@ def report(
     now: datetime,
     *,
     jobs: Iterable[Job] = (),
+    surplus: Iterable[Billed] = (),
     currency: str = "EUR",
     rate: ExchangeRate | None = None,
 ) -> Report:
     """The bill of a stack whose states, each with the moment it was reached, are ``history``, oldest first.
 
-    ``jobs`` are those its pipeline ran. A state's cost runs until the next state. A change that a cloud made
-    by itself counts from the refresh that saw it. Raises ValueError for an empty history.
+    ``jobs`` are those its pipeline ran, ``surplus`` is what its owner has beside the state: that counts an
+    hour and a month, but not in the month to date, since nobody knows when it began. A state's cost runs
+    until the next state. A change that a cloud made by itself counts from the refresh that saw it.
+    Raises ValueError for an empty history.
     """
     if not history:
         raise ValueError("history: the stack has no state yet; bring it up first")
@@ -154,6 +161,7 @@ def report(
             to_date += max(0.0, (end - begins).total_seconds() / 3600) * (cost.total or 0.0)
             if cost.reason and end > month:
                 unknown[f"{entry.node}: {cost.reason}"] = None
+    rows += [(entry, entry.cost().into(currency, rate)) for entry in surplus]
     billed_jobs = job_costs(jobs, now, currency=currency, rate=rate)
     for job in billed_jobs:
         if job.month_to_date is None:

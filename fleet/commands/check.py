@@ -50,8 +50,11 @@ def check(
         name = stack or pulumi.selected_stack()
         config = pulumi.config(name)
         outputs = pulumi.outputs(name)
+        state = pulumi.read("stack", "export", stack=name)
     findings = check_keeping(name, os.environ, Path())
     findings += asyncio.run(look(config, outputs, clouds=clouds, on_nodes=on_nodes))
+    if clouds:
+        findings += surplus(state, config)
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
@@ -82,6 +85,24 @@ async def look(
         *(check_node(node, api_key) for node in deployed if on_nodes),
     )
     return [*findings, *(finding for each in found for finding in each)]
+
+
+def surplus(state: Mapping[str, Any], config: Mapping[str, Any]) -> list[Finding]:
+    """What the stack's owner has in the clouds and the state does not know: it bills, or it was lost."""
+    from fleet.check import Finding, Status  # noqa: PLC0415  --help does without
+    from fleet.commands.objects import ownership  # noqa: PLC0415
+
+    found = ownership(state, config)
+    if found is None:
+        return []
+    try:
+        objects = found.surplus()
+    except Exception as error:  # the cloud's own findings say what is wrong with it
+        return [Finding("stack", "surplus", Status.UNKNOWN, f"the clouds did not say: {error}")]
+    if not objects:
+        return [Finding("stack", "surplus", Status.OK, "nothing beside what the state knows")]
+    mend = "pulumi up takes a lost machine up again and removes what is in nobody's use"
+    return [Finding("stack", "surplus", Status.FAILED, f"not in the state: {each}", mend) for each in objects]
 
 
 def _requests(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from fleet.billing import Report, State, has_jobs, report
+from fleet.billing import Billed, Report, State, has_jobs, report
 from fleet.commands import pulumi
 from fleet.cost import ExchangeRate, default_rate
 
@@ -37,13 +37,17 @@ def cost_report(
     now = datetime.now(UTC)
     try:
         past, complete = history(stack, now)
+        # What was done to the state by hand is in no history.
+        past.append((now, pulumi.read("stack", "export", stack=stack)))
     except pulumi.PulumiError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from error
-    jobs, why_not = _jobs(stack, past[-1][1], now)
-    bill = report(past, now, jobs=jobs, currency=currency, rate=rate)
-    if why_not:
-        bill = replace(bill, unknown=(*bill.unknown, f"jobs: {why_not}"))
+    jobs, why_no_jobs = _jobs(stack, past[-1][1], now)
+    surplus, why_no_surplus = _surplus(stack, past[-1][1])
+    bill = report(past, now, jobs=jobs, surplus=surplus, currency=currency, rate=rate)
+    missing = {"jobs": why_no_jobs, "what the state does not know": why_no_surplus}
+    reasons = [f"{what}: {why}" for what, why in missing.items() if why]
+    bill = replace(bill, unknown=(*bill.unknown, *reasons))
     if as_json:
         typer.echo(json.dumps(document(bill, complete=complete), indent=1))
     else:
@@ -99,6 +103,35 @@ def _jobs(stack: str | None, state: State, now: datetime) -> tuple[list[Job], st
         return jobs(find(None, stack), days=now.day + 2, now=now), ""
     except (JobError, pulumi.PulumiError, BotoCoreError, ClientError) as error:
         return [], f"AWS does not tell what they cost: {error}"
+
+
+def _surplus(stack: str | None, state: State) -> tuple[list[Billed], str]:
+    """What the stack's owner has in its clouds and the state does not know; or why nobody can say."""
+    from fleet.commands.objects import ownership  # noqa: PLC0415  --help does without
+
+    try:
+        found = ownership(state, pulumi.config(stack))
+        if found is None:
+            return [], ""
+        objects = found.surplus()
+    except Exception as error:  # the bill of what is known is shown all the same
+        return [], f"the clouds did not say: {error}"
+    volumes = {each.belongs_to: each.size_gb for each in objects if each.kind == "volume"}
+    servers = {each.id for each in objects if each.kind == "server"}
+    return [
+        Billed(
+            node=each.node or each.name,
+            urn=each.id,
+            cloud=each.place.cloud,
+            zone=each.place.zone,
+            type=each.type,
+            root_volume_gb=volumes.get(each.id, each.size_gb) if each.kind == "server" else each.size_gb,
+            running=each.running,
+            in_state=False,
+        )
+        for each in objects
+        if each.kind == "server" or (each.kind == "volume" and each.belongs_to not in servers)
+    ], ""
 
 
 T = TypeVar("T")

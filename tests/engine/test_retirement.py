@@ -182,3 +182,55 @@ def test_a_second_checkout_with_the_same_stack_name_buys_nothing(fleet: Fleet) -
     assert fleet.parts() == fleet.whole("a")
     fleet.run("destroy")
     assert fleet.left() == []
+
+
+@each_cloud
+def test_what_state_has_lost_is_shown_by_every_report(fleet: Fleet) -> None:
+    fleet.run("up")
+    forget_the_server(fleet)
+    (lost,) = servers(fleet)["a"]
+
+    report = json.loads(fleet.command("cost-report", "--json").stdout)
+    rows = [node for node in report["nodes"] if node["status"] == "not in the state, billed"]
+    assert len(rows) == 1, report
+    row = rows[0]
+    assert (row["node"], row["type"]) == ("a", fleet.promises.node["type"])
+    assert report["per_hour"] >= row["per_hour"] > 0
+
+    findings = json.loads(fleet.command("check", "--json", "--no-nodes").stdout)
+    surplus = [each["seen"] for each in findings if each["name"] == "surplus"]
+    assert any(lost in seen for seen in surplus), findings
+
+
+@each_cloud
+def test_one_node_can_be_destroyed_by_itself(fleet: Fleet) -> None:
+    fleet.nodes("a", "b")
+    fleet.run("up")
+    listed = fleet.command("destroy", "b")
+    assert listed.returncode == 0
+    assert "would remove server" in listed.stdout
+    assert fleet.parts() == fleet.whole("a", "b")
+    done = fleet.command("destroy", "b", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert fleet.parts() == fleet.whole("a")
+    fleet.nodes("a")
+    fleet.run("up")
+    assert fleet.run("up").operations == {}
+
+
+@each_cloud
+def test_a_volume_whose_server_went_first_is_removed_by_the_next_up(fleet: Fleet) -> None:
+    """As a destroy leaves it that is killed between the two."""
+    fleet.nodes("a", "b")
+    fleet.run("up")
+    fleet.cloud.set_fault("delete_volume", "hold", node="b")
+    removal = fleet.start("destroy")
+    removal.wait_until(lambda: fleet.cloud.faults()["held"], "the volume's deletion")
+    removal.kill()
+    fleet.cloud.release()
+    fleet.stack.unlock()
+    fleet.nodes("a")
+    fleet.run("up")
+    assert fleet.parts() == fleet.whole("a")
+    fleet.run("destroy")
+    assert fleet.left() == []

@@ -35,6 +35,9 @@ WORDS: Mapping[str, str] = {
 def check(
     clouds: Annotated[bool, typer.Option("--clouds/--no-clouds", help="Look at the clouds.")] = True,
     on_nodes: Annotated[bool, typer.Option("--nodes/--no-nodes", help="Look at the nodes.")] = True,
+    ci: Annotated[
+        bool, typer.Option("--ci", help="Look at the repository's environments on GitHub, at nothing else.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     stack: StackName = None,
 ) -> None:
@@ -44,22 +47,39 @@ def check(
 
     Example: fleet check --stack prod --json
     """
-    from fleet.check import check_keeping, exit_status  # noqa: PLC0415  --help does without
+    from fleet.check import exit_status  # noqa: PLC0415  --help does without
 
     with nodes.told():
-        name = stack or pulumi.selected_stack()
-        config = pulumi.config(name)
-        outputs = pulumi.outputs(name)
-        state = pulumi.read("stack", "export", stack=name)
-    findings = check_keeping(name, os.environ, Path())
-    findings += asyncio.run(look(config, outputs, clouds=clouds, on_nodes=on_nodes))
-    if clouds:
-        findings += surplus(state, config)
+        if ci:
+            findings = _check_ci()
+        else:
+            findings = _check_stack(stack or pulumi.selected_stack(), clouds=clouds, on_nodes=on_nodes)
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
         _show(findings)
     raise typer.Exit(exit_status(findings))
+
+
+def _check_stack(name: str, *, clouds: bool, on_nodes: bool) -> list[Finding]:
+    """Raises PulumiError."""
+    from fleet.check import check_keeping  # noqa: PLC0415  --help does without
+
+    config, outputs = pulumi.config(name), pulumi.outputs(name)
+    state = pulumi.read("stack", "export", stack=name)
+    findings = check_keeping(name, os.environ, Path())
+    findings += asyncio.run(look(config, outputs, clouds=clouds, on_nodes=on_nodes))
+    return findings + (surplus(state, config) if clouds else [])
+
+
+def _check_ci() -> list[Finding]:
+    """Raises PulumiError where GitHub cannot be asked."""
+    from fleet.ci import CiError, ask_github, check_environments  # noqa: PLC0415  --ci alone needs it
+
+    try:
+        return check_environments(Path(".github") / "workflows", ask_github)
+    except CiError as error:
+        raise pulumi.PulumiError(str(error)) from error
 
 
 async def look(

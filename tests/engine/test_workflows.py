@@ -73,13 +73,18 @@ def gh(fleet: Fleet, tmp_path: Path) -> Path:
     script.write_text(
         f'#!/bin/sh\necho "$*" >>{noted}\n'
         f'for word; do case $word in body=@*) cat "${{word#body=@}}" >>{noted};; esac; done\n'
-        'case "$*" in *--jq*) echo 4711;; esac\n'
+        'case "$*" in *"run list"*) echo ${UPDATES-0};; *--jq*) echo 4711;; esac\n'
     )
     script.chmod(0o755)
     # Set-up puts the checkout's programs first; this one is found before anything else of its name.
     fleet.stack.env["PATH"] = f"{script.parent}{os.pathsep}{fleet.stack.env['PATH']}"
     fleet.stack.env["GITHUB_REPOSITORY"] = "owner/fleet"
     return noted
+
+
+def told(gh: Path) -> list[str]:
+    """What people hear of."""
+    return [line for line in gh.read_text().splitlines() if line.startswith("issue create")]
 
 
 def test_a_pull_request_gets_its_comment_and_a_night_its_report(fleet: Fleet, gh: Path) -> None:
@@ -100,7 +105,7 @@ def test_a_pull_request_gets_its_comment_and_a_night_its_report(fleet: Fleet, gh
     gh.unlink()
     nightly = {"SEEN": str(gh.parent / "seen.json")}
     assert run_steps(fleet, "drift.yml", **nightly) == 0
-    assert not gh.exists(), "nobody hears of no drift"
+    assert told(gh) == [], "nobody hears of no drift"
     assert {call["method"] for call in fleet.cloud.calls(after=seen)} == {"GET"}
 
     (server,) = fleet.cloud.inventory("server")
@@ -111,11 +116,54 @@ def test_a_pull_request_gets_its_comment_and_a_night_its_report(fleet: Fleet, gh
     ).raise_for_status()
     report = fleet.stack.folder / "drift.md"
     assert run_steps(fleet, "drift.yml", **nightly) != 0
-    assert gh.read_text() == "issue create --title Drift in test --body-file drift.md\n"
+    assert told(gh) == ["issue create --title Drift in test --body-file drift.md"]
     assert "| cloud | a | a-server | name | test-a | mine now |" in report.read_text()
     report.unlink()  # a runner's checkout is fresh
     assert run_steps(fleet, "drift.yml", **nightly) != 0
-    assert gh.read_text().count("issue create") == 1, "the same drift is told once"
+    assert len(told(gh)) == 1, "the same drift is told once"
+    assert run_steps(fleet, "drift.yml", UPDATES="1", **nightly) == 0, "an update is under way"
+
+
+def groups(workflow: str) -> set[str]:
+    document = yaml.safe_load((ROOT / ".github" / "workflows" / workflow).read_text())
+    return {job["concurrency"]["group"] for job in document["jobs"].values()}
+
+
+def test_no_other_workflow_can_drop_an_update_that_waits() -> None:
+    others = [groups(workflow) for workflow in ("drift.yml", "reap.yml")]
+    patterns = [
+        re.escape(group).replace(re.escape("${{ matrix.stack }}"), ".*") for each in others for group in each
+    ]
+    assert [up for up in groups("up.yml") for pattern in patterns if re.fullmatch(pattern, up)] == []
+
+
+def when_unlocked(tmp_path: Path, refusals: int, text: str, **environment: str) -> tuple[int, int]:
+    """The exit code, and how often the command ran, of one that is refused so often and then ends with 7."""
+    count = tmp_path / "count"
+    command = tmp_path / "command"
+    command.write_text(
+        f"#!/bin/sh\necho x >>{count}\n"
+        f"[ $(wc -l <{count}) -le {refusals} ] && {{ echo '{text}' >&2; exit 255; }}\nexit 7\n"
+    )
+    command.chmod(0o755)
+    done = subprocess.run(
+        [ROOT / ".github" / "when-unlocked.sh", command],
+        env=os.environ | {"PAUSE_S": "0"} | environment,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    return done.returncode, len(count.read_text().splitlines())
+
+
+LOCKED = "error: the stack is currently locked by 1 lock(s)."
+
+
+def test_an_update_waits_for_the_lock_and_for_nothing_else(tmp_path: Path) -> None:
+    for folder in ("waits", "other", "late"):
+        (tmp_path / folder).mkdir()
+    assert when_unlocked(tmp_path / "waits", 3, LOCKED) == (7, 4)
+    assert when_unlocked(tmp_path / "other", 3, "error: quota exceeded") == (255, 1)
+    assert when_unlocked(tmp_path / "late", 3, LOCKED, WAIT_S="0") == (255, 1)
 
 
 def test_every_action_is_pinned_to_a_commit_and_every_job_bounded() -> None:

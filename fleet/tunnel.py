@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
@@ -63,7 +64,7 @@ async def hold(
     *,
     clock: Clock = SYSTEM_CLOCK,
 ) -> NoReturn:
-    """Open the tunnel, wait until every service answers, and open it again whenever it breaks.
+    """Open the tunnel, tell of each service when it answers, and open it again whenever it breaks.
 
     `tell` gets a line for each change; `on_open` is called once, when all services answer for the first
     time. Ends by being cancelled. Raises PortTaken; and what no waiting mends: HostKeyMismatch,
@@ -82,16 +83,22 @@ async def hold(
                 stack.push_async_callback(session.close)
                 for forward in wanted:
                     await _listen(stack, session, forward)
-                for forward in wanted:
-                    await _answers(session, forward, tell, clock)
-                    tell(f"{forward.service}: {forward.url}")
+                async with asyncio.TaskGroup() as waiting:
+                    for forward in wanted:
+                        waiting.create_task(_announce(session, forward, tell, clock))
                 if not opened:
                     on_open()
                 opened = True
                 await session.wait_closed()
-        except ConnectionLost:
+        except* ConnectionLost:
             pass  # told below, as the end of a session is
         tell(f"{node.name}: the connection was lost; opening it again")
+
+
+async def _announce(session: Connection, forward: Forward, tell: Callable[[str], None], clock: Clock) -> None:
+    """Tell the service's URL as soon as it answers, whatever the others do."""
+    await _answers(session, forward, tell, clock)
+    tell(f"{forward.service}: {forward.url}")
 
 
 async def _listen(stack: AsyncExitStack, session: Connection, forward: Forward) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fleet.catalog import CLOUDS, DATA, InstanceType, catalog
+from fleet.commands import output
 
 if TYPE_CHECKING:
     from fleet.catalog.document import Document
@@ -51,7 +52,6 @@ def list_types(
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
-    from rich.console import Console  # noqa: PLC0415  the JSON form does without
     from rich.table import Table  # noqa: PLC0415
 
     table = Table("cloud", "type", "GPUs", "GiB each", "vCPU", "RAM GiB", "zone", "per hour", "as of")
@@ -71,7 +71,7 @@ def list_types(
             row["as_of"],
         )
         table.add_row(*(str(value) for value in shown))
-    Console().print(table)
+    output.console().print(output.whole(table))
 
 
 @app.command()

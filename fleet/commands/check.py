@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from fleet.commands import nodes, pulumi
+from fleet.commands import nodes, output, pulumi
 from fleet.commands.nodes import StackName
 
 if TYPE_CHECKING:
@@ -171,7 +171,6 @@ def _probe(cloud: str) -> CloudProbe:
 
 
 def _show(findings: Sequence[Finding]) -> None:
-    from rich.console import Console  # noqa: PLC0415  the JSON form does without
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
@@ -185,8 +184,8 @@ def _show(findings: Sequence[Finding]) -> None:
             "" if finding.subject == subject else finding.subject, MARKS[finding.status], finding.name, seen
         )
         subject = finding.subject
-    console = Console()
-    console.print(table)
+    console = output.console()
+    console.print(output.whole(table))
     console.print(summary(findings))
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from fleet.billing import Billed, Report, State, has_jobs, report
-from fleet.commands import pulumi
+from fleet.commands import output, pulumi
 from fleet.cost import ExchangeRate, default_rate
 
 if TYPE_CHECKING:
@@ -192,7 +192,6 @@ def document(bill: Report, *, complete: bool) -> dict[str, Any]:
 
 
 def _show(bill: Report, rate: ExchangeRate) -> None:
-    from rich.console import Console  # noqa: PLC0415  the JSON form does without
     from rich.table import Table  # noqa: PLC0415
 
     names = ("server", "root volume", "public address")
@@ -203,14 +202,14 @@ def _show(bill: Report, rate: ExchangeRate) -> None:
         where = f"{entry.cloud} {entry.zone}"
         shown = [parts.get(name, "-") for name in names]
         table.add_row(entry.node, where, entry.type or "-", entry.status, *shown, total)
-    console = Console()
-    console.print(table)
+    console = output.console()
+    console.print(output.whole(table))
     if bill.jobs:
         listed = Table("job", "type", "status", f"{bill.currency} / h", "since the first")
         for job in bill.jobs:
             amounts = ("unknown" if it is None else f"{it:.4f}" for it in (job.per_hour, job.month_to_date))
             listed.add_row(job.id, job.type, job.status, *amounts)
-        console.print(listed)
+        console.print(output.whole(listed))
     console.print(
         f"{bill.per_hour:.4f} {bill.currency} an hour, {bill.per_month:.2f} a month; "
         f"{bill.month_to_date:.2f} since the first of this month"

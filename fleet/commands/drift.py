@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from fleet.commands import pulumi
+from fleet.commands import output, pulumi
 from fleet.drift import Drift
 from fleet.drift.cloud import cloud_drift
 from fleet.drift.node import expected_nodes, look_at_all
@@ -62,16 +62,16 @@ def drift(
 
 
 def _show(stack: str, found: Sequence[Drift], new: Sequence[Drift]) -> None:
-    from rich.console import Console  # noqa: PLC0415  only when a table is shown
     from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
 
     if not found:
         typer.echo(f"{stack}: no drift")
         return
     table = Table(title=f"Drift in {stack}")
     for column in COLUMNS:
-        table.add_column(column, overflow="fold")
+        table.add_column(column)
     for each in found:
-        table.add_row(*(getattr(each, column) for column in COLUMNS))
-    Console(highlight=False).print(table)
+        table.add_row(*(Text(getattr(each, column)) for column in COLUMNS))
+    output.console().print(output.whole(table))
     typer.echo(f"{len(found)} found, {len(new)} new; see docs/runbooks/drift-found.md", err=True)

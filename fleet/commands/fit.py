@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fleet.commands import output
+
 if TYPE_CHECKING:
     from fleet.fit import Architecture, FitReport, FitRequest, Gpu
 
@@ -140,10 +142,9 @@ def _widest(architecture: Architecture, gpus: int) -> int:
 
 
 def _show(request: FitRequest, report: FitReport) -> None:
-    from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    console = Console()
+    console = output.console()
     console.print(
         "[green]fits[/]" if report.fits else "[red]does not fit[/]", f"— {report.reason}", highlight=False
     )
@@ -163,7 +164,7 @@ def _show(request: FitRequest, report: FitReport) -> None:
     }
     for name, gib in rows.items():
         table.add_row(name, f"{gib:.2f}")
-    console.print(table)
+    console.print(output.whole(table))
     console.print(
         f"machine: {report.host_memory_gib:.0f} GiB of RAM, {report.disk_gib:.0f} GiB of disk",
         highlight=False,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleet.commands import pulumi
+from fleet.commands import output, pulumi
 from fleet.commands.nodes import WRONG_CALL, StackName
 
 if TYPE_CHECKING:
@@ -96,19 +96,23 @@ def list_jobs(
         rows = [{**asdict(job), "cost": job.cost(now), "deadline": job.deadline} for job in found]
         typer.echo(json.dumps(rows, indent=1, default=str))
         return
-    from rich.console import Console  # noqa: PLC0415  the JSON form does without
     from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
 
     table = Table("job", "status", "reason", "script", "type", "launched (UTC)", "minutes", "cost", box=None)
     for job in found:
         ended = job.result.ended if job.result else now
         lived = f"{(ended - job.launched).total_seconds() / 60:.1f} of {job.minutes}"
         cost = job.cost(now)
-        table.add_row(
+        cells = (
             *(job.id, str(job.status), job.result.reason if job.result else job.why, job.script, job.type),
             *(f"{job.launched:%m-%d %H:%M}", lived, "unknown" if cost is None else f"${cost:.4f}"),
         )
-    Console().print(table if found else f"no jobs in {days} days")
+        table.add_row(*map(Text, cells))  # a script's name may hold what Rich takes for markup
+    if found:
+        output.console().print(output.whole(table))
+    else:
+        typer.echo(f"no jobs in {days} days")
 
 
 @app.command()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fleet.catalog import CLOUDS, LOCATION_KEY, InstanceType
+from fleet.commands import output
 from fleet.cost import HOURS_PER_MONTH, ExchangeRate, default_rate
 from fleet.optimizer import Latency, Option, Plan, Verdict, Wish
 from fleet.optimizer import plan as search
@@ -251,12 +252,11 @@ def _option(option: Option) -> dict[str, Any]:
 def _show(
     found: Plan, choice: Option | None, wish: Wish, rate: ExchangeRate, *, limit: int, why: bool
 ) -> None:
-    from rich.console import Console  # noqa: PLC0415  the JSON form does without
     from rich.table import Table  # noqa: PLC0415
 
     table = Table()
     for heading in ("where", "what", "TP", "requests", f"{wish.currency} / h", "why not first"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading)
     ways = _zones_of_each_way(found)
     for options in ways[:limit]:
         option = options[0]
@@ -273,8 +273,8 @@ def _show(
             f"{option.cost_per_hour:.4f}",
             "; ".join(remarks),
         )
-    console = Console()
-    console.print(table)
+    console = output.console()
+    console.print(output.whole(table))
     if len(ways) > limit:
         console.print(f"{len(ways) - limit} dearer ways are left out; see them with --limit or --json")
     if why:

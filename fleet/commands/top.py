@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fleet.commands import nodes
+from fleet.commands import nodes, output
 from fleet.commands.nodes import Nodes, StackName
 
 if TYPE_CHECKING:
@@ -54,9 +54,7 @@ async def _once(chosen: Sequence[FleetNode], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(document(rows)))
     else:
-        from rich.console import Console  # noqa: PLC0415  the JSON form does without
-
-        Console().print(table(rows))
+        output.console().print(table(rows))
 
 
 async def _live(chosen: Sequence[FleetNode], interval: float, *, as_json: bool) -> None:
@@ -68,7 +66,7 @@ async def _live(chosen: Sequence[FleetNode], interval: float, *, as_json: bool) 
         return
     from rich.live import Live  # noqa: PLC0415  the JSON form does without
 
-    with Live(auto_refresh=False) as live:
+    with Live(auto_refresh=False, console=output.console()) as live:
         async for rows in watch(chosen, interval):
             live.update(table(rows), refresh=True)
 
@@ -103,7 +101,7 @@ def table(rows: Sequence[Row]) -> Table:
             *("-" if rate is None else f"{rate:.1f}" for rate in (row.tokens_per_s, row.prompt_tokens_per_s)),
             Text(seen.error, style="red"),
         )
-    return shown
+    return output.whole(shown)
 
 
 def _percent(share: float | None) -> str:

@@ -78,6 +78,31 @@ async def test_it_waits_for_vllm_and_then_says_where_it_is(tmp_path: Path) -> No
         assert tunnel.times == 1
 
 
+async def test_each_service_is_told_as_soon_as_it_answers_whatever_the_others_do(tmp_path: Path) -> None:
+    async with light_fleet(tmp_path, 1, user_data()) as fleet:
+        await deliver(fleet)
+        node = fleet.nodes[0]
+        # Nothing is there on the first service's port, and never will be.
+        wanted = (Forward("webui", 3999, free_port()), *forwards(node.ports, free_port()))
+        told, there = [], asyncio.Event()
+        url = f"vllm: http://127.0.0.1:{wanted[1].local_port}/v1"
+
+        def tell(line: str) -> None:
+            told.append(line)
+            if line == url:
+                there.set()
+
+        task = asyncio.create_task(hold(node, wanted, tell, lambda: told.append("all are there")))
+        try:
+            async with asyncio.timeout(60):
+                await there.wait()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        assert "waiting for webui on port 3999 of the node: nothing listens yet" in told
+        assert "all are there" not in told
+
+
 async def test_after_a_reboot_it_is_there_again_on_the_same_port(tmp_path: Path) -> None:
     async with light_fleet(tmp_path, 1, user_data()) as fleet:
         await deliver(fleet)

@@ -5,7 +5,8 @@ The kinds follow the `type` field of the API's error replies; a reply without on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 Json = Mapping[str, Any]
@@ -218,6 +219,16 @@ def in_operation(error: Exception, operation: str) -> Exception:
     if isinstance(error, ScalewayError) and error.mend == error.default_mend:
         error.mend = FIXES.get(operation, {}).get(type(error), error.mend)
     return error
+
+
+@contextmanager
+def doing(operation: str) -> Iterator[None]:
+    """Gives what fails meanwhile the mend of an operation."""
+    try:
+        yield
+    except ScalewayError as error:
+        in_operation(error, operation)
+        raise
 
 
 BY_TYPE: Mapping[str, type[ScalewayError]] = {

@@ -56,6 +56,9 @@ class Server:
     state_detail: str
     tags: tuple[str, ...]
     protected: bool
+    """Whether Scaleway refuses to stop or terminate it."""
+    dynamic_ip_required: bool
+    """Whether it gets a public address while it runs."""
     image_id: str | None
     security_group_id: str | None
     volumes: tuple[ServerVolume, ...]
@@ -77,6 +80,7 @@ class Server:
             state_detail=data.get("state_detail") or "",
             tags=texts(data, "tags"),
             protected=bool(data.get("protected")),
+            dynamic_ip_required=data.get("dynamic_ip_required") is not False,
             image_id=(data.get("image") or {}).get("id"),
             security_group_id=(data.get("security_group") or {}).get("id"),
             volumes=tuple(

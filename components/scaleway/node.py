@@ -68,7 +68,7 @@ class ScalewayGpuNode(GpuNode):
             node=node.name,
             owner=args.owner.id,
             tags=tags,
-            volume_id=server.root_volume_id,
+            server_id=server.id,
             size_gb=node.root_volume_gb,
             opts=ResourceOptions(parent=self),
         )
@@ -111,7 +111,7 @@ class ScalewayGpuNode(GpuNode):
                 ssh_user="root",
                 ready_when=[power, keys],
                 started=power.started,
-                objects=[server.id, server.root_volume_id, group.id],
+                objects=[server.id, volume.id, group.id],
                 private_ip=nic.address if nic else None,
                 hints={
                     "zone": zone,

@@ -8,7 +8,7 @@ from functools import lru_cache
 from components.owned import Config, Owned, Place, Removal
 from components.scaleway.api import ScalewayClient, Timeouts
 from components.scaleway.credentials import Credentials
-from components.scaleway.errors import PermissionDenied
+from components.scaleway.errors import PermissionDenied, doing
 from components.scaleway.models import PrivateNetwork, Server, Volume
 from components.tags import NODE_TAG, OWNER_TAG, PENDING_TAG, value_of
 
@@ -43,6 +43,7 @@ class ScalewayInventory:
         self._client = client
         self._place = Place(CLOUD, client.zone)
 
+    @doing("read")
     def owned(self, owner: str) -> list[Owned]:
         client, tag = self._client, f"{OWNER_TAG}={owner}"
         servers = client.list_servers(tags=[tag])
@@ -74,6 +75,7 @@ class ScalewayInventory:
             # A key without rights on VPCs has made none; and a network by itself does not bill.
             return ()
 
+    @doing("read")
     def labelled(self, labels: Sequence[str]) -> list[Owned]:
         return [
             self._server(server)
@@ -82,16 +84,26 @@ class ScalewayInventory:
         ]
 
     def remove(self, found: Sequence[Owned]) -> None:
-        client, removal = self._client, Removal(found)
-        removal.of("server", lambda each: delete_server(client, each.id, None))
-        removal.of(
-            "volume",
-            lambda each: client.delete_volume_once_detached(each.id, deadline_s=DETACH_DEADLINE_S),
-        )
-        removal.of("address", lambda each: client.delete_ip(each.id))
-        removal.of("security group", lambda each: client.delete_security_group(each.id))
-        removal.of("private network", self._remove_network)
+        removal = Removal(found)
+        # Nothing goes before what holds it.
+        for kind in ("server", "volume", "address", "security group", "private network"):
+            removal.of(kind, self._remove)
         removal.done()
+
+    @doing("delete")
+    def _remove(self, each: Owned) -> None:
+        client = self._client
+        match each.kind:
+            case "server":
+                delete_server(client, each.id, None)
+            case "volume":
+                client.delete_volume_once_detached(each.id, deadline_s=DETACH_DEADLINE_S)
+            case "address":
+                client.delete_ip(each.id)
+            case "security group":
+                client.delete_security_group(each.id)
+            case "private network":
+                self._remove_network(each)
 
     def _remove_network(self, network: Owned) -> None:
         """Take what is still in it out of it, which Scaleway asks for, and delete it."""

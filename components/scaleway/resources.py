@@ -240,10 +240,14 @@ def _kind(props: Mapping[str, Any]) -> tuple[str, ...]:
     return props["zone"], props["commercial_type"], props["image"], props["host_digest"]
 
 
+SWITCHES: Mapping[str, bool] = {"protected": False, "dynamic_ip_required": True}
+"""How a server is made and has to stay: removable, and with an address while it runs."""
+
+
 class ServerProvider(ScalewayProvider):
     # User data is not compared: it acts at the first boot alone. What of it shapes the host is in the digest.
     replace_on = frozenset({"zone", "commercial_type", "image", "host_digest"})
-    update_on = frozenset({"name", "owned", "tags", "security_group_id"})
+    update_on = frozenset({"name", "owned", "tags", "security_group_id", *SWITCHES})
 
     def check(self, olds: dict[str, Any], news: dict[str, Any]) -> CheckResult:
         if olds:
@@ -316,6 +320,7 @@ class ServerProvider(ScalewayProvider):
                 "image": server.image_id,
                 **_seen_tags(server.tags, props),
                 "security_group_id": server.security_group_id,
+                **{key: getattr(server, key) for key in SWITCHES},
                 "root_volume_id": server.root_volume_id or props["root_volume_id"],
             },
         )
@@ -327,6 +332,7 @@ class ServerProvider(ScalewayProvider):
             name=news["name"],
             tags=_all_tags(news),
             security_group=news["security_group_id"],
+            **{key: news[key] for key in SWITCHES},
         )
         return UpdateResult({**news, "root_volume_id": olds["root_volume_id"]})
 
@@ -385,6 +391,7 @@ class Server(Resource, module="scaleway", name="Server"):
             "commercial_type": commercial_type,
             "image": image,
             "security_group_id": security_group_id,
+            **SWITCHES,
             "user_data": user_data,
             "host_digest": host_digest,
             "root_volume_id": None,
@@ -403,7 +410,8 @@ def _too_large(size_gb: float, wanted_gb: float) -> str:
 
 
 class RootVolumeProvider(ScalewayProvider):
-    replace_on = frozenset({"zone", "volume_id"})
+    # Not the volume's id: an output of the server, which no preview of a change to the server knows.
+    replace_on = frozenset({"zone", "server_id"})
     update_on = frozenset({"size_gb", "owned", "tags"})
 
     def failures(self, olds: Mapping[str, Any], news: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
@@ -413,12 +421,14 @@ class RootVolumeProvider(ScalewayProvider):
                 "size_gb",
                 f"root_volume_gb: {wanted:g} is below Scaleway's working minimum of {MINIMUM_ROOT_VOLUME_GB}",
             )
-        same_volume = olds.get("volume_id") == news.get("volume_id")
+        same_volume = olds.get("server_id") == news.get("server_id")
         if same_volume and wanted < olds.get("size_gb", 0):
             yield "size_gb", _too_large(olds["size_gb"], wanted)
 
     def create(self, props: dict[str, Any]) -> CreateResult:
-        return CreateResult(props["volume_id"], self._grown(props["volume_id"], props))
+        # The volume that the image brings is listed by the server; nothing in the request named it.
+        volume_id = sbs_root_volume_id(self.client(props).get_server(props["server_id"]))
+        return CreateResult(volume_id, self._grown(volume_id, props))
 
     def update(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
         return UpdateResult(self._grown(id_, news))
@@ -448,7 +458,10 @@ class RootVolumeProvider(ScalewayProvider):
 
 
 class RootVolume(Resource, module="scaleway", name="RootVolume"):
-    """The size of a server's root volume: grown before the first start or later in place, never shrunk."""
+    """The size of a server's root volume: grown before the first start or later in place, never shrunk.
+
+    Its id is the volume's.
+    """
 
     size_gb: Output[int]
 
@@ -460,7 +473,7 @@ class RootVolume(Resource, module="scaleway", name="RootVolume"):
         node: str,
         owner: Input[str],
         tags: Sequence[str],
-        volume_id: Input[str],
+        server_id: Input[str],
         size_gb: int,
         opts: pulumi.ResourceOptions,
     ) -> None:
@@ -470,7 +483,7 @@ class RootVolume(Resource, module="scaleway", name="RootVolume"):
             "owner": owner,
             "tags": list(tags),
             "owned": True,
-            "volume_id": volume_id,
+            "server_id": server_id,
             "size_gb": size_gb,
         }
         super().__init__(RootVolumeProvider(), name, props, opts)

@@ -559,7 +559,7 @@ def test_a_denied_permission_names_the_one_to_give(call: str, permission: str) -
 
 
 DENIED: Reply = ok({"type": "permissions_denied"}, 403)
-VOLUME = {"zone": ZONE, "node": "l4-a", "owner": "7f", "volume_id": "v-1", "size_gb": 200}
+VOLUME = {"zone": ZONE, "node": "l4-a", "owner": "7f", "server_id": "s-1", "size_gb": 200}
 SERVER = {"zone": ZONE, "node": "l4-a", "server_id": "s-1"}
 
 
@@ -569,7 +569,7 @@ SERVER = {"zone": ZONE, "node": "l4-a", "server_id": "s-1"}
         (
             RootVolumeProvider,
             VOLUME,
-            [ok(volume_json()), DENIED],
+            [ok({"server": server_json()}), ok(volume_json()), DENIED],
             r"l4-a stopped at 25 % PROVIDER_VOLUME_RESIZE: the root volume did not grow\n"
             r"  seen:  update_volume v-1 .*permission denied.* \| Mend: .*BlockStorageFullAccess.*\n"
             r"  cause: the API key may not change block volumes, .*\n"

@@ -44,6 +44,10 @@ class Call:
     """Kinds of faults that end in an error; after others it is sent again."""
 
 
+Moment = tuple[str, str] | tuple[str, str, int]
+"""A call, whether it is held before or after its effect, and how many such calls of the node pass before."""
+
+
 @dataclass(frozen=True)
 class Cloud:
     """One cloud, as the tests know it."""
@@ -76,6 +80,10 @@ class Cloud:
     """Whether the stack's owner removes its objects, rather than the engine one by one."""
     moments: tuple[tuple[str, str], ...]
     """Calls at which the engine is killed: before their effect (hold) or after it (hold_after)."""
+    replacing: tuple[Moment, ...] = ()
+    """The same for a machine that is replaced."""
+    destroying: tuple[tuple[Moment, ...], ...] = ()
+    """The same for the removal of everything; those of one row can be met at the same time."""
 
 
 def _id(cloud: SimCloud, kind: str, node: str) -> str:
@@ -221,6 +229,33 @@ SCALEWAY = Cloud(
         ("server_action", "hold"),
         ("server_action", "hold_after"),
         ("get_user_data", "hold"),
+    ),
+    replacing=(
+        ("create_server", "hold"),
+        ("create_server", "hold_after"),
+        ("set_user_data", "hold"),
+        ("set_user_data", "hold_after"),
+        ("update_volume", "hold_after"),
+        ("update_volume", "hold_after", 1),
+        ("update_server", "hold_after"),
+        ("server_action", "hold"),
+        ("server_action", "hold_after"),
+        ("get_user_data", "hold"),
+        # The machine that was replaced goes.
+        ("server_action", "hold", 1),
+        ("server_action", "hold_after", 1),
+        ("delete_volume", "hold"),
+        ("delete_volume", "hold_after"),
+    ),
+    destroying=(
+        (
+            ("get_volume", "hold"),
+            ("server_action", "hold"),
+            ("server_action", "hold_after"),
+            ("delete_volume", "hold"),
+            ("delete_volume", "hold_after"),
+        ),
+        (("delete_security_group", "hold"), ("delete_security_group", "hold_after")),
     ),
 )
 

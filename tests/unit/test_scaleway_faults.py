@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -19,7 +20,7 @@ from pulumi.dynamic import Config, ConfigureRequest, Resource
 
 from components.dynamic import CloudProvider
 from components.gateway import Opening
-from components.ownership import FleetOwnerProvider, RetirementProvider
+from components.ownership import FleetOwnerProvider, Retirement
 from components.scaleway import owned, resources
 from components.scaleway.api import ScalewayClient, Timeouts
 from components.scaleway.credentials import Credentials
@@ -143,8 +144,12 @@ class Engine:
         if "HostKeys" not in self.state or self.state["HostKeys"].id != server.id:
             self.boot(server.id)
         declare(resources.HostKeys, **common, server_id=server.id, deadline_s=60)
-        kept = {"owner": owner.id, "places": place, "keep": [server.id, volume.id, group.id], "spared": []}
-        self._register(former, "retirement", RetirementProvider(), {**kept, "node": ""})
+        # Of the whole stack: it also looks at every refresh for what is in no state.
+        declare(
+            Retirement,
+            owner=SimpleNamespace(id=owner.id, places=owner.outputs["places"]),
+            keep=[server.id, volume.id, group.id],
+        )
 
     def boot(self, server_id: str) -> None:
         """What the machine does: publish its host key."""

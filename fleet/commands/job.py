@@ -126,12 +126,16 @@ def logs(
 
     Example: fleet job logs -f job-0123456789ab
     """
-    from fleet.jobs import logs as lines  # noqa: PLC0415  --help does without
+    from fleet.jobs import JobError  # noqa: PLC0415  --help does without
+    from fleet.jobs import find as known  # noqa: PLC0415
+    from fleet.jobs import logs as lines  # noqa: PLC0415
 
     with told():
         place = find(pipeline, stack)
         if to_the_end:
             follow(place, job)
+        if known(place, job) is None:
+            raise JobError(f"there is no job {job} in {place.name}; see `fleet job list`")
         for line in lines(place, job):
             typer.echo(line)
 

@@ -52,7 +52,7 @@ def limits_of(
     if paid < 1:
         raise LimitError(
             f"max_cost: {max_cost:g} pays for less than a minute of {type_} at ${price:g} an hour; "
-            f"allow at least {ceil(price / 60 * 100) / 100:.2f}"
+            f"allow at least {_at_least(price / 60):g}"
         )
     return Limits(min(timeout_minutes, paid), price)
 
@@ -67,6 +67,12 @@ def check_minutes(minutes: int) -> None:
     """Raises LimitError for what is no number of minutes."""
     if isinstance(minutes, bool) or not isinstance(minutes, int) or minutes < 1:
         raise LimitError(f"timeout_minutes: {minutes!r} is not a number of minutes. Fix: give 1 or more")
+
+
+def _at_least(amount: float) -> float:
+    """The amount in as few digits as are not less."""
+    cents = round(amount, 2)
+    return cents if cents >= amount else ceil(amount * 10_000) / 10_000
 
 
 def price_per_hour(type_: str, region: str, *, spot: bool = False) -> float | None:

@@ -59,7 +59,7 @@ INHERITED = (("serving",), ("fit",), ("provision",))
 
 EXAMPLES = {
     "architecture.config": "config.json",
-    "cidrs": "203.0.113.0/24",
+    "cidrs": "0.0.0.0/0",
     "domain": "llm.example.com",
     "environments.name": "base-tools",
     "files.destination": "/opt/data",
@@ -98,9 +98,9 @@ class Problem:
 
     @classmethod
     def said(cls, path: str, sentence: str, value: str | None = None) -> Problem:
-        """From a sentence whose first semicolon separates what is wrong from the fix."""
-        problem, _, fix = sentence.partition("; ")
-        return cls(path, problem, fix, value)
+        """From a sentence in which a semicolon, or `Fix:`, separates what is wrong from the fix."""
+        problem, *fix = re.split(r"; |\. Fix: ", sentence, maxsplit=1)
+        return cls(path, problem, "".join(fix), value)
 
     @property
     def message(self) -> str:

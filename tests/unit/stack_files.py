@@ -263,7 +263,7 @@ WRONG = [
     Wrong("serving.model", "Qwen/Qwen3-32B", "nodes[0].serving", "does not fit L4-1-24G"),
     Wrong("budget", {"max_cost_per_hour": 0.5}, "budget.max_cost_per_hour", "raise it to 0."),
     Wrong("budget", {"max_cost_per_month": 100}, "budget.max_cost_per_month", "raise it to"),
-    Wrong("jobs", {"max_cost": 0.03}, "jobs.max_cost", "allow at least 0.04"),
+    Wrong("jobs", {"max_cost": 0.03}, "jobs.max_cost", "allow at least 0.0311"),
     cidr("0.0.0.0/0", "open to the internet"),
     cidr("::/0", "open to the internet"),
     Wrong("secrets.delivery", "cloud-init", "secrets.delivery", "deliver it over SSH"),

@@ -598,6 +598,8 @@ def test_the_commands_need_no_stack(
     row = rf"{job_id} +failed +script-failed +app/work.sh +g6e.xlarge .* of 5 +\$0\.0310"
     assert re.search(row, fleet("list")[1])
     assert "begun\n" in fleet("logs", job_id)[1]
+    code, said = fleet("logs", "job-ffffffffffff")
+    assert (code, "there is no job job-ffffffffffff in " in said) == (2, True)
     assert fleet("cancel", job_id) == (2, f"fleet: {job_id} is over already: failed\n")
     assert fleet("reap", "--region", REGION, "--yes") == (0, "No job instance has outlived its deadline\n")
     code, said = fleet("run", "--max-cost", "nan")

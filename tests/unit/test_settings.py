@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -335,6 +336,70 @@ def test_the_schema_accepts_a_good_stack_file_and_refuses_a_misspelt_key(good: d
     stack["config"]["vllm-fleet:nodes"][0]["zoen"] = "fr-par-2"
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(stack, schema)
+
+
+@pytest.mark.parametrize("key", ["vllm-fleet:bugdet", "vllm-fleet:serving.model", "bugdet", "nodes"])
+def test_the_schema_refuses_keys_of_this_project_that_are_none(good: dict[str, Any], key: str) -> None:
+    named = {f"vllm-fleet:{name}": value for name, value in good.items()}
+    elsewhere = {"scaleway:anything": 1, "aws:region": "eu-west-3", "pulumi:tags": {}}
+    jsonschema.validate({"config": named | elsewhere}, json_schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"config": named | {key: {}}}, json_schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"confg": named}, json_schema())
+
+
+def test_a_stack_of_jobs_alone_needs_neither_model_nor_key(good: dict[str, Any]) -> None:
+    alone = {"access": good["access"], "jobs": {"region": "eu-west-3"}}
+    # As the engine gives it, with the project's own defaults.
+    defaults = {"nodes": [], "ray": [], "serving": {}, "secrets": {}, "expose": {}, "fit": {}}
+    for config in (alone, defaults | alone):
+        found = settings.parse(config)
+        assert (found.nodes, found.serving, found.secrets) == ((), None, None)
+    results = ran([alone, defaults | alone])
+    assert [(result["exit"], result["said"]) for result in results] == [(0, "")] * 2
+    assert all("jobs-control" in result["registered"] for result in results)
+    with pytest.raises(settings.SettingsError, match=r"expose.gateway: needs a node that carries it"):
+        settings.parse({**alone, "expose": EXPOSED})
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("serving.model", "a/\ud800"),
+        ("access.ssh_private_key_path", "\udcff"),
+        ("nodes.0.tags", ["\ud800"]),
+        ("nodes.0.\ud800", 1),
+        ("access.ssh_private_key_path", "k" * 5000),
+        ("access.ssh_private_key_path", "~no-such-user-here/key"),
+        ("serving.architecture", {"config": "c" * 5000}),
+        ("nodes.0.tags", [[[]] * 3]),
+    ],
+    ids=range(8),
+)
+def test_what_no_file_system_and_no_terminal_takes_is_refused_in_plain_words(
+    good: dict[str, Any], path: str, value: Any
+) -> None:
+    with pytest.raises(settings.SettingsError) as caught:
+        settings.parse(put(good, path, value))
+    assert all(problem.fix for problem in caught.value.problems)
+    str(caught.value).encode()
+    (result,) = ran([put(good, path, value)])
+    assert result["exit"] == 1
+    assert "stack configuration" in result["said"]
+
+
+@pytest.mark.parametrize("day", ["2026-11-01", "2026-11-01 00:00:00 +0000 UTC"])
+def test_a_day_without_quotes_is_what_the_engine_makes_of_it(good: dict[str, Any], day: str) -> None:
+    good["budget"] = {"usd_per_eur": 1.1, "as_of": day}
+    assert str(settings.parse(good).budget.as_of) == "2026-11-01"
+
+
+def test_no_message_names_a_page_that_is_not_there() -> None:
+    sources = [*ROOT.glob("fleet/**/*.py"), *ROOT.glob("components/**/*.py"), *ROOT.glob("policy/*.py")]
+    named = {page for path in sources for page in re.findall(r"docs/[\w./-]+\.(?:md|json)", path.read_text())}
+    assert named
+    assert [page for page in sorted(named) if not (ROOT / page).exists()] == []
 
 
 def test_a_node_has_the_stacks_fit_unless_it_has_its_own(good: dict[str, Any]) -> None:

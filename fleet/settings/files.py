@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from fleet.settings.nodes import LinodeNode
+from fleet.settings.nodes import AwsNode, LinodeNode
 from fleet.settings.problems import Problem, printable
 from fleet.settings.stack import StackSettings
 from fleet.ssh_key import NoPublicKey, public_key
@@ -89,8 +89,10 @@ def _key_file(settings: StackSettings) -> Iterator[Problem]:
         yield problem("is a public key", f"name the private one, usually {name.removesuffix('.pub')}")
     elif key.stat().st_mode & 0o077:
         yield problem("can be read by others, so SSH refuses it", f"run: chmod 600 {name}")
-    elif any(isinstance(node, LinodeNode) for node in (*settings.nodes, *settings.ray)):
-        # Scaleway has the public half already; Linode is given it.
+    elif settings.jobs or any(
+        isinstance(node, LinodeNode | AwsNode) for node in (*settings.nodes, *settings.ray)
+    ):
+        # Scaleway has the public half already; Linode and AWS are given it.
         try:
             public_key(path)
         except NoPublicKey as error:

@@ -201,7 +201,7 @@ class _Looks:
         _, said = await self._ask("systemctl", "is-active", ray.HEAD_UNIT, ray.WORKER_UNIT)
         if "active" in said.split():
             return self._ok("cluster", "its part of the Ray cluster runs")
-        mend = f"journalctl -u {ray.HEAD_UNIT} -u {ray.WORKER_UNIT} -n 20, then pulumi up"
+        mend = f"sudo journalctl -u {ray.HEAD_UNIT} -u {ray.WORKER_UNIT} -n 20, then pulumi up"
         seen = f"neither {ray.HEAD_UNIT} nor {ray.WORKER_UNIT} runs"
         return Finding(self._node.name, "cluster", Status.FAILED, seen, mend)
 

@@ -126,6 +126,11 @@ class Process(asyncssh.SSHServerProcess[bytes]):
 async def run_remote(machine: Machine, command: str, process: Process) -> int:
     """Run the command of an SSH channel."""
     argv = _simple(command)
+    privileged = process.get_extra_info("username") == "root" or command.startswith("sudo ")
+    if argv and not privileged and (refused := _refused(machine, argv)):
+        said, status = refused
+        process.stderr.write(f"{said}\n".encode())
+        return status
     if argv[:2] == ["rsync", "--server"]:
         command = shlex.join(_inside(machine, argv))
     if not argv or argv[0] not in HANDLERS:
@@ -173,6 +178,45 @@ def _simple(command: str) -> list[str]:
         while words and words[0].startswith("-"):
             words = words[1:]
     return words
+
+
+LOOKS = {"cat", "show", "status", "is-active", "is-enabled", "is-failed", "list-units", "list-unit-files"}
+"""What anybody may ask of systemd."""
+READERS = {"cat", "head", "tail", "sha256sum"}
+WRITERS = {"install", "mv", "cp", "rm", "mkdir", "chmod", "chown", "ln"}
+OWN = ("/tmp/", f"{HOME}/")
+"""Where a login user may write."""
+
+
+def _refused(machine: Machine, argv: list[str]) -> tuple[str, int] | None:
+    """What a program says, and its exit status, to a login user who needed sudo; None if it is not needed.
+
+    The user is one of the clouds' images: with sudo, in group adm, which reads the logs, and not in docker.
+    """
+    program, words = argv[0], [word for word in argv[1:] if not word.startswith("-")]
+    match program, words:
+        case "docker", [_, *_]:
+            return "permission denied while trying to connect to the Docker daemon socket", 1
+        case "systemctl", [verb, *_] if verb not in LOOKS:
+            return f"Failed to {verb} {words[-1]}: Interactive authentication required.", 1
+        case "reboot", _:
+            return "Call to Reboot failed: Interactive authentication required.", 1
+        case "apt-mark", _:
+            return (
+                "E: Could not open lock file /var/lib/dpkg/lock-frontend - open (13: Permission denied)",
+                100,
+            )
+    paths = [str(PurePosixPath(HOME) / word) for word in words]
+    refused = [path for path in paths if program in READERS and _closed_to_others(machine, path)]
+    refused += [path for path in paths if program in WRITERS and not path.startswith(OWN)]
+    return (f"{program}: {refused[0]}: Permission denied", 1) if refused else None
+
+
+def _closed_to_others(machine: Machine, path: str) -> bool:
+    try:
+        return not machine.disk.locate(path).stat().st_mode & 0o004
+    except OSError:
+        return False  # the program says itself what is wrong
 
 
 def _inside(machine: Machine, argv: list[str]) -> list[str]:

@@ -264,6 +264,45 @@ async def test_a_port_published_on_every_address_is_reached_from_outside(node: N
         assert (await client.get(f"http://{node.boot.address}:{port}/health")).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("command", "refusal"),
+    [
+        ("docker ps", "permission denied while trying to connect to the Docker daemon socket"),
+        ("docker logs --tail 5 vllm", "permission denied"),
+        ("systemctl restart vllm.service", "Interactive authentication required"),
+        ("reboot", "Interactive authentication required"),
+        ("cat /opt/llm/.env", "/opt/llm/.env: Permission denied"),
+        ("rm -rf /opt/llm", "Permission denied"),
+        ("mkdir -p /opt/other", "Permission denied"),
+    ],
+)
+async def test_a_login_user_needs_sudo_for_what_root_alone_may_do(
+    node: Node, command: str, refusal: str
+) -> None:
+    (await node.serve()).close()
+    for user in ("ubuntu", "ec2-user"):
+        connection = await node.connect(user)
+        done = await connection.run(command)
+        assert done.exit_status != 0
+        assert refusal in str(done.stderr)
+        connection.close()
+    if command != "reboot":
+        connection = await node.connect("ubuntu")
+        assert (await connection.run(f"sudo -n {command}")).exit_status == 0
+        connection.close()
+
+
+async def test_a_login_user_may_look_without_sudo(node: Node) -> None:
+    (await node.serve()).close()
+    connection = await node.connect("ubuntu")
+    for command in (
+        *("systemctl is-active docker", "cloud-init status", "nvidia-smi", "df -h /"),
+        *("journalctl -u vllm.service -n 5", "cat /opt/llm/docker-compose.yml", "mkdir -p /tmp/own"),
+    ):
+        assert (await connection.run(command)).exit_status == 0, command
+    connection.close()
+
+
 async def test_only_the_clouds_keys_and_users_are_let_in(node: Node) -> None:
     await node.start(None)
     for username in ("root", "ubuntu", "ec2-user"):

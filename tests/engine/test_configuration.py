@@ -30,3 +30,16 @@ def test_a_node_with_open_webui_keeps_every_policy(fleet: Fleet) -> None:
     shown = fleet.run("preview", *POLICY_PACK)
     assert fired(shown) == {}
     assert "can't run policy" not in shown.stdout
+
+
+def test_a_stack_of_jobs_alone_needs_no_model_and_no_key(fleet: Fleet) -> None:
+    del fleet.config["nodes"], fleet.config["serving"]
+    fleet.config["jobs"] = {"region": "us-east-1"}
+    fleet.write()
+    path = fleet.stack.folder / f"Pulumi.{fleet.stack.name}.yaml"
+    document = yaml.safe_load(path.read_text())
+    del document["config"]["vllm-fleet:secrets"]
+    path.write_text(yaml.safe_dump(document))
+    shown = fleet.stack.run("preview", *POLICY_PACK)
+    assert fired(shown) == {}
+    assert "jobs-control" in shown.operations

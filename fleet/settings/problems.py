@@ -161,7 +161,10 @@ def place_of(error: ErrorDetails) -> list[int | str]:
         return ["serving"]  # it is the stack's to give
     if path[:1] in (["nodes"], ["ray"]) and path[2:3] and path[2] in (*CLOUDS, CHEAPEST):
         del path[2]
-    return [step for step in path if not (isinstance(step, str) and re.search(r"[\[(]", step))]
+    # Steps such as `function-after[…]` are pydantic's; a key that is no setting may hold anything.
+    own = path[-1:] if error["type"] == "extra_forbidden" else []
+    rest = path[: len(path) - len(own)]
+    return [step for step in rest if not (isinstance(step, str) and re.search(r"[\[(]", step))] + own
 
 
 def _problem(path: list[int | str], error: ErrorDetails) -> Problem:

@@ -238,6 +238,7 @@ WRONG = [
         "nodes.0", node("linode", driver_brnach=580), "nodes[0].driver_brnach", "did you mean driver_branch?"
     ),
     Wrong("nodes.0", node("scaleway", max_model_len=9), "nodes[0].max_model_len", "serving.max_model_len"),
+    Wrong("serving.(x[0]", 1, "serving.(x[0]", "is not a setting"),
     Wrong("webui", True, "webui", "did you mean serving.webui?"),
     Wrong("nodes.0", node("aws", spot={"maxprice": 1}), "nodes[0].spot.maxprice", "did you mean max_price?"),
     Wrong("provision", {"conda": {"chanels": []}}, "provision.conda.chanels", "did you mean channels?"),

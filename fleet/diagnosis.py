@@ -364,7 +364,7 @@ class Context:
         """What the table's texts may name."""
         target = self.target or Target(host="its address", host_keys=())
         key = shlex.quote(str(target.private_key_path)) if target.private_key_path else "~/.ssh/id_ed25519"
-        ssh = ["ssh"]
+        ssh = ["ssh", "-F", "none"]
         ssh += ["-i", key] if target.private_key_path else []
         ssh += ["-p", str(target.port)] if target.port != 22 else []
         login = " ".join([*ssh, shlex.quote(f"{target.user}@{target.host}")])

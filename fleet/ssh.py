@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from fleet import spec
 from fleet.progress import SYSTEM_CLOCK, Clock, Progress, Stage, pause_s
+from fleet.ssh_key import is_public
 
 if TYPE_CHECKING:
     import asyncssh
@@ -333,12 +334,15 @@ def openssh(target: Target, *options: str) -> list[str]:
     # Without IdentitiesOnly an agent's keys come first, and a server stops listening after a few wrong ones.
     key = target.private_key_path
     identity = [] if key is None else ["-i", str(key), "-o", "IdentitiesOnly=yes"]
+    # What ~/.ssh/config says of this address counts for neither client: a jump host, another user or key
+    # there would make this command reach what the other does not.
+    own = ["-F", "none"]
     trust = [
         *("-o", f"KnownHostsCommand=/bin/echo %H {' '.join(pinned.split()[:2])}"),
         *("-o", "UserKnownHostsFile=/dev/null", "-o", "StrictHostKeyChecking=yes"),
     ]
     port = [] if target.port == 22 else ["-p", str(target.port)]
-    return ["ssh", *identity, *port, *trust, *options, f"{target.user}@{target.host}"]
+    return ["ssh", *own, *identity, *port, *trust, *options, f"{target.user}@{target.host}"]
 
 
 @asynccontextmanager
@@ -456,8 +460,11 @@ def _options(target: Target, pinned: list[asyncssh.SSHKey]) -> asyncssh.SSHClien
     if target.private_key_path is None:
         return common
     path = target.private_key_path.expanduser()
-    public = Path(f"{path}.pub")
     try:
+        # A public key names one of the agent's.
+        public = path if is_public(path) else Path(f"{path}.pub")
+        if public == path:
+            return asyncssh.SSHClientConnectionOptions(common, config=None, agent_identities=[str(path)])
         # The agent is asked for this one key only: it may hold it decrypted, and a server stops listening
         # after a few wrong keys.
         return asyncssh.SSHClientConnectionOptions(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fleet.settings.nodes import AwsNode, LinodeNode
 from fleet.settings.problems import Problem, printable
 from fleet.settings.stack import StackSettings
-from fleet.ssh_key import NoPublicKey, public_key
-
-PUBLIC_KEY_MARKS = (b"ssh-", b"ecdsa-", b"sk-")
+from fleet.ssh_key import NoPublicKey, has_passphrase, in_agent, is_public, public_key
 
 
 def file_problems(settings: StackSettings, positions: Mapping[str, Sequence[int]]) -> Iterator[Problem]:
@@ -65,6 +64,9 @@ def exists(path: Path) -> bool:
 def _key_file(settings: StackSettings) -> Iterator[Problem]:
     path = settings.access.ssh_private_key_path
     name = printable(path)
+    # Whole, so that it can be copied.
+    word = shlex.quote(str(path)) if str(path).isprintable() else name
+    private = word.removesuffix(".pub")
 
     def problem(what: str, fix: str) -> Problem:
         return Problem("access.ssh_private_key_path", f"{name} {what}", fix, name)
@@ -81,14 +83,20 @@ def _key_file(settings: StackSettings) -> Iterator[Problem]:
         return
     key = path.expanduser()
     try:
-        begins_as_public = key.read_bytes()[:16].startswith(PUBLIC_KEY_MARKS)
+        public, passphrase = is_public(key), has_passphrase(key)
     except OSError as error:
         yield problem(f"cannot be read ({error.strerror})", "give the path of a key that is yours")
         return
-    if begins_as_public or key.suffix == ".pub":
-        yield problem("is a public key", f"name the private one, usually {name.removesuffix('.pub')}")
+    if public or key.suffix == ".pub":
+        if not (public and in_agent(key)):
+            yield problem(
+                "is a public key, and no agent holds its private half",
+                f"name the private one, usually {private}, or run: ssh-add {private}",
+            )
     elif key.stat().st_mode & 0o077:
-        yield problem("can be read by others, so SSH refuses it", f"run: chmod 600 {name}")
+        yield problem("can be read by others, so SSH refuses it", f"run: chmod 600 {word}")
+    elif passphrase and not in_agent(key):
+        yield problem("has a passphrase, and no agent holds it", f"run: ssh-add {word}")
     elif settings.jobs or any(
         isinstance(node, LinodeNode | AwsNode) for node in (*settings.nodes, *settings.ray)
     ):

@@ -39,7 +39,7 @@ def fake_rsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rsync_goes_over_ssh_that_trusts_the_pinned_key_alone() -> None:
     words = rsync(TARGET, Copy("src/", "/opt/llm/a b", ("*.pyc", "--odd"), delete=True, dry_run=True))
     shell = shlex.split(words[words.index("--rsh") + 1])
-    assert shell[:2] == ["ssh", "-i"]
+    assert shell[:4] == ["ssh", "-F", "none", "-i"]
     assert f"KnownHostsCommand=/bin/echo %H {KEY}" in shell
     assert {"StrictHostKeyChecking=yes", "UserKnownHostsFile=/dev/null", "BatchMode=yes"} <= set(shell)
     assert shell[shell.index("-p") + 1] == "2222"

@@ -90,8 +90,8 @@ def _key_file(settings: StackSettings) -> Iterator[Problem]:
     if public or key.suffix == ".pub":
         if not (public and in_agent(key)):
             yield problem(
-                "is a public key, and no agent holds its private half",
-                f"name the private one, usually {private}, or run: ssh-add {private}",
+                "is a public key",
+                f"name the private one, usually {private}, or let an agent hold it: ssh-add {private}",
             )
     elif key.stat().st_mode & 0o077:
         yield problem("can be read by others, so SSH refuses it", f"run: chmod 600 {word}")

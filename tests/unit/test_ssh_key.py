@@ -89,7 +89,7 @@ def test_without_an_agent_a_passphrase_key_and_a_public_key_are_refused_with_the
     assert "has a passphrase, and no agent holds it" in problems(locked)
     assert f"ssh-add {locked}" in problems(locked)
     public = locked.with_name("locked.pub")
-    assert "is a public key, and no agent holds its private half" in problems(public)
+    assert "is a public key; name the private one, usually " in problems(public)
     assert f"ssh-add {locked}" in problems(public)
     assert problems(made(tmp_path / "open")) == ""
 
@@ -99,7 +99,7 @@ def test_what_the_agent_holds_may_be_named_by_either_half(tmp_path: Path) -> Non
     locked = made(tmp_path / "locked", passphrase=PASSPHRASE)
     public = locked.with_name("locked.pub")
     held(made(tmp_path / "another"))
-    assert "no agent holds" in problems(locked)
+    assert "no agent holds it" in problems(locked)
     held(locked, PASSPHRASE)
     assert problems(locked) == ""
     locked.unlink()

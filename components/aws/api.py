@@ -77,7 +77,11 @@ def client(
             f"{path}region: {region} is not the {configured} of aws:region, where the provider works; "
             f"make them agree: pulumi config set aws:region {region}"
         )
-    return _client(service, region, Credentials.of(config), attempts)
+    try:
+        credentials = Credentials.of(config)
+    except aws.SettingError as error:
+        raise CredentialsError(str(error)) from None
+    return _client(service, region, credentials, attempts)
 
 
 @lru_cache(maxsize=16)

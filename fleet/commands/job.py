@@ -190,13 +190,17 @@ def reap(
 
 def find(file: Path | None, stack: str | None) -> Pipeline:
     """The pipeline of a file, or of the stack. Raises JobError, PulumiError."""
-    from fleet.aws import Credentials  # noqa: PLC0415  --help does without
-    from fleet.jobs import Pipeline  # noqa: PLC0415
+    from fleet.aws import Credentials, SettingError  # noqa: PLC0415  --help does without
+    from fleet.jobs import JobError, Pipeline  # noqa: PLC0415
 
     if file:
         return Pipeline.load(file)
     settings = {name: entry["value"] for name, entry in pulumi.config(stack).items() if "value" in entry}
-    return Pipeline.of(pulumi.outputs(stack), Credentials.of(lambda key: settings.get(f"aws:{key}")))
+    try:
+        credentials = Credentials.of(lambda key: settings.get(f"aws:{key}"))
+    except SettingError as error:
+        raise JobError(str(error)) from error
+    return Pipeline.of(pulumi.outputs(stack), credentials)
 
 
 def follow(pipeline: Pipeline, job_id: str) -> None:

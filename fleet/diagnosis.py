@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from fleet.masking import mask_of
 from fleet.progress import Stage
 from fleet.ssh import (
     AuthenticationRefused,
@@ -321,16 +322,6 @@ INSTALL_MARKS: tuple[tuple[Fault, str], ...] = (
 )
 """Lines of cloud-init's log that name their fault."""
 
-_SECRETS = (
-    (re.compile(r"hf_[A-Za-z0-9]{4,}"), "***"),
-    (re.compile(r"(bearer )\S+", re.IGNORECASE), r"\1***"),
-    (
-        re.compile(r"((?:api[_-]?key|hf_token)['\"]?\s*[:= ]\s*[\['\"]*)[^\s'\",)\]]+", re.IGNORECASE),
-        r"\1***",
-    ),
-)
-"""Secrets whose value is not known here, by their shape."""
-
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -507,8 +498,5 @@ def marked(lines: Sequence[str], marks: Sequence[tuple[Fault, str]]) -> Failed |
 def quote(line: str, secrets: Iterable[str] = ()) -> str:
     """One line fit to be shown: no control characters, no secret, not too long."""
     text = _CONTROL.sub("", line).strip()
-    for secret in filter(None, secrets):
-        text = text.replace(secret, "***")
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
+    text = mask_of(tuple(secrets))(text)
     return text if len(text) <= QUOTED_LENGTH else f"{text[: QUOTED_LENGTH - 1]}…"

@@ -29,6 +29,7 @@ from fleet.diagnosis import (
     marked,
     ssh_fault,
 )
+from fleet.masking import guarded
 from fleet.progress import SYSTEM_CLOCK, Clock, Progress, Stage, pause_s
 from fleet.ssh import (
     CommandFailed,
@@ -589,4 +590,4 @@ def _say(text: str, status: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -65,6 +65,7 @@ def _check_stack(name: str, *, clouds: bool, on_nodes: bool) -> list[Finding]:
     """Raises PulumiError."""
     from fleet.check import check_keeping  # noqa: PLC0415  --help does without
 
+    nodes.guard_output(name)
     config, outputs = pulumi.config(name), pulumi.outputs(name)
     state = pulumi.read("stack", "export", stack=name)
     findings = check_keeping(name, os.environ, Path())

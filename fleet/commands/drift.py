@@ -11,11 +11,13 @@ from typing import Annotated
 
 import typer
 
+from fleet import masking
 from fleet.commands import output, pulumi
 from fleet.drift import Drift
 from fleet.drift.cloud import cloud_drift
 from fleet.drift.node import expected_nodes, look_at_all
 from fleet.drift.report import COLUMNS, Seen, document, markdown
+from fleet.masking import Mask
 
 DRIFTED = 3
 """Exit code of drift, so that it is told from a command that could not look."""
@@ -41,9 +43,11 @@ def drift(
     try:
         name = stack or pulumi.selected_stack()
         found = sorted(cloud_drift(pulumi.refresh_events(stack=stack)))
+        state = pulumi.read("stack", "export", "--show-secrets", stack=stack)
         if nodes:
-            state = pulumi.read("stack", "export", "--show-secrets", stack=stack)
             found += asyncio.run(look_at_all(expected_nodes(state)))
+        mask = Mask(masking.of_state(state) | masking.of_config(pulumi.config(stack)))
+        found = [each.masked(mask) for each in found]
     except pulumi.PulumiError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from error

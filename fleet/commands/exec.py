@@ -38,6 +38,7 @@ def execute(
     from fleet.runner import Job, command_line  # noqa: PLC0415
 
     with nodes.told():
+        nodes.guard_output(stack)
         chosen = nodes.find(wanted, stack)
         jobs = [Job(node.name, node, command_line(command)) for node in chosen]
         raise typer.Exit(run_and_report(jobs, timeout_s=timeout, max_parallel=max_parallel, as_json=as_json))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -132,6 +133,7 @@ def logs(
 
     with told():
         place = find(pipeline, stack)
+        guard_output(pipeline, stack)
         if to_the_end:
             follow(place, job)
         if known(place, job) is None:
@@ -201,6 +203,15 @@ def find(file: Path | None, stack: str | None) -> Pipeline:
     except SettingError as error:
         raise JobError(str(error)) from error
     return Pipeline.of(pulumi.outputs(stack), credentials)
+
+
+def guard_output(file: Path | None, stack: str | None) -> None:
+    """Mask what is printed from now on: a job's script may log anything. Raises PulumiError."""
+    from fleet import masking  # noqa: PLC0415  --help does without
+
+    # With a file there is no stack to ask, as on the control instance.
+    known = set() if file else masking.of_config(pulumi.config(stack))
+    masking.guard_output(known | masking.of_environment(os.environ))
 
 
 def follow(pipeline: Pipeline, job_id: str) -> None:

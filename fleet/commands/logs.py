@@ -46,6 +46,7 @@ def logs(
 
     sources = source or [Source.VLLM]
     with nodes.told():
+        nodes.guard_output(stack)
         jobs = [
             Job(
                 node.name if len(sources) == 1 else f"{node.name} {each}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,19 @@ Nodes = Annotated[
 ]
 OneNode = Annotated[str, typer.Argument(help="Name of the node.", autocompletion=complete)]
 StackName = Annotated[str | None, typer.Option("--stack", "-s", help="Stack; the selected one if left out.")]
+
+
+def guard_output(stack: str | None) -> None:
+    """Mask what this command prints from now on: it shows what nodes and logs say. Raises PulumiError."""
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415  --help does without
+
+    from fleet import masking  # noqa: PLC0415
+
+    with ThreadPoolExecutor() as both:
+        state = both.submit(pulumi.read, "stack", "export", "--show-secrets", stack=stack)
+        config = both.submit(pulumi.config, stack)
+        known = masking.of_state(state.result()) | masking.of_config(config.result())
+    masking.guard_output(known | masking.of_environment(os.environ))
 
 
 def find(wanted: str, stack: str | None) -> tuple[FleetNode, ...]:

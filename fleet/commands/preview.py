@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from fleet import masking
 from fleet.commands import pulumi
+from fleet.masking import Mask
 from fleet.preview import Preview, comment
 
 POLICY_PACK = Path("policy")
@@ -33,10 +35,11 @@ def preview(
         config = POLICY_PACK / f"config.{name}.json"
         strictness = ["--policy-pack-config", str(config)] if config.exists() else []
         events, went_well = pulumi.preview_events("--policy-pack", str(POLICY_PACK), *strictness, stack=name)
+        mask = Mask(masking.of_config(pulumi.config(stack)))
     except pulumi.PulumiError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from error
-    text = comment(name, Preview.of(events), failed=not went_well)
+    text = mask(comment(name, Preview.of(events), failed=not went_well))
     if comment_file:
         comment_file.write_text(text)
     else:

@@ -48,6 +48,7 @@ def provision(
     """
     with nodes.told():
         specs = specs_of(nodes.find(wanted, stack), pulumi.config(stack))
+        nodes.guard_output(stack)
     reports = asyncio.run(_run(specs, plan=plan, only=only or [], max_parallel=max_parallel))
     if as_json:
         typer.echo(json.dumps([asdict(report) for report in reports], indent=1))

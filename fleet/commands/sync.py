@@ -37,6 +37,7 @@ def sync(
         wanted, destination = split(where)
         copy = Copy(source, destination, tuple(exclude or ()), delete, dry_run)
         chosen = nodes.find(wanted, stack)
+        nodes.guard_output(stack)
         try:
             done = asyncio.run(copy_to(chosen, copy, max_parallel=max_parallel))
         except RsyncMissing as error:

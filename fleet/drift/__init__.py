@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
+
+from fleet.masking import HIDDEN, Mask, names_secret
 
 
 @dataclass(frozen=True, order=True)
@@ -23,6 +26,18 @@ class Drift:
     was: str
     """What the state says."""
     now: str
+
+    def masked(self, mask: Mask) -> Drift:
+        """The same, fit to be shown: what the state or the node says may hold any secret."""
+        was, now = mask(self.was), mask(self.now)
+        if names_secret(re.split(r"[. ]", self.property)[-1]):
+            was, now = (_hidden(value) for value in (was, now))
+        return replace(self, resource=mask(self.resource), property=mask(self.property), was=was, now=now)
+
+
+def _hidden(value: str) -> str:
+    """The value of a property that holds a secret, whichever that is."""
+    return value if value in {"not set", "none", "yes", "no", "[secret]"} else HIDDEN
 
 
 def fingerprint(drift: Drift) -> str:

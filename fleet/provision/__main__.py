@@ -7,6 +7,7 @@ import sys
 
 from fleet import lifeline
 from fleet import spec as specs
+from fleet.masking import guarded
 from fleet.progress import Progress
 from fleet.provision.process import provision
 from fleet.provision.spec import ProvisionSpec
@@ -30,4 +31,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from fleet.masking import guarded
 from fleet.progress import Progress
 from fleet.ray.process import join, run_command
 from fleet.ray.spec import TOKEN_VARIABLE, JoinSpec
@@ -15,4 +16,4 @@ async def _join(spec: JoinSpec, token: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(JoinSpec, TOKEN_VARIABLE, _join))
+    sys.exit(guarded(lambda: run_command(JoinSpec, TOKEN_VARIABLE, _join)))

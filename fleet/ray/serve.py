@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from fleet.masking import guarded
 from fleet.progress import Progress
 from fleet.ray.process import run_command
 from fleet.ray.release import serve
@@ -16,4 +17,4 @@ async def _serve(spec: ServeSpec, secrets: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(ServeSpec, SECRETS_VARIABLE, _serve))
+    sys.exit(guarded(lambda: run_command(ServeSpec, SECRETS_VARIABLE, _serve)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shlex
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -13,8 +15,11 @@ from typing import Any
 
 import pytest
 from light_fleet import LightFleet, light_fleet, until
+from typer.testing import CliRunner
 
-from fleet import compose, settings, userdata
+from fleet import compose, masking, settings, userdata
+from fleet.cli import app
+from fleet.commands import pulumi
 from fleet.drift import Drift, fingerprint
 from fleet.drift.cloud import cloud_drift
 from fleet.drift.node import Expected, expected_nodes, look, look_at_all
@@ -164,6 +169,56 @@ async def test_a_change_inside_a_node_is_found_under_its_name(
         assert (drift.resource, drift.property, drift.was, drift.now)[: len(wanted)] == wanted
     assert API_KEY not in str(seen)
     assert "another-key" not in str(seen)
+
+
+LEFT_ON_THE_NODE = {
+    "the key, in its place": f'      VLLM_API_KEY: "{API_KEY}"\n',
+    "another key": "      OTHER_API_KEY: another-key-0123456789\n",
+    "a password": "      DB_PASSWORD: planted-pass\n",
+    "the key under a harmless name": f"      NOTE: see {API_KEY}\n",
+    "the key in base64": f"      NOTE: {b64encode(f'key={API_KEY}'.encode()).decode()}\n",
+    "the key in a URL": f"      NOTE: http://h/?key={API_KEY}&x=1\n",
+    "a token by its shape": "      NOTE: hf_another0123456789\n",
+    "credentials in a URL": "      NOTE: http://me:planted-pass@proxy:3128\n",
+}
+
+
+@pytest.mark.parametrize("what", LEFT_ON_THE_NODE)
+async def test_no_secret_found_on_a_node_is_told(
+    what: str, node: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, expected, connection = node
+    text = (await connection.read_file(COMPOSE)).decode()
+    flag = "    - --port\n"
+    assert flag in text and "    environment:\n" in text
+    text = text.replace("    environment:\n", f"    environment:\n{LEFT_ON_THE_NODE[what]}", 1)
+    text = text.replace(
+        flag, f"    - --api-key={API_KEY}\n    - --hf-token\n    - hf_another0123456789\n{flag}"
+    )
+    await connection.write_file(COMPOSE, text.encode(), mode=0o644)
+    seen = await look(expected)
+
+    key = {masking._ENVELOPE: "1b47061264138c4ac30d75fd1eb44270", "plaintext": json.dumps(API_KEY)}
+    told = {"op": "update", "urn": "urn:x::y", "type": "a:b:C", "old": {}, "new": {"outputs": {"x": API_KEY}}}
+    monkeypatch.setattr(pulumi, "refresh_events", lambda **_: [{"resOutputsEvent": {"metadata": told}}])
+    monkeypatch.setattr(pulumi, "read", lambda *_, **__: {"deployment": {"resources": [{"outputs": key}]}})
+    monkeypatch.setattr(pulumi, "config", lambda *_: {})
+
+    async def looked(_: object) -> list[Drift]:
+        return seen
+
+    monkeypatch.setattr("fleet.commands.drift.look_at_all", looked)
+    encoded = b64encode(API_KEY.encode()).decode()[4:12]
+    report, known = tmp_path / "drift.md", tmp_path / "seen.json"
+    call = ["drift", "--stack", "test", "--markdown", str(report), "--seen", str(known)]
+    for flags in (["--json"], []):
+        done = await asyncio.to_thread(CliRunner().invoke, app, [*call, *flags])
+        assert done.exit_code == 3
+        known.unlink()
+        for place in (done.output, report.read_text()):
+            for secret in (API_KEY[4:], "another", "planted-pass", encoded):
+                assert secret not in place
+        assert "services.vllm.command --api-key" in report.read_text()
 
 
 async def test_an_edited_configuration_of_the_gateway_is_told_by_its_digest(node: Any) -> None:

@@ -46,6 +46,8 @@ install_docker() {
     apt_install "${packages[@]}"
 }
 
+guard_metadata() { systemctl enable --now vllm-metadata-guard.service; }
+
 install_toolkit() {
     local packages=()
     has_compose || packages+=(docker-compose-v2)
@@ -90,6 +92,7 @@ stage docker
 systemctl start --no-block vllm-prefetch@weights.service
 update_package_lists
 install_docker
+guard_metadata
 # Pulled beside what follows: it needs neither toolkit nor driver.
 systemctl start --no-block vllm-prefetch@images.service
 

@@ -3,6 +3,7 @@ when its inputs changed, and one that failed never enters state and runs again a
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pulumi
@@ -10,6 +11,7 @@ from pulumi import Input, Output, ResourceOptions
 
 from components.command import reached_at, run_module
 from fleet import compose, layout, settings
+from fleet.gateway import Gateway
 from fleet.userdata import WEIGHT_FLAGS
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ class ServedModel(pulumi.ComponentResource):
             {
                 "node": args.node.name,
                 "cloud": args.node.cloud,
-                "compose": compose.compose_file(serving),
+                "compose": compose.compose_file(serving, secret_names=secrets.environment),
                 "environment": compose.env_file(compose.plain_environment(serving)),
                 "owner": f"{pulumi.get_project()}/{pulumi.get_stack()}",
                 "prefetch": _fetched_ahead(serving),
@@ -63,7 +65,10 @@ class ServedModel(pulumi.ComponentResource):
                     "settle_s": 3.0,
                 },
             },
-            {"FLEET_SECRET_ENVIRONMENT": Output.secret(_secret_environment(args))},
+            {
+                "FLEET_SECRET_ENVIRONMENT": Output.secret(_secret_environment(args)),
+                "FLEET_SECRET_REGISTRIES": Output.secret(json.dumps(compose.registry_logins(secrets))),
+            },
             [machine.server_id],
             # Not on this component: a component whose dependencies failed cannot register its outputs, which
             # would end the update for every other node too.
@@ -89,7 +94,11 @@ class ServedModel(pulumi.ComponentResource):
                 "gateway_port": layout.GATEWAY_CHECK_PORT if args.exposure else None,
                 "timeouts": timeouts,
             },
-            {"FLEET_API_KEY": Output.secret(secrets.api_key.get_secret_value())},
+            {
+                "FLEET_API_KEY": Output.secret(secrets.api_key.get_secret_value()),
+                # For the mask alone: what the node says may hold any of them.
+                "FLEET_SECRET_ENVIRONMENT": Output.secret(_secret_environment(args)),
+            },
             # A new release is a new question, even where the gate's own inputs did not change.
             [machine.server_id, rollout.stdout, *machine.starts],
             ResourceOptions(parent=self, depends_on=[rollout]),
@@ -103,8 +112,12 @@ def _with_gateway(reached: Output[dict[str, object]], args: GpuNodeArgs) -> Outp
     if args.exposure is None:
         return reached
     return Output.all(reached, args.exposure.gateway()).apply(
-        lambda known: {**known[0], "compose": compose.compose_file(args.node.serving, known[1])}
+        lambda known: {**known[0], "compose": _compose_file(args, known[1])}
     )
+
+
+def _compose_file(args: GpuNodeArgs, door: Gateway) -> str:
+    return compose.compose_file(args.node.serving, door, args.secrets.environment)
 
 
 def _secret_environment(args: GpuNodeArgs) -> Input[str]:

@@ -6,7 +6,8 @@ devices live in `.env` alone, beside the secrets, and the compose file refers to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from base64 import b64encode
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
@@ -16,8 +17,18 @@ from fleet.fit.flags import supported
 from fleet.gateway import Gateway
 from fleet.settings import Secrets, Serving
 
+DOCKER_HUB = "https://index.docker.io/v1/"
+"""What Docker's configuration calls its own registry, whichever of its hosts was meant."""
+DOCKER_HUB_HOSTS = {"docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"}
+WEBUI_CONTAINER = "open-webui"
 PORT = "${PORT}"
 """How the compose file names vLLM's port."""
+
+
+def confined() -> dict[str, Any]:
+    """What no container of a node is given. vLLM runs as root and owns its files, so it needs no capability;
+    GPUs come from the nvidia runtime, and `ipc: host` is for the memory that its workers share."""
+    return {"cap_drop": ["ALL"], "security_opt": ["no-new-privileges:true"]}
 
 
 def serve_arguments(serving: Serving) -> list[str]:
@@ -51,11 +62,16 @@ def serve_arguments(serving: Serving) -> list[str]:
     return [*words, *(_literal(word) for word in serving.extra_args)]
 
 
-def compose_document(serving: Serving, door: Gateway | None = None) -> dict[str, Any]:
-    """The compose file as a document: plain compose, no Swarm keys. With `door`, a gateway before vLLM."""
+def compose_document(
+    serving: Serving, door: Gateway | None = None, secret_names: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The compose file as a document: plain compose, no Swarm keys. With `door`, a gateway before vLLM.
+
+    `secret_names` are the variables of `.env` that vLLM's container is given beside its own.
+    """
     own = {
         # Those of .env that are vLLM's; a name without a value is what .env says, or nothing.
-        **dict.fromkeys(("NVIDIA_VISIBLE_DEVICES", "VLLM_API_KEY", "HF_TOKEN")),
+        **dict.fromkeys(("NVIDIA_VISIBLE_DEVICES", "VLLM_API_KEY", "HF_TOKEN", *sorted(secret_names))),
         "HF_HOME": "/models",
         "VLLM_CACHE_ROOT": "/cache",
     }
@@ -66,6 +82,7 @@ def compose_document(serving: Serving, door: Gateway | None = None) -> dict[str,
         "runtime": "nvidia",
         "ipc": "host",
         "shm_size": f"{serving.shm_size_gb}gb",
+        **confined(),
         "restart": "unless-stopped",
         # Settings refuse these names; here, too, ours are what counts.
         "environment": {**own, **given, **own},
@@ -85,7 +102,8 @@ def compose_document(serving: Serving, door: Gateway | None = None) -> dict[str,
     if serving.webui:
         services["open-webui"] = {
             "image": serving.webui_image,
-            "container_name": "open-webui",
+            "container_name": WEBUI_CONTAINER,
+            **confined(),
             "restart": "unless-stopped",
             "environment": {
                 "OPENAI_API_BASE_URL": f"http://vllm:{PORT}/v1",
@@ -101,11 +119,11 @@ def compose_document(serving: Serving, door: Gateway | None = None) -> dict[str,
     return {"name": "llm", **with_it, "services": {**services, **with_it["services"]}}
 
 
-def compose_file(serving: Serving, door: Gateway | None = None) -> str:
+def compose_file(serving: Serving, door: Gateway | None = None, secret_names: Iterable[str] = ()) -> str:
     """`/opt/llm/docker-compose.yml`, deterministic."""
     # By libyaml: a preview of a fleet waits for it.
     return yaml.dump(
-        compose_document(serving, door),
+        compose_document(serving, door, secret_names),
         Dumper=yaml.CSafeDumper,
         sort_keys=False,
         allow_unicode=True,
@@ -123,7 +141,18 @@ def plain_environment(serving: Serving) -> dict[str, str]:
 def secret_environment(secrets: Secrets) -> dict[str, str]:
     """What of `.env` is secret."""
     token = {"HF_TOKEN": secrets.hf_token.get_secret_value()} if secrets.hf_token else {}
-    return {"VLLM_API_KEY": secrets.api_key.get_secret_value(), **token}
+    more = {name: value.get_secret_value() for name, value in sorted(secrets.environment.items())}
+    return {"VLLM_API_KEY": secrets.api_key.get_secret_value(), **token, **more}
+
+
+def registry_logins(secrets: Secrets) -> dict[str, str]:
+    """Logins as Docker's configuration has them: registry → base64 of user and password. Secret."""
+    return {
+        DOCKER_HUB if host in DOCKER_HUB_HOSTS else host: b64encode(
+            f"{login.username}:{login.password.get_secret_value()}".encode()
+        ).decode()
+        for host, login in sorted(secrets.registries.items())
+    }
 
 
 def gateway_environment(secrets: Secrets, node_key: str, *, public: bool) -> dict[str, str]:

@@ -1,8 +1,11 @@
 """What watches a node: Prometheus, NVIDIA's exporter and Grafana, as a compose project of their own.
 
-All of it listens on the node's loopback alone and is reached through the tunnel. It is apart from what
-serves: neither a rollout nor a change here ever touches the other. `python -m fleet.observability` reads a
-spec on standard input and brings a node to it; with `remove` it takes everything away again.
+All of it is published on the node's loopback alone and reached through the tunnel. It is apart from what
+serves: neither a rollout nor a change here ever touches the other. Its containers have a network of their own
+instead of the node's; what Prometheus reads of the node's loopback, systemd hands on at that network's
+gateway.
+`python -m fleet.observability` reads a spec on standard input and brings a node to it; with `remove` it takes
+everything away again.
 """
 
 from __future__ import annotations
@@ -11,11 +14,12 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from fleet import layout, lifeline
 from fleet import spec as specs
+from fleet.masking import guarded
 from fleet.progress import Progress, Stage
 from fleet.rollout.session import Session
 from fleet.ssh import SshError, Target
@@ -32,6 +36,10 @@ NOBODY = "65534:65534"
 """User and group that Prometheus's own image runs as."""
 GRAFANA_USER = "472:0"
 """The same of Grafana's."""
+SUBNET, GATEWAY = "198.18.87.0/28", "198.18.87.1"
+"""Of its network. The range is set aside for tests of network devices: no provider's network uses it."""
+RELAYS = "vllm-fleet-watch"
+"""Units that hand on a port of the node's loopback are named after this, and after what is behind it."""
 START_TIMEOUT_S = 900.0
 """For some 1.2 GB of images."""
 REMOVE_TIMEOUT_S = 20.0
@@ -39,21 +47,22 @@ REMOVE_TIMEOUT_S = 20.0
 
 
 def compose_document(settings: Observability) -> dict[str, Any]:
-    """The compose project. Host networking: what is watched listens on the node's loopback too."""
-    common = {"network_mode": "host", "restart": "unless-stopped", "logging": _LOGGING}
+    """The compose project."""
     return {
         "name": "monitoring",
         "services": {
             "prometheus": {
                 "image": settings.prometheus_image,
                 "container_name": "prometheus",
-                **common,
+                **_COMMON,
+                "read_only": True,
                 "user": NOBODY,
+                "ports": [f"127.0.0.1:{PROMETHEUS_PORT}:{PROMETHEUS_PORT}"],
                 "command": [
                     "--config.file=/etc/prometheus/prometheus.yml",
                     "--storage.tsdb.path=/prometheus",
                     f"--storage.tsdb.retention.time={settings.retention_days}d",
-                    f"--web.listen-address=127.0.0.1:{PROMETHEUS_PORT}",
+                    f"--web.listen-address=:{PROMETHEUS_PORT}",
                 ],
                 "volumes": [
                     *(
@@ -66,22 +75,24 @@ def compose_document(settings: Observability) -> dict[str, Any]:
             "dcgm-exporter": {
                 "image": settings.dcgm_image,
                 "container_name": "dcgm-exporter",
-                **common,
+                **_COMMON,
                 "runtime": "nvidia",
                 # DCGM's profiling counters need it.
                 "cap_add": ["SYS_ADMIN"],
                 "environment": {
-                    "DCGM_EXPORTER_LISTEN": f"127.0.0.1:{DCGM_PORT}",
+                    "DCGM_EXPORTER_LISTEN": f":{DCGM_PORT}",
                     "NVIDIA_VISIBLE_DEVICES": "all",
                 },
             },
             "grafana": {
                 "image": settings.grafana_image,
                 "container_name": "grafana",
-                **common,
+                **_COMMON,
+                "read_only": True,
+                "tmpfs": ["/tmp"],  # noqa: S108  (the container's own)
                 "user": GRAFANA_USER,
+                "ports": [f"127.0.0.1:{GRAFANA_PORT}:{GRAFANA_PORT}"],
                 "environment": {
-                    "GF_SERVER_HTTP_ADDR": "127.0.0.1",
                     "GF_SERVER_HTTP_PORT": str(GRAFANA_PORT),
                     # Who has come through the tunnel may look, and nobody may change: there is no password.
                     "GF_AUTH_ANONYMOUS_ENABLED": "true",
@@ -100,19 +111,32 @@ def compose_document(settings: Observability) -> dict[str, Any]:
                 ],
             },
         },
+        "networks": {"default": {"ipam": {"config": [{"subnet": SUBNET, "gateway": GATEWAY}]}}},
         "volumes": {"prometheus": {}, "grafana": {}},
     }
 
 
-_LOGGING = {"driver": "json-file", "options": {"max-size": "10m", "max-file": "2"}}
+_COMMON: dict[str, Any] = {
+    "restart": "unless-stopped",
+    "cap_drop": ["ALL"],
+    "security_opt": ["no-new-privileges:true"],
+    "logging": {"driver": "json-file", "options": {"max-size": "10m", "max-file": "2"}},
+}
+
+
+def _watched(vllm_port: int | None) -> dict[str, int]:
+    """Ports of the node's loopback that Prometheus reads, by what answers there."""
+    return {"agent": layout.AGENT_PORT, **({"vllm": vllm_port} if vllm_port else {})}
 
 
 def files(node: str, vllm_port: int | None, settings: Observability) -> dict[str, str]:
     """Everything below `/opt/monitoring`, by path there. `vllm_port` is None where none serves."""
-    watched = {"agent": layout.AGENT_PORT, "dcgm": DCGM_PORT, **({"vllm": vllm_port} if vllm_port else {})}
+    addresses = {
+        **{what: f"{GATEWAY}:{port}" for what, port in _watched(vllm_port).items()},
+        "dcgm": f"dcgm-exporter:{DCGM_PORT}",
+    }
     targets = [
-        {"targets": [f"127.0.0.1:{port}"], "labels": {"what": what, "node": node}}
-        for what, port in watched.items()
+        {"targets": [address], "labels": {"what": what, "node": node}} for what, address in addresses.items()
     ]
     static = {
         str(path.relative_to(FILES)): path.read_text() for path in sorted(FILES.rglob("*")) if path.is_file()
@@ -122,6 +146,43 @@ def files(node: str, vllm_port: int | None, settings: Observability) -> dict[str
         "docker-compose.yml": _json(compose_document(settings)),
         "targets.json": _json(targets),
         **static,
+        **{
+            f"{layout.UNITS_DIRECTORY}/{RELAYS}-{what}.{kind}": text
+            for what, port in _watched(vllm_port).items()
+            for kind, text in _relay(what, port).items()
+        },
+    }
+
+
+def _relay(what: str, port: int) -> dict[str, str]:
+    """The units that hand on a port of the node's loopback to the containers of this project."""
+    return {
+        "socket": f"""[Unit]
+Description=Where this node's monitoring reads the metrics of {what}
+
+[Socket]
+ListenStream={GATEWAY}:{port}
+# The address comes with Docker's network.
+FreeBind=yes
+
+[Install]
+WantedBy=sockets.target
+""",
+        "service": f"""[Unit]
+Description=Hands on the metrics of {what} to this node's monitoring
+
+[Service]
+ExecStart=/usr/lib/systemd/systemd-socket-proxyd --exit-idle-time=1min 127.0.0.1:{port}
+DynamicUser=yes
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+ProtectSystem=strict
+ProtectHome=yes
+PrivateTmp=yes
+RestrictAddressFamilies=AF_INET AF_UNIX
+IPAddressDeny=any
+IPAddressAllow=localhost {SUBNET}
+""",
     }
 
 
@@ -145,10 +206,15 @@ class WatchSpec:
     files: tuple[File, ...]
     timeouts: Timeouts = field(default_factory=Timeouts)
 
+    def units(self, kind: str) -> list[str]:
+        """Names of the systemd units of one kind, as `.socket`, among the files."""
+        names = [PurePosixPath(file.path).name for file in self.files]
+        return [name for name in names if name.endswith(kind)]
+
 
 @dataclass(frozen=True)
 class File:
-    """One file, by its path below the directory."""
+    """One file, by its path: below the directory, or absolute."""
 
     path: str
     content: str
@@ -159,21 +225,36 @@ async def deploy(spec: WatchSpec, progress: Progress) -> None:
     async with Session(spec.target, spec.timeouts.ssh_s, progress) as session:
         changed = False
         for file in spec.files:
-            path, data = f"{DIRECTORY}/{file.path}", file.content.encode()
+            path, data = str(PurePosixPath(DIRECTORY) / file.path), file.content.encode()
             if await session.read_file(path) != data:
                 await session.write_file(path, data, mode=0o644)
                 changed = True
+        await _relay_metrics(session, spec, changed)
         # A file that is mounted by itself is read again only by a new container.
         anew = ["--force-recreate"] if changed else []
         await session.run([*_COMPOSE, "up", "-d", "--remove-orphans", *anew], timeout_s=START_TIMEOUT_S)
     progress.note(Stage.READY, f"Grafana on {GRAFANA_PORT}, Prometheus on {PROMETHEUS_PORT}, by the tunnel")
 
 
+async def _relay_metrics(session: Session, spec: WatchSpec, changed: bool) -> None:
+    sockets, services = spec.units(".socket"), spec.units(".service")
+    if changed:
+        await session.run(["systemctl", "daemon-reload"])
+        # A socket does not start beside its own running service.
+        await session.run(["systemctl", "stop", *sockets, *services])
+    await session.run(["systemctl", "enable", "--now", *sockets])
+
+
 async def remove(spec: WatchSpec, progress: Progress) -> None:
     """Take it away, with its data. Raises SshError."""
     async with Session(spec.target, REMOVE_TIMEOUT_S, progress) as session:
         await session.run([*_COMPOSE, "down", "--volumes"], timeout_s=120.0)
-        await session.run(["rm", "-rf", DIRECTORY])
+        sockets, services = spec.units(".socket"), spec.units(".service")
+        await session.run(["systemctl", "disable", "--now", *sockets], check=False)
+        await session.run(["systemctl", "stop", *services], check=False)
+        units = [f"{layout.UNITS_DIRECTORY}/{name}" for name in (*sockets, *services)]
+        await session.run(["rm", "-rf", DIRECTORY, *units])
+        await session.run(["systemctl", "daemon-reload"])
 
 
 _COMPOSE = ("docker", "compose", "--project-directory", DIRECTORY)
@@ -201,4 +282,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(guarded(lambda: main(sys.argv[1:])))

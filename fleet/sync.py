@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fleet.inventory import FleetNode, InventoryError
+from fleet.layout import deletion_problem
 from fleet.lifeline import end_with_parent
 from fleet.ssh import Target, openssh
 
@@ -41,6 +42,11 @@ class Copy:
     delete: bool = False
     """Remove at the destination what the source does not have."""
     dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises InventoryError where files of others would be deleted."""
+        if self.delete and (problem := deletion_problem(self.destination)):
+            raise InventoryError(f"--delete: {self.destination!r} {problem}, or leave --delete out")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ STATIC_FILES = {
         (
             "vllm.service",
             "vllm-env.path",
+            "vllm-metadata-guard.service",
             "vllm-prefetch@.service",
             "vllm-agent.service",
             "vllm-setup.service",
@@ -38,7 +40,8 @@ STATIC_FILES = {
         (layout.UNITS_DIRECTORY, "0644"),
     ),
     **dict.fromkeys(
-        ("stages.sh", "setup.sh", "prefetch.sh", "publish-host-keys.sh"), (layout.SCRIPTS_DIRECTORY, "0755")
+        ("stages.sh", "setup.sh", "prefetch.sh", "publish-host-keys.sh", "guard-metadata.sh"),
+        (layout.SCRIPTS_DIRECTORY, "0755"),
     ),
     "52vllm-fleet": ("/etc/apt/apt.conf.d", "0644"),
     "weights.py": (layout.SCRIPTS_DIRECTORY, "0644"),
@@ -112,6 +115,10 @@ class HostPart:
     """Where the NVIDIA Container Toolkit comes from, if the image lacks it."""
     environment: str | None = field(default=None, repr=False)
     """Content of `.env`, secrets included; None: it arrives over SSH."""
+    registries: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Logins at registries, as Docker's configuration has them; empty: they arrive over SSH."""
+    secret_names: tuple[str, ...] = ()
+    """Variables of `.env` that vLLM's container is given beside its own."""
     serves: bool = True
     """Whether the node serves by itself; what a member of a Ray cluster does, it is told over SSH."""
 
@@ -123,7 +130,7 @@ class HostPart:
             node.name,
             node.serving,
             publish_host_keys=True,
-            environment=_environment(node.serving, secrets),
+            **_secret_parts(node.serving, secrets),
         )
 
     @classmethod
@@ -137,7 +144,7 @@ class HostPart:
             node.serving,
             driver_branch=driver_branch,
             host_key=host_key,
-            environment=_environment(node.serving, secrets),
+            **_secret_parts(node.serving, secrets),
         )
 
     @classmethod
@@ -148,7 +155,7 @@ class HostPart:
             node.name,
             node.serving,
             host_key=host_key,
-            environment=_environment(node.serving, secrets),
+            **_secret_parts(node.serving, secrets),
         )
 
     @property
@@ -245,10 +252,16 @@ class HostPart:
             return {layout.PREFETCH_SETTINGS_PATH: ("IMAGES=()\nMODEL=''\nENVIRONMENT=()\n", "0644")}
         files = {
             layout.PREFETCH_SETTINGS_PATH: (self._prefetch_settings(), "0644"),
-            layout.COMPOSE_PATH: (compose.compose_file(self.serving), "0644"),
+            layout.COMPOSE_PATH: (
+                compose.compose_file(self.serving, secret_names=self.secret_names),
+                "0644",
+            ),
         }
         if self.environment is not None:
             files[layout.ENV_PATH] = (self.environment, "0600")
+        if self.registries:
+            logins = {host: {"auth": login} for host, login in self.registries.items()}
+            files[layout.DOCKER_CONFIG_PATH] = (json.dumps({"auths": logins}, indent=2) + "\n", "0600")
         return files
 
     def _prefetch_settings(self) -> str:
@@ -268,10 +281,17 @@ class HostPart:
         )
 
 
-def _environment(serving: Serving, secrets: Secrets) -> str | None:
+def _secret_parts(serving: Serving, secrets: Secrets) -> dict[str, Any]:
+    """What of a HostPart the secrets make."""
+    names = {"secret_names": tuple(secrets.environment)}
     if secrets.delivery == "ssh":
-        return None
-    return compose.env_file({**compose.plain_environment(serving), **compose.secret_environment(secrets)})
+        return names
+    lines = {**compose.plain_environment(serving), **compose.secret_environment(secrets)}
+    return {
+        **names,
+        "environment": compose.env_file(lines),
+        "registries": compose.registry_logins(secrets),
+    }
 
 
 def _deb822(source: AptSource) -> str:

@@ -8,18 +8,20 @@ import sys
 
 from fleet import lifeline
 from fleet import spec as specs
+from fleet.masking import guarded
 from fleet.progress import Progress, Stage
 from fleet.rollout.process import RolloutFailed, roll_out
-from fleet.rollout.spec import SECRET_ENVIRONMENT, RolloutSpec
+from fleet.rollout.spec import SECRET_ENVIRONMENT, SECRET_REGISTRIES, RolloutSpec
 
 
 def main() -> int:
     """Read a spec on standard input, the secret lines of `.env` from the environment."""
     spec = specs.parse(RolloutSpec, json.load(sys.stdin))
     release = spec.release(os.environ[SECRET_ENVIRONMENT])
+    registries = json.loads(os.environ.get(SECRET_REGISTRIES, "null"))
     progress = Progress(spec.node)
     try:
-        outcome = lifeline.run(roll_out(spec, release, progress))
+        outcome = lifeline.run(roll_out(spec, release, progress, registries=registries))
     except RolloutFailed as failed:
         sys.stderr.write(f"{failed}\n")
         return 1
@@ -35,4 +37,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

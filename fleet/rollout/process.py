@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from fleet.diagnosis import (
 )
 from fleet.gateway import UNNOTICED_S
 from fleet.layout import DIRECTORY, GATEWAY_CHECK_PORT
+from fleet.masking import mask_of
 from fleet.progress import SYSTEM_CLOCK, Clock, Progress, Stage, pause_s
 from fleet.rollout import preflight
 from fleet.rollout.gating import Within, indented, verdict
@@ -72,13 +73,20 @@ class Outcome:
 
 
 async def roll_out(
-    spec: RolloutSpec, release: Release, progress: Progress, *, clock: Clock = SYSTEM_CLOCK
+    spec: RolloutSpec,
+    release: Release,
+    progress: Progress,
+    *,
+    registries: Mapping[str, str] | None = None,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> Outcome:
     """Bring the node to `release`, or leave it with the one it has. Raises RolloutFailed.
 
+    `registries` are the logins with which it pulls, as Docker's configuration has them; None: as they are.
+
     With nothing served yet the files are delivered and nothing is waited for: that is the gate's part.
     """
-    return await _Rollout(spec, release, progress, clock).run()
+    return await _Rollout(spec, release, progress, registries, clock).run()
 
 
 class _Refused(Exception):
@@ -90,8 +98,16 @@ class _Refused(Exception):
 
 
 class _Rollout:
-    def __init__(self, spec: RolloutSpec, release: Release, progress: Progress, clock: Clock) -> None:
+    def __init__(
+        self,
+        spec: RolloutSpec,
+        release: Release,
+        progress: Progress,
+        registries: Mapping[str, str] | None,
+        clock: Clock,
+    ) -> None:
         self._spec = spec
+        self._registries = registries
         self._release = release
         self._progress = progress
         self._clock = clock
@@ -143,6 +159,8 @@ class _Rollout:
         self._turnstile = None
 
     async def _locked(self) -> Outcome:
+        if self._registries is not None and not self._spec.dry_run:
+            await self._store.log_in(self._registries)
         resumed = await self._recover()
         served = resumed or await self._store.current()
         if (
@@ -487,7 +505,8 @@ class _Rollout:
         return indented(diagnose(failed.fault, Stage.WORKER_SSH_ACCESSIBLE, self._context, failed.seen))
 
     def _listed(self, problems: Iterable[str]) -> str:
-        return "\n".join(f"  - {_masked(problem, self._secrets)}" for problem in problems)
+        mask = mask_of(tuple(self._secrets))
+        return "\n".join(f"  - {mask(problem)}" for problem in problems)
 
     def _headline(self, why: str) -> str:
         release = self._release.digest
@@ -500,9 +519,3 @@ class _NotReady(Exception):
     def __init__(self, report: gate.Report) -> None:
         super().__init__("not ready")
         self.report = report
-
-
-def _masked(text: str, secrets: Iterable[str]) -> str:
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return text

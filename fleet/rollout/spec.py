@@ -13,6 +13,9 @@ from fleet.ssh import Target
 SECRET_ENVIRONMENT = "FLEET_SECRET_ENVIRONMENT"  # noqa: S105  (a name, not a secret)
 """Environment variable that carries the secret lines of `.env`."""
 
+SECRET_REGISTRIES = "FLEET_SECRET_REGISTRIES"  # noqa: S105  (a name, not a secret)
+"""Environment variable that carries the logins at registries: a JSON object of registry → base64."""
+
 
 @dataclass(frozen=True)
 class Queue:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from fleet.layout import COMPOSE_PATH, DIRECTORY, ENV_PATH, UNITS_DIRECTORY
+from fleet.layout import COMPOSE_PATH, DIRECTORY, DOCKER_CONFIG_PATH, ENV_PATH, UNITS_DIRECTORY
 from fleet.layout import ROLLOUT_DIRECTORY as ROLLOUT
 from fleet.progress import SYSTEM_CLOCK, Clock, pause_s
 from fleet.rollout.release import Release
@@ -23,6 +24,8 @@ from fleet.ssh import CommandFailed, Connection
 RELEASES = f"{DIRECTORY}/releases"
 JOURNAL = f"{ROLLOUT}/journal"
 SERVED = f"{ROLLOUT}/served.json"
+LOGINS = f"{ROLLOUT}/registries.json"
+"""Registries whose logins Docker has from rollouts."""
 LOCK = f"{ROLLOUT}/lock"
 OWNER = f"{LOCK}/owner.json"
 NEXT = f"{ROLLOUT}/next"
@@ -87,6 +90,15 @@ class _Owner:
     host: str
 
 
+def _document(found: Any) -> dict[str, Any]:
+    """A JSON object, as text or as it is; empty where it is something else."""
+    try:
+        document = json.loads(found) if isinstance(found, bytes) else found
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
 class Store:
     """A node's releases and the state of its rollouts."""
 
@@ -94,6 +106,26 @@ class Store:
         self._session = session
         self._me = _Owner(owner, secrets.token_hex(8), socket.gethostname())
         self._clock = clock
+
+    # --- Registries ---
+
+    async def log_in(self, registries: Mapping[str, str]) -> None:
+        """Give Docker these logins, and take back those that an earlier rollout gave it. Others stay."""
+        before = await self._session.read_file(LOGINS)
+        ours = json.loads(before) if before else []
+        if not (registries or ours):
+            return
+        found = _document(await self._session.read_file(DOCKER_CONFIG_PATH))
+        auths = _document(found.get("auths"))
+        others = {host: entry for host, entry in auths.items() if host not in ours}
+        wanted = {**found, "auths": {**others, **{host: {"auth": auth} for host, auth in registries.items()}}}
+        if wanted != found:
+            folder = str(PurePosixPath(DOCKER_CONFIG_PATH).parent)
+            await self._session.run(["install", "-d", "-m", "0700", folder])
+            # Who is to be forgotten is written down first: a rollout may end at any moment.
+            await self._session.write_file(LOGINS, json.dumps(sorted({*ours, *registries})).encode())
+            await self._session.write_file(DOCKER_CONFIG_PATH, json.dumps(wanted, indent=2).encode())
+        await self._session.write_file(LOGINS, json.dumps(sorted(registries)).encode())
 
     # --- Releases ---
 

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from fleet.settings.expose import Expose, certificate_problem
 from fleet.settings.problems import Problem
 from fleet.settings.ray import RayMachines
-from fleet.settings.stack import WATCHING_PORTS, Secrets, StackSettings
+from fleet.settings.stack import WATCHING_CONTAINERS, WATCHING_PORTS, Secrets, StackSettings
 
 
 def disagreements(
@@ -26,7 +26,9 @@ def disagreements(
     yield from _renamed(settings, names)
     if settings.expose is not None:
         yield from _gateway(settings.expose, settings.ray, names)
+    yield from _containers(settings)
     if settings.secrets is not None:
+        yield from _variables(settings, settings.secrets)
         yield from _keys(settings.expose, settings.secrets)
         if settings.expose is not None and settings.expose.certificate is not None:
             known_key = None if "secrets.tls_key" in unknown else settings.secrets.tls_key
@@ -53,6 +55,31 @@ def _ports(settings: StackSettings) -> Iterator[Problem]:
             port = machine.serving.port
             taken = f"{port} of {machine.name} is {owner}'s while observability is on"
             yield Problem("serving.port", taken, "use 8000", str(port))
+            return
+
+
+def _containers(settings: StackSettings) -> Iterator[Problem]:
+    """vLLM's container has a name that no container beside it has."""
+    watching = dict.fromkeys(WATCHING_CONTAINERS if settings.observability.enabled else (), "observability")
+    for machine in settings.machines:
+        name = machine.serving.container_name
+        taken = {
+            **watching,
+            **({"caddy": "the gateway"} if settings.expose else {}),
+            **({"open-webui": "Open WebUI"} if machine.serving.webui else {}),
+        }
+        if name in taken:
+            problem = f"{name} of {machine.name} is the container of {taken[name]}"
+            fix = f"leave it out, or write for example vllm-{machine.name}"
+            yield Problem("serving.container_name", problem, fix, name)
+            return
+
+
+def _variables(settings: StackSettings, secrets: Secrets) -> Iterator[Problem]:
+    for machine in settings.machines:
+        for name in sorted(secrets.environment.keys() & machine.serving.environment.keys()):
+            problem = f"{name} of {machine.name} is in secrets.environment too"
+            yield Problem("serving.environment", problem, "leave one of the two out")
             return
 
 

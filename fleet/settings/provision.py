@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 from pydantic_core import PydanticCustomError
 
 from fleet.fit.compatibility import least_driver
+from fleet.layout import deletion_problem
 from fleet.settings.section import Section
 from fleet.settings.values import AsTuple, Environment, wrong
 
@@ -271,7 +272,17 @@ class FileSync(Section):
     exclude: Annotated[tuple[str, ...], AsTuple] = ()
     """Patterns to leave out, as rsync reads them."""
     delete: bool = False
-    """Remove there what is not here."""
+    """Remove there what is not here; never in a folder that holds more than this."""
+
+    @model_validator(mode="after")
+    def _deletes_what_is_its_own(self) -> FileSync:
+        if self.delete and (problem := deletion_problem(self.destination)):
+            raise wrong(
+                "delete: {destination} {problem}, or leave delete out",
+                destination=self.destination,
+                problem=problem,
+            )
+        return self
 
 
 class SetupScript(Section):

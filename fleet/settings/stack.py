@@ -17,8 +17,20 @@ from fleet.settings.provision import Provision
 from fleet.settings.ray import RayCluster
 from fleet.settings.section import Section
 from fleet.settings.serving import Fit, Serving
-from fleet.settings.values import ApiKey, AsTuple, Cidr, HuggingFaceToken, NodeName, Words, wrong
+from fleet.settings.values import (
+    ApiKey,
+    AsTuple,
+    Cidr,
+    HuggingFaceToken,
+    NodeName,
+    RegistryHost,
+    RegistryPassword,
+    SecretEnvironment,
+    Words,
+    wrong,
+)
 
+WATCHING_CONTAINERS = ("prometheus", "grafana", "dcgm-exporter")
 WATCHING_PORTS = {3001: "Grafana", 9090: "Prometheus", 9400: "DCGM exporter"}
 """Of what watches a node."""
 
@@ -49,6 +61,15 @@ class Health(Section):
     """Seconds one generated token may take."""
 
 
+class Registry(Section):
+    """A login at a container registry."""
+
+    username: str = Field(min_length=1, max_length=255, pattern=r"^[^:\x00-\x1f\x7f]+$")
+    """Who logs in; registries of clouds have fixed ones, as `oauth2accesstoken` or `nologin`."""
+    password: RegistryPassword
+    """Password or access token."""
+
+
 class Secrets(Section):
     """Values that never appear in plain state, logs or arguments."""
 
@@ -60,6 +81,10 @@ class Secrets(Section):
     """Private key of `expose.certificate`, PEM."""
     hf_token: HuggingFaceToken | None = None
     """Hugging Face token; gated models need one."""
+    environment: SecretEnvironment = Field(default_factory=dict)
+    """More environment variables of the vLLM container that nobody may see, as AWS keys for s3://."""
+    registries: dict[RegistryHost, Registry] = Field(default_factory=dict)
+    """Logins at container registries, by the host that images name; `docker.io` is Docker Hub."""
     delivery: Literal["ssh", "cloud-init"] = "ssh"
     """`ssh` writes them to the node after first contact; `cloud-init` puts them in its user data."""
 

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic_core import PydanticCustomError
 
 from fleet import vllm_arguments
+from fleet.masking import names_secret
 
 REFUSED = "refused"
 """Type of the errors raised here."""
@@ -26,6 +27,14 @@ OWNED_VARIABLES = {
     "HUGGING_FACE_HUB_TOKEN": "secrets.hf_token",
 }
 """Variables of the container that a setting of their own gives."""
+
+ENV_FILE_VARIABLES = {
+    "PORT": "serving.port",
+    "VLLM_PREVIOUS_API_KEY": "secrets.previous_api_key",
+    "GATEWAY_SITE_KEY": "secrets.tls_key",
+    "GATEWAY_NODE_KEY": "expose",
+}
+"""The same of a node's `.env`, beside those."""
 
 FIXED_VARIABLES = {
     **dict.fromkeys(
@@ -160,11 +169,10 @@ def _environment(value: dict[str, str]) -> dict[str, str]:
     for name, text in value.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise wrong("has the name {name}, which no shell accepts; use letters, digits and _", name=name)
-        # TOKENIZERS_PARALLELISM is none: what counts is how a word of the name ends.
-        if re.search(
-            r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|PRIVATE_KEY)(_|$)", name, re.IGNORECASE
-        ):
-            raise wrong("carries {name}, which looks like a secret; set it under secrets", name=name)
+        if names_secret(name) and not re.fullmatch(r"[0-9.]*|true|false|yes|no", text, re.IGNORECASE):
+            raise wrong(
+                "carries {name}, which looks like a secret; set it under secrets.environment", name=name
+            )
         if re.search(r"[\n\r\0]", text):
             raise wrong("has a line break in {name}, which an .env file cannot hold; leave it out", name=name)
     return value
@@ -193,6 +201,41 @@ def _tags(value: tuple[str, ...]) -> tuple[str, ...]:
             )
         if re.search(r"[\x00-\x1f\x7f]", tag):
             raise wrong("has a tag with a control character; leave it out")
+    return value
+
+
+def _secret_environment(value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+    for name, secret in value.items():
+        text = secret.get_secret_value()
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise wrong("has the name {name}, which no shell accepts; use letters, digits and _", name=name)
+        if owner := {**OWNED_VARIABLES, **ENV_FILE_VARIABLES}.get(name):
+            raise wrong("carries {name}, which is not set here; set {owner} instead", name=name, owner=owner)
+        if why := FIXED_VARIABLES.get(name):
+            raise wrong("carries {name}, which is not set here; leave it out: {why}", name=name, why=why)
+        if not text:
+            raise wrong("has no value for {name}; give one or leave it out", name=name)
+        if re.search(r"['\x00-\x1f\x7f]", text):
+            raise wrong(
+                "has a quote or a line break in {name}, which an .env file cannot hold; encode it, for "
+                "example with base64",
+                name=name,
+            )
+    return value
+
+
+def _registry_host(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?", value):
+        raise wrong(
+            "is not a registry's host; write it as images do, without https:// and path: ghcr.io or "
+            "registry.example.com:5000"
+        )
+    return value
+
+
+def _printable(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[\x21-\x7e]+", value.get_secret_value()):
+        raise wrong("is empty or holds spaces or other than ASCII characters; copy it again")
     return value
 
 
@@ -232,6 +275,9 @@ ContainerEnvironment = Annotated[
     dict[str, str], AfterValidator(_container_environment), AfterValidator(_environment)
 ]
 Tags = Annotated[Words, AfterValidator(_tags)]
+SecretEnvironment = Annotated[dict[str, SecretStr], AfterValidator(_secret_environment)]
+RegistryHost = Annotated[str, AfterValidator(_registry_host)]
+RegistryPassword = Annotated[SecretStr, AfterValidator(_printable)]
 VisibleDevices = Annotated[
     Literal["all"] | tuple[int, ...], BeforeValidator(_as_tuple), AfterValidator(_visible_devices)
 ]

@@ -39,6 +39,8 @@ PULL_S = 2.0
 # Docker doubles the pause between restarts, from 100 ms up to a minute, and forgets after a run of 10 s.
 RESTART_FIRST_S, RESTART_MAX_S, RESTART_FORGET_S = 0.1, 60.0, 10.0
 
+LOGINS = "/root/.docker/config.json"
+
 # The repositories that exist, with the tags each has; any other name is refused as a registry would.
 _REPOSITORIES = {
     r"(docker\.io/)?vllm/vllm-openai": r"latest|v0\.([5-9]|1\d|2\d)\.\d+(\.post\d+)?(-cu\d+)?",
@@ -142,7 +144,7 @@ class Docker:
         async with self._pulling.setdefault(image, asyncio.Lock()):
             if image in self.images:
                 return
-            _look_up(image)
+            _look_up(image, self._registries())
             began = time.time()
             await asyncio.sleep(PULL_S * self._machine.speed)
             if self._machine.fault() == "disk_full":
@@ -152,6 +154,12 @@ class Docker:
                 )
             self._images.write_text(json.dumps([*self.images, image]))
             self._machine.stage("image_pull", time.time() - began)
+
+    def _registries(self) -> set[str]:
+        """Hosts of the registries that there is a login for."""
+        if not self._machine.disk.exists(LOGINS):
+            return set()
+        return set(json.loads(self._machine.disk.text(LOGINS)).get("auths", {}))
 
     async def up(self, service: Service, *, recreate: bool = False) -> str:
         """Make the container match its service and run; returns what was done, in Compose's word."""
@@ -324,7 +332,9 @@ class Docker:
         )
 
 
-def _look_up(image: str) -> None:
+def _look_up(image: str, logins: set[str]) -> None:
+    if image.partition("/")[0] in logins:
+        return  # a registry of somebody's own has what he asks for
     reference = re.fullmatch(r"(.+?)(?::([\w.-]+))?(@sha256:[0-9a-f]{64})?", image)
     repository, tag = (reference[1], reference[2]) if reference else (image, None)
     for name, tags in _REPOSITORIES.items():

@@ -127,8 +127,8 @@ class Systemd:
         async with unit.lock:
             if unit.active == "active":
                 return True
-            if unit.name.endswith(".path"):
-                unit.become("active", "waiting")
+            if unit.name.endswith((".path", ".socket")):
+                unit.become("active", "waiting" if unit.name.endswith(".path") else "listening")
                 self.check_paths()
                 return True
             wanted = self.settings(unit.name)

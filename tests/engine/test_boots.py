@@ -16,6 +16,9 @@ from fleets import SECRETS, Fleet
 from harness import Stack, wait_for
 from machines import Node, booting_fleet, up
 
+from fleet import observability
+from fleet.settings.observability import Observability
+
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(3000)]
 
 DRIVER = "nvidia-driver-580-server"
@@ -50,6 +53,14 @@ def look_inside(node: Node) -> None:
     assert {each.rpartition(":")[2] for each in outside} == {"22"}
     assert {"127.0.0.1:8000", "127.0.0.1:3000", "127.0.0.1:8080"} <= set(listening)
     assert node.run("stat --format '%a %U' /opt/llm/.env") == "600 root\n"
+    # The metadata service answers the machine, and no container of it.
+    asked = "curl -s --max-time 5 -o /dev/null http://169.254.169.254/"
+    assert node.attempt(asked).returncode == 0
+    for container in ("vllm", "open-webui"):
+        assert node.attempt(f"docker exec {container} {asked}").returncode == 28
+    capabilities = node.run("docker exec vllm cat /proc/1/status")
+    assert "CapBnd:\t0000000000000000\n" in capabilities
+    assert "NoNewPrivs:\t1\n" in capabilities
     held = node.run("apt-mark showhold").split()
     assert {DRIVER, "nvidia-container-toolkit", "docker.io"} <= set(held)
     # Root file system grown to its volume.
@@ -68,6 +79,27 @@ def talk(node: Node) -> None:
         with pytest.raises(openai.AuthenticationError):
             client.with_options(api_key="another-key-0123456789").models.list()
         assert "Open WebUI" in httpx.get("http://127.0.0.1:3000/", timeout=60).text
+
+
+def monitor(node: Node) -> None:
+    """Containers in the network of the monitoring read metrics of the node's loopback, and in no other."""
+    settings = Observability(enabled=True)
+    files = observability.files("a", 8000, settings)
+    units = {path: text for path, text in files.items() if path.startswith("/")}
+    for path, text in units.items():
+        node.run(f"cat >{path} <<'END'\n{text}END\n")
+    sockets = " ".join(Path(path).name for path in units if path.endswith(".socket"))
+    node.run(f"systemctl daemon-reload && systemctl enable --now {sockets}")
+    network = f"--subnet {observability.SUBNET} --gateway {observability.GATEWAY}"
+    node.run(f"docker network create {network} watching")
+    ask = "--rm --entrypoint curl vllm/vllm-openai:v0.9.2 -fsS --max-time 30"
+    for watched, port, metric in (
+        ("agent", 8080, "vllm_fleet_docker_up"),
+        ("vllm", 8000, "vllm:num_requests"),
+    ):
+        address = f"http://{observability.GATEWAY}:{port}/metrics"
+        assert metric in node.run(f"docker run --network watching {ask} {address}"), watched
+        assert node.attempt(f"docker run --network bridge {ask} http://127.0.0.1:{port}/metrics").returncode
 
 
 def restart(node: Node) -> None:
@@ -100,6 +132,7 @@ def test_a_scaleway_node_proves_itself_by_its_published_key_and_needs_no_reboot(
     look_inside(node)
     assert node.boots() == 1
     talk(node)
+    monitor(node)
 
 
 @on("aws")

@@ -232,3 +232,39 @@ def test_a_metadata_service_that_never_answers_is_given_up(node: Node) -> None:
     done = node.run("publish-host-keys.sh")
     assert done.returncode != 0
     assert "vllm-fleet: host_keys failed: " in done.stderr
+
+
+METADATA = {
+    "iptables": ["169.254.169.254", "169.254.42.42"],
+    "ip6tables": ["fd00:42::42", "fd00:ec2::254", "fd00:a9fe:a9fe::1"],
+}
+
+
+def test_containers_are_kept_from_every_clouds_metadata_and_each_rule_is_there_once(node: Node) -> None:
+    for tool in METADATA:
+        # Keeps its rules in a file, as the kernel would.
+        rules = f"{node.root}/{tool}"
+        node.tool(
+            tool,
+            f"""touch {rules}
+            words=$*
+            case $words in
+                *--check*) grep -qxF -- "${{words#*--check }}" {rules} ;;
+                *) echo "${{words#*--insert }}" >>{rules} ;;
+            esac""",
+        )
+    node.real("grep")
+    for _ in range(2):
+        assert node.run("guard-metadata.sh").returncode == 0
+    for tool, addresses in METADATA.items():
+        wanted = [f"PREROUTING --destination {address} --jump DROP" for address in addresses]
+        assert (node.root / tool).read_text().splitlines() == wanted
+    asked = [call for call in node.calls if "tables " in call]
+    assert all(" --wait --table raw " in call for call in asked)
+
+
+def test_nothing_is_served_before_containers_are_kept_from_the_metadata() -> None:
+    serving, guard = ((FILES / name).read_text() for name in ("vllm.service", "vllm-metadata-guard.service"))
+    assert "Requires=docker.service vllm-metadata-guard.service\n" in serving
+    assert "Before=docker.service\n" in guard
+    assert "WantedBy=multi-user.target" in guard

@@ -10,8 +10,9 @@ import yaml
 from syrupy.assertion import SnapshotAssertion
 from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 
-from fleet import compose
-from fleet.settings import Secrets, Serving
+from fleet import compose, layout
+from fleet.gateway import Gateway
+from fleet.settings import Expose, Secrets, Serving
 from simcloud.light.compose import load
 from simcloud.light.disk import Disk
 
@@ -55,6 +56,20 @@ def test_the_container_has_the_settings_that_gpus_need() -> None:
     assert "deploy" not in vllm  # Swarm's
 
 
+def test_no_container_has_rights_that_it_does_not_need() -> None:
+    door = Gateway(Expose(domain="llm.example.com", cidrs=("0.0.0.0/0",)), False, "", "", ())
+    services = compose.compose_document(serving(webui=True), door)["services"]
+    assert services.keys() == {"vllm", "open-webui", "gateway"}
+    for name, service in services.items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service.get("cap_add", []) == (["NET_BIND_SERVICE"] if name == "gateway" else [])
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert not service.keys() & {"privileged", "network_mode", "pid", "devices", "user"}
+        # Neither Docker's socket nor anything of the machine's own is within reach.
+        sources = [volume.split(":")[0] for volume in service["volumes"]]
+        assert all(source.startswith(("/var/lib/llm/", layout.ROLLOUT_DIRECTORY)) for source in sources), name
+
+
 def test_everything_is_published_on_loopback_only() -> None:
     for service in compose.compose_document(serving(webui=True))["services"].values():
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
@@ -84,6 +99,24 @@ def test_port_key_and_devices_come_from_the_env_file(tmp_path: Path) -> None:
     assert vllm.environment["HF_TOKEN"] == "hf_planted0123456789"
     assert webui.environment["OPENAI_API_BASE_URL"] == "http://vllm:5002/v1"
     assert webui.environment["OPENAI_API_KEY"] == "sk-planted-0123456789"
+
+
+@pytest.mark.parametrize(
+    "value", ["planted-aws", "pl$nted ${PORT}", 'p"l\\nanted', "plänted # x", "{planted: 1}"]
+)
+def test_a_secret_variable_reaches_the_container_and_is_not_in_the_compose_file(
+    tmp_path: Path, value: str
+) -> None:
+    given = {**SECRETS.model_dump(include={"api_key"}), "environment": {"AWS_SECRET_ACCESS_KEY": value}}
+    secrets = Secrets.model_validate(given)
+    text = compose.compose_file(serving(), secret_names=secrets.environment)
+    lines = {**compose.plain_environment(serving()), **compose.secret_environment(secrets)}
+    assert value not in text
+    disk = Disk(tmp_path)
+    disk.write("/opt/llm/docker-compose.yml", text.encode())
+    disk.write("/opt/llm/.env", compose.env_file(lines).encode())
+    (vllm,) = load(disk, "/opt/llm").services
+    assert vllm.environment["AWS_SECRET_ACCESS_KEY"] == value
 
 
 @pytest.mark.parametrize("word", ["$HOME", "${PORT}", "$$", "a'b\"c", "ünï", "# no comment", "{x: 1}"])

@@ -18,6 +18,7 @@ from fleet.observability import PORTS, File, WatchSpec, deploy, described, remov
 from fleet.progress import Progress
 from fleet.settings.observability import Observability
 from fleet.settings.stack import WATCHING_PORTS
+from fleet.ssh import connect
 from fleet.tunnel import forwards
 from simcloud.vm.host import cached, digest
 
@@ -63,19 +64,30 @@ def test_each_alert_leads_to_its_runbook() -> None:
         assert (DOCS / rule["annotations"]["runbook"]).is_file(), rule["alert"]
 
 
-def test_everything_listens_on_loopback_and_is_pinned() -> None:
+def test_everything_is_published_on_loopback_and_is_pinned() -> None:
     services: dict[str, Any] = json.loads(FILES["docker-compose.yml"])["services"]
     assert services.keys() == {"prometheus", "dcgm-exporter", "grafana"}
     for service in services.values():
-        assert service["network_mode"] == "host"
-        assert "ports" not in service
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
         assert re.search(r":v?\d[\w.-]+$", service["image"])
-    assert "--web.listen-address=127.0.0.1:9090" in services["prometheus"]["command"]
-    assert services["dcgm-exporter"]["environment"]["DCGM_EXPORTER_LISTEN"] == "127.0.0.1:9400"
+    assert services["prometheus"]["ports"] == ["127.0.0.1:9090:9090"]
+    assert services["grafana"]["ports"] == ["127.0.0.1:3001:3001"]
     grafana = services["grafana"]["environment"]
-    assert (grafana["GF_SERVER_HTTP_ADDR"], grafana["GF_SERVER_HTTP_PORT"]) == ("127.0.0.1", "3001")
     assert grafana["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
     assert not {layout.WEBUI_PORT, layout.AGENT_PORT, 8000} & set(PORTS.values())
+
+
+def test_no_container_is_in_the_nodes_network_or_has_rights_that_it_does_not_need() -> None:
+    services: dict[str, Any] = json.loads(FILES["docker-compose.yml"])["services"]
+    for name, service in services.items():
+        assert not service.keys() & {"network_mode", "privileged", "pid", "ipc"}, name
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+    assert {name for name, service in services.items() if service.get("cap_add")} == {"dcgm-exporter"}
+    assert {name for name, service in services.items() if service.get("read_only")} == {
+        "prometheus",
+        "grafana",
+    }
 
 
 def test_the_compose_file_is_what_was_reviewed(snapshot: SnapshotAssertion) -> None:
@@ -98,9 +110,9 @@ def test_the_settings_know_the_ports_it_takes() -> None:
 def test_the_nodes_own_ports_are_watched_and_a_worker_has_no_vllm() -> None:
     watched = {each["labels"]["what"]: each["targets"] for each in json.loads(FILES["targets.json"])}
     assert watched == {
-        "agent": ["127.0.0.1:8080"],
-        "dcgm": ["127.0.0.1:9400"],
-        "vllm": ["127.0.0.1:8000"],
+        "agent": ["198.18.87.1:8080"],
+        "dcgm": ["dcgm-exporter:9400"],
+        "vllm": ["198.18.87.1:8000"],
     }
     worker = json.loads(observability.files("w0", None, SETTINGS)["targets.json"])
     assert [each["labels"]["what"] for each in worker] == ["agent", "dcgm"]
@@ -127,7 +139,14 @@ async def test_a_node_is_brought_to_it_and_freed_of_it(tmp_path: Path) -> None:
         docker = fleet.backend._machines[fleet.boots[0].server_id].docker
         running = {name: each.started_at for name, each in docker.containers.items()}
         assert running.keys() == {"prometheus", "dcgm-exporter", "grafana"}
+        relays = [f"vllm-fleet-watch-{what}.socket" for what in ("agent", "vllm")]
+        async with connect(fleet.target(0)) as node:
+            active = await node.run(["systemctl", "is-active", *relays])
+            assert active.stdout.split() == ["active", "active"]
         await deploy(spec, Progress("n-0"))
         assert {name: each.started_at for name, each in docker.containers.items()} == running
         await remove(spec, Progress("n-0"))
         assert docker.containers == {}
+        async with connect(fleet.target(0)) as node:
+            left = await node.run(["ls", layout.UNITS_DIRECTORY], check=False)
+            assert "vllm-fleet-watch" not in left.stdout

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -25,8 +26,8 @@ from fleet.rollout.process import Outcome, RolloutFailed, roll_out
 from fleet.rollout.release import Release
 from fleet.rollout.spec import SECRET_ENVIRONMENT, Queue, RolloutSpec
 from fleet.rollout.store import JOURNAL, LOCK, OWNER, SERVED
-from fleet.settings import Serving
-from fleet.ssh import Target
+from fleet.settings import Secrets, Serving
+from fleet.ssh import Target, connect
 from simcloud.light import ssh as light_ssh
 from simcloud.light.machine import Machine
 
@@ -100,9 +101,17 @@ class Operator:
     def release(self, serving: dict[str, Any]) -> Release:
         return self.spec(serving).release(self.secrets)
 
-    async def roll_out(self, serving: dict[str, Any], **changes: Any) -> Outcome:
+    async def roll_out(
+        self, serving: dict[str, Any], registries: dict[str, str] | None = None, **changes: Any
+    ) -> Outcome:
         spec = self.spec(serving, **changes)
-        return await roll_out(spec, spec.release(self.secrets), Progress("l4-0", self.told))
+        release, progress = spec.release(self.secrets), Progress("l4-0", self.told)
+        return await roll_out(spec, release, progress, registries=registries)
+
+    async def write(self, path: str, text: str) -> None:
+        async with connect(self.spec({}).target) as node:
+            await node.run(["install", "-d", str(Path(path).parent)])
+            await node.write_file(path, text.encode())
 
     async def fails(self, serving: dict[str, Any], **changes: Any) -> str:
         with pytest.raises(RolloutFailed) as failure:
@@ -183,6 +192,50 @@ async def test_a_change_is_committed_and_the_same_again_is_nothing_to_do(operato
     assert {"docker-compose.yml", ".env", "inspect.json", "vllm.log", "nvidia-smi.txt"} <= set(kept)
     assert await operator.left() == []
     assert (await operator.roll_out({"model": OTHER})).note == "files are up to date"
+
+
+PRIVATE = "registry.example.com:5000/vllm/vllm-openai:v0.9.2"
+DOCKER_CONFIG = "/root/.docker/config.json"
+
+
+async def test_an_image_of_a_private_registry_is_pulled_with_the_login_that_the_settings_give(
+    operator: Operator,
+) -> None:
+    secrets = Secrets.model_validate(
+        {
+            "api_key": KEY,
+            "registries": {
+                "registry.example.com:5000": {"username": "me", "password": "planted-password"},
+                "docker.io": {"username": "hub", "password": "planted-hub"},
+            },
+        }
+    )
+    logins = compose.registry_logins(secrets)
+    assert "pull access denied" in await operator.fails({"image": PRIVATE})
+    by_hand = {"auths": {"ghcr.io": {"auth": "bWU6aGFuZA=="}}, "credHelpers": {"ecr": "ecr-login"}}
+    await operator.write(DOCKER_CONFIG, json.dumps(by_hand))
+
+    await operator.roll_out({"image": PRIVATE}, registries=logins)
+    config = json.loads(await operator.on_node(f"cat {DOCKER_CONFIG}"))
+    assert config["auths"] == {
+        "ghcr.io": {"auth": "bWU6aGFuZA=="},
+        "registry.example.com:5000": {"auth": b64encode(b"me:planted-password").decode()},
+        "https://index.docker.io/v1/": {"auth": b64encode(b"hub:planted-hub").decode()},
+    }
+    assert config["credHelpers"] == {"ecr": "ecr-login"}
+    assert await operator.on_node(f"stat -c %a {DOCKER_CONFIG}") == "600"
+    assert "planted" not in "".join(operator.told)
+
+    # A password that changed, and a registry that is not wanted any more, without any other change.
+    changed = {"registry.example.com:5000": b64encode(b"me:another").decode()}
+    assert (await operator.roll_out({"image": PRIVATE}, registries=changed)).note == "files are up to date"
+    config = json.loads(await operator.on_node(f"cat {DOCKER_CONFIG}"))
+    assert config["auths"] == {
+        "ghcr.io": {"auth": "bWU6aGFuZA=="},
+        "registry.example.com:5000": {"auth": changed["registry.example.com:5000"]},
+    }
+    await operator.roll_out({"image": PRIVATE}, registries={})
+    assert json.loads(await operator.on_node(f"cat {DOCKER_CONFIG}"))["auths"] == by_hand["auths"]
 
 
 async def test_the_old_model_answers_every_request_until_the_switch(operator: Operator) -> None:

@@ -54,6 +54,7 @@ def put(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 DELETE = "(removed)"
 EXPOSED = {"domain": "llm.example.com", "cidrs": ["203.0.113.0/24"], "tls": "internal"}
+LOGIN = {"username": "me", "password": "planted-password"}
 PEM_KEY = "-----BEGIN PRIVATE KEY-----\nMC4CAQ==\n-----END PRIVATE KEY-----\n"
 
 # (path to change, wrong value, path the error names, what it must say)
@@ -238,8 +239,82 @@ WRONG: list[tuple[str, Any, str, str]] = [
     ("expose", EXPOSED | {"image": "caddy:latest"}, "expose.image", "moves under you"),
     ("expose", EXPOSED | {"max_body_mb": 0}, "expose.max_body_mb", "0 is below the minimum of 1"),
     ("expose", EXPOSED | {"domein": "a.b"}, "expose.domein", "did you mean domain?"),
+    ("secrets.environment", {"A B": "x"}, "secrets.environment", "no shell accepts"),
+    ("secrets.environment", {"HF_TOKEN": "x"}, "secrets.environment", "set secrets.hf_token instead"),
+    ("secrets.environment", {"VLLM_API_KEY": "x"}, "secrets.environment", "set secrets.api_key instead"),
+    ("secrets.environment", {"PORT": "1"}, "secrets.environment", "set serving.port instead"),
+    ("secrets.environment", {"HF_HOME": "/x"}, "secrets.environment", "the same on every node"),
+    ("secrets.environment", {"AWS_KEY": "it's"}, "secrets.environment", "has a quote or a line break"),
+    ("secrets.environment", {"AWS_KEY": "a\nb"}, "secrets.environment", "has a quote or a line break"),
+    ("secrets.environment", {"AWS_KEY": ""}, "secrets.environment", "has no value for AWS_KEY"),
+    ("serving.environment", {"AWS_SECRET_ACCESS_KEY": "abcd"}, "serving.environment", "secrets.environment"),
+    (
+        "secrets.registries",
+        {"https://ghcr.io": LOGIN},
+        "secrets.registries.https://ghcr.io",
+        "is not a registry's host",
+    ),
+    (
+        "secrets.registries",
+        {"ghcr.io/me": LOGIN},
+        "secrets.registries.ghcr.io/me",
+        "is not a registry's host",
+    ),
+    (
+        "secrets.registries",
+        {"ghcr.io": {"username": "me"}},
+        "secrets.registries.ghcr.io.password",
+        "is missing",
+    ),
+    (
+        "secrets.registries",
+        {"ghcr.io": LOGIN | {"password": "a b"}},
+        "secrets.registries.ghcr.io.password",
+        "holds spaces",
+    ),
     ("secrets.delivery", "mail", "secrets.delivery", "'mail' is not one of the choices"),
 ]
+
+
+def test_a_variable_that_only_looks_like_a_secret_is_accepted_and_a_secret_has_its_place(
+    good: dict[str, Any],
+) -> None:
+    harmless = {
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+        "AWS_SHARED_CREDENTIALS_FILE": "/models/credentials",
+    }
+    secret = {"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "planted/+=", "MY_OWN": "x"}
+    given = put(put(good, "serving.environment", harmless), "secrets.environment", secret)
+    read = settings.parse(put(given, "secrets.registries", {"ghcr.io": LOGIN, "my.registry:5000": LOGIN}))
+    assert read.nodes[0].serving.environment == harmless
+    assert read.secrets.environment["MY_OWN"].get_secret_value() == "x"
+    assert "planted" not in repr(read)
+    twice = put(given, "serving.environment.MY_OWN", "y")
+    with pytest.raises(settings.SettingsError, match="MY_OWN of l4-a is in secrets"):
+        settings.parse(twice)
+
+
+BESIDE = [
+    ("caddy", {"expose": EXPOSED}, "caddy of l4-a is the container of the gateway"),
+    ("open-webui", {"serving.webui": True}, "open-webui of l4-a is the container of Open WebUI"),
+    *(
+        (name, {"observability": {"enabled": True}}, f"{name} of l4-a is the container of observability")
+        for name in ("prometheus", "grafana", "dcgm-exporter")
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "beside", "said"), BESIDE, ids=[name for name, *_ in BESIDE])
+def test_vllms_container_has_no_name_that_a_container_beside_it_has(
+    name: str, beside: dict[str, Any], said: str, good: dict[str, Any]
+) -> None:
+    named = put(good, "serving.container_name", name)
+    settings.parse(named)
+    for path, value in beside.items():
+        named = put(named, path, value)
+    with pytest.raises(settings.SettingsError, match=f"serving.container_name.*{said}"):
+        settings.parse(named)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from light_fleet import light_fleet
+from pydantic import ValidationError
 
 from fleet.inventory import InventoryError
+from fleet.settings.provision import FileSync
 from fleet.ssh import Target
 from fleet.sync import Copy, RsyncMissing, rsync, split, sync
 
@@ -73,3 +75,42 @@ async def test_each_node_is_reached_and_a_wrong_host_key_stops_its_copy(tmp_path
     assert (right.exit_status, right.output.split()[:2]) == (0, ["changed", "on"])
     assert wrong.exit_status == 255
     assert "HOST IDENTIFICATION" in wrong.error or "Host key verification failed" in wrong.error
+
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+OTHERS = words(r"""
+    / // /// /. /.. /./ /../.. /etc /etc/ //etc /./etc /etc/. /opt/../etc /etc/ssh /etc/../etc /opt /opt/llm
+    /opt/llm/ /opt//llm /opt/./llm /opt/llm/. /opt/llm/x/.. /srv/../opt/llm /opt/llm/rollout
+    /opt/llm/rollout/x /opt/monitoring /usr /usr/bin /usr/local/lib/vllm-fleet /bin /lib/systemd
+    /boot /dev/shm /proc/1/root/srv
+    /sys /run /var /var/lib /var/lib/llm /var/lib/llm/models /var/lib/llm/models/ /var/lib/docker/x /var/log
+    /var/lib/vllm-fleet /root /root/ /root/.ssh /home /home/ubuntu /home/ubuntu/.ssh /home/x/../ubuntu /srv
+    /tmp /mnt /media /data . .. ~ ~/x ~root $HOME /$HOME /srv/$(id) /srv/`id` /srv/* /e?c /{etc,srv}/x files
+    ./files ../etc /srv/a;b /srv/..\.. :module
+""")
+OTHERS += ["", " /etc", "/srv/a\nb"]
+OWN = words("""
+    /srv/files /srv/files/ /srv/./files /srv/a/b /opt/llm/prompts /opt/other /home/ubuntu/files /root/files
+    /var/lib/llm/models/mine /mnt/share/x /data/x /var/www
+""")
+
+
+@pytest.mark.parametrize("destination", OTHERS)
+def test_files_are_not_deleted_where_they_are_somebody_elses_however_it_is_spelt(destination: str) -> None:
+    Copy("src/", destination)  # copying there is nobody's business
+    with pytest.raises(InventoryError, match="leave --delete out"):
+        Copy("src/", destination, delete=True)
+    try:
+        FileSync(source="src/", destination=destination)
+    except ValidationError:
+        return  # no destination at all
+    with pytest.raises(ValidationError, match="or leave delete out"):
+        FileSync(source="src/", destination=destination, delete=True)
+
+
+@pytest.mark.parametrize("destination", OWN)
+def test_files_are_deleted_in_a_folder_that_is_the_syncs_own(destination: str) -> None:
+    assert "--delete" in rsync(TARGET, Copy("src/", destination, delete=True))

@@ -35,7 +35,7 @@ def node(**serving: Any) -> ScalewayNode:
     )
 
 
-def secrets(**changed: str) -> Secrets:
+def secrets(**changed: Any) -> Secrets:
     return Secrets.model_validate({"api_key": API_KEY, "hf_token": HF_TOKEN, **changed})
 
 
@@ -117,6 +117,27 @@ def test_secrets_go_into_user_data_only_when_asked_and_root_alone_may_read_them(
     assert entry["permissions"] == "0600"
     assert f"VLLM_API_KEY='{API_KEY}'\n" in entry["content"]
     assert f"HF_TOKEN='{HF_TOKEN}'\n" in entry["content"]
+
+
+def test_secret_variables_and_logins_come_the_way_that_the_keys_come() -> None:
+    given = {
+        "environment": {"AWS_SECRET_ACCESS_KEY": "planted-aws"},
+        "registries": {"ghcr.io": {"username": "me", "password": "planted-password"}},
+    }
+    auth = base64.b64encode(b"me:planted-password").decode()
+    for delivery in ("ssh", "cloud-init"):
+        host = HostPart.scaleway(node(), secrets(**given, delivery=delivery))
+        # The container takes the variable from .env, whenever that comes.
+        assert "AWS_SECRET_ACCESS_KEY: null" in file(host, layout.COMPOSE_PATH)["content"]
+        assert "planted" not in repr(host)
+        if delivery == "ssh":
+            assert not {"planted-aws", "planted-password", auth} & set(text(host).split("'"))
+            assert layout.DOCKER_CONFIG_PATH not in text(host)
+            continue
+        assert "AWS_SECRET_ACCESS_KEY='planted-aws'\n" in file(host, layout.ENV_PATH)["content"]
+        logins = file(host, layout.DOCKER_CONFIG_PATH)
+        assert logins["permissions"] == "0600"
+        assert yaml.safe_load(logins["content"]) == {"auths": {"ghcr.io": {"auth": auth}}}
 
 
 def test_what_is_secret_is_not_in_the_repr() -> None:

@@ -165,6 +165,7 @@ class RayCluster(pulumi.ComponentResource):
             "token_s": health.first_token_timeout_s,
         }
         contacts = [each.membership.contact for each in members if each.membership]
+        secret_lines = Output.secret(compose.env_file(compose.secret_environment(args.secrets)))
         served = run_module(
             f"{name}-serve",
             "fleet.ray.serve",
@@ -183,7 +184,7 @@ class RayCluster(pulumi.ComponentResource):
                 "timeouts": _timeouts(health),
                 "readiness": readiness if health.enabled else None,
             },
-            {SECRETS_VARIABLE: Output.secret(compose.env_file(compose.secret_environment(args.secrets)))},
+            {SECRETS_VARIABLE: secret_lines},
             # A machine made anew has the old one's address at most: ranks on it are to be started.
             [each.server_id for each in members],
             ResourceOptions(parent=self, depends_on=[each.rollout for each in members]),
@@ -203,7 +204,10 @@ class RayCluster(pulumi.ComponentResource):
                 "unit": ray.SERVE_UNIT,
                 "timeouts": readiness,
             },
-            {"FLEET_API_KEY": Output.secret(args.secrets.api_key.get_secret_value())},
+            {
+                "FLEET_API_KEY": Output.secret(args.secrets.api_key.get_secret_value()),
+                SECRETS_VARIABLE: secret_lines,  # for the mask
+            },
             [*(each.server_id for each in members), served.stdout],
             ResourceOptions(parent=self, depends_on=[served]),
         )

@@ -15,7 +15,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any, BinaryIO
+from typing import Any, TextIO
 from urllib.parse import quote, quote_plus
 
 HIDDEN = "***"
@@ -69,7 +69,9 @@ _SHAPES = (
 _ASSIGNMENT = re.compile(
     r"""(?P<name>[A-Za-z][\w-]*)"""
     r"""(?P<between>\\?['"]?\s*(?:[:=]|(?<=[-_]key)[ ]|(?<=[-_]token)[ ])\s*\[?\\?['"]*)"""
-    r"""(?P<value>[^\s'",)\]}\\]{4,})"""
+    # What JSON and Python write without quotes is a switch or a measure.
+    r"""(?P<value>(?!(?:true|false|null|none|[\d.]+)\b)[^\s'",)\]}\\]{4,})""",
+    re.IGNORECASE,
 )
 _ENV_LINE = re.compile(r"^[A-Za-z_]\w*=.*$")
 _PLAINTEXT, _ENVELOPE = "plaintext", "4dabf18193072939515e22adb298388d"
@@ -240,8 +242,10 @@ def _values(text: str) -> Iterator[str]:
 class _MaskedOutput(io.BufferedIOBase):
     """Passes on what is written to it, masked line by line."""
 
-    def __init__(self, output: BinaryIO, mask: Mask) -> None:
-        self._output, self._mask, self._held = output, mask, b""
+    def __init__(self, stream: TextIO, mask: Mask) -> None:
+        # The stream itself, too: it closes its buffer when nobody holds it any more.
+        self._stream, self._output = stream, stream.buffer
+        self._mask, self._held = mask, b""
 
     def writable(self) -> bool:
         return True
@@ -259,8 +263,9 @@ class _MaskedOutput(io.BufferedIOBase):
 
     def flush(self) -> None:
         held, self._held = self._held, b""
-        self._pass_on(held)
-        self._output.flush()
+        if not self._output.closed:
+            self._pass_on(held)
+            self._output.flush()
 
     def _pass_on(self, data: bytes) -> None:
         for line in data.splitlines(keepends=True):
@@ -274,7 +279,7 @@ def guard_output(secrets: Iterable[str]) -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         stream.flush()
-        masked = _MaskedOutput(stream.buffer, mask)
+        masked = _MaskedOutput(stream, mask)
         # As before: lines of standard error, and of a terminal, are shown at once.
         setattr(sys, name, io.TextIOWrapper(masked, "utf-8", "backslashreplace", line_buffering=True))
 

@@ -119,6 +119,7 @@ HARMLESS = [
     "GET http://127.0.0.1:8000/v1/models 401",
     "SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt AWS_SHARED_CREDENTIALS_FILE=/models/credentials",
     "key: value",
+    '{"first_token": 2.5, "use_auth": true, "api_key": null}',
     "the KV cache of each token: 131072 bytes",
     "Missing key(s) in state_dict: lm_head.weight",
 ]

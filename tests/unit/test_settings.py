@@ -243,7 +243,7 @@ WRONG: list[tuple[str, Any, str, str]] = [
     ("secrets.environment", {"HF_TOKEN": "x"}, "secrets.environment", "set secrets.hf_token instead"),
     ("secrets.environment", {"VLLM_API_KEY": "x"}, "secrets.environment", "set secrets.api_key instead"),
     ("secrets.environment", {"PORT": "1"}, "secrets.environment", "set serving.port instead"),
-    ("secrets.environment", {"HF_HOME": "/x"}, "secrets.environment", "the same on every node"),
+    ("secrets.environment", {"HF_HOME": "/x"}, "secrets.environment", "weights are kept in /models"),
     ("secrets.environment", {"AWS_KEY": "it's"}, "secrets.environment", "has a quote or a line break"),
     ("secrets.environment", {"AWS_KEY": "a\nb"}, "secrets.environment", "has a quote or a line break"),
     ("secrets.environment", {"AWS_KEY": ""}, "secrets.environment", "has no value for AWS_KEY"),

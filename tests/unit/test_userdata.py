@@ -193,7 +193,7 @@ def test_user_data_that_does_not_fit_even_compressed_is_refused_with_its_size() 
 
 
 # What settings refuse, or a process could not be given.
-REFUSED = "\n\0"
+REFUSED = "\n\r\0"
 TEXTS = st.text(st.characters(exclude_characters=REFUSED, exclude_categories=["Cs"]), max_size=40)
 # The compose file's own dumper loses NEL, which no setting has a use for.
 PRINTABLE = st.text(

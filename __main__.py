@@ -99,9 +99,15 @@ def owner_of(config: settings.StackSettings) -> FleetOwner:
     """What everything of the stack is found by."""
     return FleetOwner(
         "owner",
-        places=[Place(node.cloud, node.location) for node in config.machines],
+        places=[place for node in config.machines for place in places_of(node)],
         labels=[f"{pulumi.get_stack()}/{node.name}" for node in config.machines],
     )
+
+
+def places_of(node: settings.Node) -> list[Place]:
+    """Where a node has something: its zone or region, and on AWS the account, if it has a role."""
+    account = [Place("aws", "iam")] if isinstance(node, settings.AwsNode) and node.session_manager else []
+    return [Place(node.cloud, node.location), *account]
 
 
 async def retire(

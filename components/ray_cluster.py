@@ -247,7 +247,8 @@ def _private_network(
         case settings.AwsRayCluster():
             from components.aws.private_network import inner_group  # noqa: PLC0415
 
-            group: Input[str] = inner_group(f"{name}-network", cluster, label, owner, opts).id
+            whose = f"{pulumi.get_stack()}/{name}"
+            group: Input[str] = inner_group(f"{name}-network", cluster, label, whose, owner, opts).id
             return group
 
 

@@ -11,6 +11,8 @@ NODE_TAG = "vllm-fleet-node"
 """Carries stack/node, or stack/cluster for what a Ray cluster shares."""
 HOST_TAG = "vllm-fleet-host"
 """Carries the digest of the host part that a server was created with, where user data cannot be read back."""
+BOOT_TAG = "vllm-fleet-boot"
+"""Carries the mark of the first boot that a machine was made for: another one for each machine of a node."""
 PENDING_TAG = "vllm-fleet-pending"
 """On a server that is not in state yet: created by an update that has not finished with it."""
 

@@ -88,6 +88,8 @@ def _is_xml(call: str, status: int, body: bytes) -> bool:
         root = ElementTree.fromstring(body)  # noqa: S314  expat limits what entities expand to
     except ElementTree.ParseError:
         return False
+    if not any((each.text or "").strip() for each in root.iter()):
+        return False  # the id of the request, at least, is a text
     name = root.tag.rpartition("}")[2]
     return name in ("Response", "ErrorResponse") if status >= 300 else name == f"{call}Response"
 

@@ -12,7 +12,7 @@ from fleet.aws import Credentials
 from fleet.aws_replies import UNREADABLE, problem
 
 READ_TIMEOUT_S = float(os.environ.get("AWS_READ_TIMEOUT_S", aws.READ_TIMEOUT_S))
-ATTEMPTS = 6
+ATTEMPTS = 8
 AGAIN = "run the same command again"
 NOT_PERMITTED = frozenset({"UnauthorizedOperation", "AccessDenied", "AccessDeniedException"})
 NOT_VALID = frozenset(
@@ -77,6 +77,16 @@ def client(
             f"{path}region: {region} is not the {configured} of aws:region, where the provider works; "
             f"make them agree: pulumi config set aws:region {region}"
         )
+    return client_of(config, service, region, attempts=attempts)
+
+
+def client_of(
+    config: Callable[[str], str | None], service: str, region: str, *, attempts: int = ATTEMPTS
+) -> Any:
+    """The same for a region that the provider need not work in: one that the stack has left.
+
+    Raises CredentialsError.
+    """
     try:
         credentials = Credentials.of(config)
     except aws.SettingError as error:

@@ -7,7 +7,7 @@ once. So nothing here is taken for gone after one look, nor for there because it
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_exponential_jitter
@@ -49,6 +49,7 @@ Client = Any
 """boto3's client of EC2."""
 Described = Mapping[str, Any]
 """An object as EC2 describes it."""
+Filters = Sequence[Mapping[str, Any]]
 Found = TypeVar("Found")
 
 DEFAULT_SUBNETS = {"Name": "default-for-az", "Values": ["true"]}
@@ -64,11 +65,29 @@ def tagged(key: str, value: str) -> dict[str, Any]:
     return {"Name": f"tag:{key}", "Values": [value]}
 
 
-def instances(ec2: Client, key: str, value: str) -> list[dict[str, Any]]:
-    """Every instance with the tag that exists."""
-    filters = [tagged(key, value), {"Name": "instance-state-name", "Values": list(ALIVE)}]
-    pages = ec2.get_paginator("describe_instances").paginate(Filters=filters)
+def tags_of(described: Described, field: str = "Tags") -> dict[str, str]:
+    """The tags of an object as EC2 describes it."""
+    return {each["Key"]: each["Value"] for each in described.get(field, [])}
+
+
+def instances(ec2: Client, filters: Filters) -> list[dict[str, Any]]:
+    """The instances that exist and that the filters let through."""
+    alive = {"Name": "instance-state-name", "Values": list(ALIVE)}
+    pages = ec2.get_paginator("describe_instances").paginate(Filters=[*filters, alive])
     return [each for page in pages for one in page["Reservations"] for each in one["Instances"]]
+
+
+def volumes(ec2: Client, filters: Filters) -> list[dict[str, Any]]:
+    """The volumes that exist and that the filters let through."""
+    there = {"Name": "status", "Values": ["creating", "available", "in-use", "error"]}
+    pages = ec2.get_paginator("describe_volumes").paginate(Filters=[*filters, there])
+    return [each for page in pages for each in page["Volumes"]]
+
+
+def groups(ec2: Client, filters: Filters) -> list[dict[str, Any]]:
+    """The security groups that the filters let through."""
+    pages = ec2.get_paginator("describe_security_groups").paginate(Filters=[*filters])
+    return [each for page in pages for each in page["SecurityGroups"]]
 
 
 def instance(ec2: Client, instance_id: str) -> dict[str, Any] | None:
@@ -88,10 +107,9 @@ def patiently(look: Callable[[], Found]) -> Found:
 
 def volume_gb(ec2: Client, key: str, value: str) -> int:
     """Size of the largest volume of the instances with the tag, in AWS's GB (2³⁰ bytes); 0 for none."""
-    ids = [each["InstanceId"] for each in instances(ec2, key, value)]
+    ids = [each["InstanceId"] for each in instances(ec2, [tagged(key, value)])]
     filters = [{"Name": "attachment.instance-id", "Values": ids}]
-    volumes = ec2.describe_volumes(Filters=filters)["Volumes"] if ids else []
-    return max((int(each["Size"]) for each in volumes), default=0)
+    return max((int(each["Size"]) for each in (volumes(ec2, filters) if ids else [])), default=0)
 
 
 def start(ec2: Client, instance_id: str) -> dict[str, Any]:
@@ -123,41 +141,39 @@ def start(ec2: Client, instance_id: str) -> dict[str, Any]:
     return seen
 
 
-def end_instances(ec2: Client, key: str, value: str) -> None:
-    """Terminate every instance with the tag and wait until they are gone. Raises Ec2Error."""
-    terminate(ec2, patiently(lambda: instances(ec2, key, value)))
-
-
-def terminate(ec2: Client, machines: Sequence[Described]) -> None:
-    """Terminate instances and wait until they are gone; one that EC2 keeps does not keep the others.
-
-    Raises Ec2Error, naming all that stay.
-    """
-    each_apart(machines, lambda machine: _terminate(ec2, machine))
-    each_apart(machines, lambda machine: _wait_until_gone(ec2, machine["InstanceId"]))
-
-
-def _terminate(ec2: Client, machine: Described) -> None:
-    if request := machine.get("SpotInstanceRequestId"):
-        # A persistent request would launch another machine in its place.
-        _unless_gone(lambda: ec2.cancel_spot_instance_requests(SpotInstanceRequestIds=[request]))
-    _unless_gone(lambda: ec2.terminate_instances(InstanceIds=[machine["InstanceId"]]))
-
-
-def _wait_until_gone(ec2: Client, instance_id: str) -> None:
+def terminate(ec2: Client, instance_id: str) -> None:
+    """Terminate an instance and wait until it is gone. Raises Ec2Error."""
     seen: dict[str, Any] = {}
 
     def gone() -> bool:
-        found = _shown(ec2, instance_id)
-        state = found["State"]["Name"] if found else "terminated"
-        if found and state in ALIVE:
-            # EC2 said it does not exist, or it was not in a state to be terminated.
-            _unless_busy(lambda: _terminate(ec2, found))
-        seen.update(found or {})
-        return bool(state == "terminated")
+        found = patiently(lambda: _shown(ec2, instance_id))
+        if found is None:
+            return True
+        seen.update(found)
+        if found["State"]["Name"] in ALIVE:
+            _ask_to_terminate(ec2, found)
+        return bool(found["State"]["Name"] == "terminated")
 
     if not until(gone, STATE_DEADLINE_S):
         raise Ec2Error(_still(seen, "terminated"))
+
+
+def _ask_to_terminate(ec2: Client, machine: Described) -> None:
+    instance_id = machine["InstanceId"]
+    try:
+        if request := machine.get("SpotInstanceRequestId"):
+            # A persistent request would launch another machine in its place.
+            unless_gone(lambda: ec2.cancel_spot_instance_requests(SpotInstanceRequestIds=[request]))
+        unless_gone(lambda: ec2.terminate_instances(InstanceIds=[instance_id]))
+    except AwsError as error:
+        if error.code == "OperationNotPermitted":
+            raise Ec2Error(
+                f"instance {instance_id} is protected against termination, and bills. Fix: aws ec2 "
+                f"modify-instance-attribute --no-disable-api-termination --instance-id {instance_id}; then "
+                f"{AGAIN}"
+            ) from None
+        if not (error.passing or error.code in BUSY):
+            raise
 
 
 def _still(seen: Described, wanted: str) -> str:
@@ -169,87 +185,84 @@ def _still(seen: Described, wanted: str) -> str:
     )
 
 
-def remove_addresses(ec2: Client, key: str, value: str) -> None:
-    """Give back every Elastic IP with the tag. Raises Ec2Error."""
+def delete_volume(ec2: Client, volume_id: str) -> None:
+    """Delete a volume, or wait for the end of the instance that takes it along. Raises Ec2Error."""
+    by_id = [{"Name": "volume-id", "Values": [volume_id]}]
+    seen: dict[str, Any] = {}
 
     def shown() -> Sequence[Described]:
-        return list(ec2.describe_addresses(Filters=[tagged(key, value)])["Addresses"])
+        found = volumes(ec2, by_id)
+        seen.update(*found)
+        return found
 
-    def release(address: Described) -> None:
-        if association := address.get("AssociationId"):
-            _unless_gone(lambda: ec2.disassociate_address(AssociationId=association))
-        ec2.release_address(AllocationId=address["AllocationId"])
-
-    remove(shown, release)
-
-
-def remove_groups(ec2: Client, key: str, value: str) -> None:
-    """Delete every security group with the tag. Raises Ec2Error."""
-    remove(lambda: _groups(ec2, key, value), lambda each: ec2.delete_security_group(GroupId=each["GroupId"]))
+    try:
+        _remove(shown, lambda: ec2.delete_volume(VolumeId=volume_id))
+    except AwsError as error:
+        if error.code != "VolumeInUse":
+            raise
+        raise Ec2Error(_still_attached(seen)) from None
 
 
-def remove_unused_groups(ec2: Client, key: str, value: str) -> None:
-    """Delete the security groups with the tag that no machine is in. Raises Ec2Error.
-
-    One with a machine is no leftover: a machine is made after its group is in the state.
-    """
-
-    def unused() -> list[Described]:
-        return [each for each in _groups(ec2, key, value) if not _members(ec2, each["GroupId"])]
-
-    remove(unused, lambda each: ec2.delete_security_group(GroupId=each["GroupId"]))
+def _still_attached(volume: Described) -> str:
+    attached: Described = next(iter(volume.get("Attachments", [])), {})
+    id_, state = volume["VolumeId"], attached.get("State", "attached")
+    return (
+        f"volume {id_} is still {state} at {attached.get('InstanceId', 'an instance')} after "
+        f"{RELEASE_DEADLINE_S:.0f} s, and bills. Fix: aws ec2 detach-volume --force --volume-id {id_}; then "
+        f"{AGAIN}"
+    )
 
 
-def _groups(ec2: Client, key: str, value: str) -> list[Described]:
-    return list(ec2.describe_security_groups(Filters=[tagged(key, value)])["SecurityGroups"])
-
-
-def _members(ec2: Client, group: str) -> Sequence[Described]:
-    filters = [{"Name": "group-id", "Values": [group]}]
-    return list(ec2.describe_network_interfaces(Filters=filters)["NetworkInterfaces"])
-
-
-def remove_key_pairs(ec2: Client, key: str, value: str) -> None:
-    """Delete every key pair with the tag. Raises Ec2Error."""
+def release_address(ec2: Client, allocation: str) -> None:
+    """Take an Elastic IP from its instance, if it is at one, and give it back."""
+    by_id = [{"Name": "allocation-id", "Values": [allocation]}]
 
     def shown() -> Sequence[Described]:
-        return list(ec2.describe_key_pairs(Filters=[tagged(key, value)])["KeyPairs"])
+        return list(ec2.describe_addresses(Filters=by_id)["Addresses"])
 
-    remove(shown, lambda pair: ec2.delete_key_pair(KeyName=pair["KeyName"]))
+    def release() -> None:
+        for at in [each["AssociationId"] for each in shown() if each.get("AssociationId")]:
+            unless_gone(lambda at=at: ec2.disassociate_address(AssociationId=at))  # type: ignore[misc]
+        ec2.release_address(AllocationId=allocation)
+
+    _remove(shown, release)
 
 
-def remove(shown: Callable[[], Sequence[Described]], delete: Callable[[Described], object]) -> None:
-    """Delete all that is shown until nothing is. Raises the last refusal of what stays.
+def delete_group(ec2: Client, group: str) -> None:
+    """Delete a security group once the interfaces of machines that have gone are out of it."""
+    by_id = [{"Name": "group-id", "Values": [group]}]
+    _remove(lambda: groups(ec2, by_id), lambda: ec2.delete_security_group(GroupId=group))
+
+
+def delete_key_pair(ec2: Client, name: str) -> None:
+    """Delete a key pair by its name."""
+    by_name = [{"Name": "key-name", "Values": [name]}]
+    _remove(
+        lambda: list(ec2.describe_key_pairs(Filters=by_name)["KeyPairs"]),
+        lambda: ec2.delete_key_pair(KeyName=name),
+    )
+
+
+def _remove(shown: Callable[[], Sequence[Described]], delete: Callable[[], object]) -> None:
+    """Delete something until it is not shown any more. Raises the last refusal of what stays.
 
     What EC2 shows and says does not exist is deleted again: one of the two is not true yet.
     """
     refused: list[AwsError] = []
 
     def gone() -> bool:
-        left = shown()
-        for each in left:
-            try:
-                _unless_gone(lambda each=each: delete(each))  # type: ignore[misc]
-            except AwsError as error:
-                if error.code not in BUSY and not error.passing:
-                    raise
-                refused.append(error)
-        return not left
+        if not shown():
+            return True
+        try:
+            unless_gone(delete)
+        except AwsError as error:
+            if error.code not in BUSY and not error.passing:
+                raise
+            refused.append(error)
+        return False
 
     if not until(gone, RELEASE_DEADLINE_S):
-        raise refused[-1] if refused else Ec2Error(f"EC2 shows what it has deleted; {AGAIN}")
-
-
-def each_apart(things: Iterable[Described], attempt: Callable[[Described], None]) -> None:
-    """An attempt on each; those that failed are told together afterwards. Raises Ec2Error."""
-    errors: list[str] = []
-    for each in things:
-        try:
-            attempt(each)
-        except (AwsError, Ec2Error) as error:
-            errors.append(str(error))
-    if errors:
-        raise Ec2Error("; ".join(errors))
+        raise refused[-1] if refused else Ec2Error(f"EC2 shows what it has deleted. Fix: {AGAIN}")
 
 
 def check_place(ec2: Client, path: str, *, type_: str, subnet: str | None, key: str = "subnet") -> list[str]:
@@ -395,7 +408,7 @@ def _shown(ec2: Client, instance_id: str) -> dict[str, Any] | None:
     return next((each for one in shown for each in one["Instances"]), None)
 
 
-def _unless_gone(call: Callable[[], object]) -> None:
+def unless_gone(call: Callable[[], object]) -> None:
     """A call that has nothing to do where what it is about does not exist."""
     try:
         call()

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import pulumi
 from pulumi import Input, Output, ResourceHookBinding, ResourceOptions
 from pulumi_aws import ec2
 
-from components.aws.ec2 import remove_addresses, remove_key_pairs, remove_unused_groups
+from components.aws.owned import role_path
 from components.aws.resources import (
-    BOOT_TAG,
     FirstBoot,
-    NodeOwner,
     Power,
-    before_create,
     before_first_boot,
+    before_key_pair,
     before_launch,
 )
 from components.gateway import Opening, by_version
 from components.node import GpuNode, GpuNodeArgs, Machine
 from components.ssh_host_key import SshHostKey
-from components.tags import NODE_TAG, OWNER_TAG
+from components.tags import BOOT_TAG, HOST_TAG, NODE_TAG, OWNER_TAG
 from fleet import settings, userdata
 from fleet.ssh_key import public_key
 
@@ -43,24 +40,21 @@ class AwsGpuNode(GpuNode):
         super().__init__("vllm-fleet:aws:GpuNode", name, None, opts)
         node = args.node
         assert isinstance(node, settings.AwsNode)
-        label = f"{pulumi.get_stack()}-{node.name}"
-        child = ResourceOptions(parent=self)
-
-        def clean(hook: str, remove: Callable[[Any, str, str], None]) -> ResourceOptions:
-            return ResourceOptions(parent=self, hooks=before_create(hook, node.region, remove))
-
-        owner = NodeOwner(f"{name}-owner", node=node.name, region=node.region, opts=child)
+        label, whose = f"{pulumi.get_stack()}-{node.name}", f"{pulumi.get_stack()}/{node.name}"
+        owner, child = args.owner, ResourceOptions(parent=self)
+        # What is in the cloud goes once its successor serves, or with the stack: see components/ownership.py.
+        kept = ResourceOptions(parent=self, retain_on_delete=True)
         tags: Tags = {
             "Name": label,
             OWNER_TAG: owner.id,
-            NODE_TAG: f"{pulumi.get_stack()}/{node.name}",
+            NODE_TAG: whose,
             **dict(tag.partition("=")[::2] for tag in node.tags),
         }
         host_key = SshHostKey(f"{name}-host-key", opts=child)
         group = ec2.SecurityGroup(
             f"{name}-security-group",
-            # Each gets a name of its own. With a new description or VPC a new group is made, the machine put
-            # into it and the old one deleted: EC2 refuses to delete a group that a machine is in.
+            # Each gets a name of its own: with a new description or VPC a new group is made, the machine put
+            # into it and the old one deleted.
             name_prefix=f"{label}-",
             description=f"SSH to {label}",
             # The VPC of the subnet that is named, else the default one.
@@ -70,7 +64,7 @@ class AwsGpuNode(GpuNode):
                 ec2.SecurityGroupEgressArgs(protocol="-1", from_port=0, to_port=0, cidr_blocks=["0.0.0.0/0"])
             ],
             tags=tags,
-            opts=clean(f"{name}-security-group-vacancy", remove_unused_groups),
+            opts=kept,
         )
         public = public_key(args.access.ssh_private_key_path)
         key = ec2.KeyPair(
@@ -79,11 +73,15 @@ class AwsGpuNode(GpuNode):
             key_name=owner.id.apply(lambda id_: f"{label}-{id_[:8]}-{fingerprint(public)}"),
             public_key=public,
             tags=tags,
-            opts=clean(f"{name}-key-vacancy", remove_key_pairs),
+            opts=ResourceOptions.merge(
+                kept, ResourceOptions(hooks=before_key_pair(f"{name}-key-vacancy", node.region))
+            ),
         )
         newest = newest_ami(node.ami_source)
         boot = FirstBoot(
             f"{name}-first-boot",
+            owner=owner.id,
+            label=whose,
             node=node.name,
             region=node.region,
             type=node.type,
@@ -95,14 +93,13 @@ class AwsGpuNode(GpuNode):
             newest_ami=newest,
             subnet=node.subnet,
             root_volume_gb=node.root_volume_gb,
-            # Its deletion ends stray machines, which use the group: it has to come before the group's.
             opts=ResourceOptions(
                 parent=self,
-                depends_on=[group, key],
                 hooks=ResourceHookBinding(before_create=[before_first_boot(f"{name}-look")]),
             ),
         )
         Output.all(boot.made_with, newest).apply(lambda known: _offer(node, *known))
+        role = _Role(name, label, whose, owner.id, tags, kept) if node.session_manager else None
         instance = ec2.Instance(
             f"{name}-server",
             ami=boot.made_with["ami"],
@@ -111,7 +108,7 @@ class AwsGpuNode(GpuNode):
             associate_public_ip_address=True,
             vpc_security_group_ids=[group.id, *([args.member.network] if args.member else [])],
             key_name=key.key_name,
-            iam_instance_profile=_profile(name, label, tags, child) if node.session_manager else None,
+            iam_instance_profile=role.profile.name if role else None,
             user_data_base64=boot.made_user_data,
             # Otherwise the machine would be stopped and given user data that no first boot reads any more.
             user_data_replace_on_change=True,
@@ -133,17 +130,20 @@ class AwsGpuNode(GpuNode):
             volume_tags=tags,
             disable_api_termination=node.protect,
             instance_market_options=_market(node.spot) if node.spot else None,
-            tags={**tags, BOOT_TAG: boot.id},
+            tags={**tags, BOOT_TAG: boot.mark, HOST_TAG: boot.digest},
             opts=ResourceOptions(
                 parent=self,
                 # The machine holds everything that costs hours to rebuild.
                 protect=node.protect,
-                # A key pair acts at the first boot alone: another one makes no new machine. And of an address
-                # the provider reads whether there is one now: none, for a machine that somebody has stopped.
-                ignore_changes=["keyName", "associatePublicIpAddress"],
+                retain_on_delete=True,
+                # A key pair and user data act at the first boot alone: others make no new machine. (Of one
+                # that is imported, the provider reads a digest in place of the latter.) And of an address it
+                # reads whether there is one now: none, for a machine that somebody has stopped.
+                ignore_changes=["keyName", "userData", "userDataBase64", "associatePublicIpAddress"],
+                replacement_trigger=boot.mark,
                 hooks=ResourceHookBinding(
                     before_create=[
-                        before_launch(f"{name}-launch", node.name, node.region, protect=node.protect)
+                        before_launch(f"{name}-launch", node.name, whose, node.region, protect=node.protect)
                     ]
                 ),
             ),
@@ -154,7 +154,7 @@ class AwsGpuNode(GpuNode):
                 domain="vpc",
                 instance=instance.id,
                 tags=tags,
-                opts=clean(f"{name}-address-vacancy", remove_addresses),
+                opts=kept,
             )
             if node.elastic_ip
             else None
@@ -173,11 +173,15 @@ class AwsGpuNode(GpuNode):
             Machine(
                 server_id=instance.id,
                 public_ip=address.public_ip if address else power.public_ip,
-                host_keys=host_key.public_key.apply(lambda key: [key]),
+                host_keys=boot.host_key.apply(lambda key: [key]),
                 root_volume_gb=instance.root_block_device.apply(lambda device: int(device.volume_size)),
                 ssh_user=node.ssh_user,
                 started=power.started,
-                objects=[],
+                objects=[
+                    *(instance.id, group.id, key.id),
+                    *([address.id] if address else []),
+                    *([role.role.id, role.profile.id] if role else []),
+                ],
                 private_ip=instance.private_ip,
                 ready_when=[power, *([address] if address else [])],
                 hints={
@@ -272,24 +276,35 @@ SESSION_MANAGER_ACTIONS = (
 the parts for encrypted sessions and S3. None of them can be limited to a resource."""
 
 
-def _profile(name: str, label: str, tags: Tags, child: ResourceOptions) -> Output[str]:
-    """An instance profile with the rights of Session Manager's agent and no others."""
-    from pulumi_aws import iam  # noqa: PLC0415 - only for nodes with a role
+class _Role:
+    """A role with the rights of Session Manager's agent and no others, and its instance profile."""
 
-    trust = {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
-    rights = {"Effect": "Allow", "Action": list(SESSION_MANAGER_ACTIONS), "Resource": "*"}
-    role = iam.Role(
-        f"{name}-role",
-        description=f"Session Manager on {label}",
-        assume_role_policy=json.dumps({"Version": "2012-10-17", "Statement": [trust]}),
-        tags=tags,
-        opts=child,
-    )
-    iam.RolePolicy(
-        f"{name}-role-policy",
-        role=role.name,
-        policy=json.dumps({"Version": "2012-10-17", "Statement": [rights]}),
-        opts=child,
-    )
-    profile: Output[str] = iam.InstanceProfile(f"{name}-profile", role=role.name, tags=tags, opts=child).name
-    return profile
+    def __init__(
+        self, name: str, label: str, whose: str, owner: Output[str], tags: Tags, opts: ResourceOptions
+    ) -> None:
+        from pulumi_aws import iam  # noqa: PLC0415 - only for nodes with a role
+
+        trust = {
+            "Effect": "Allow",
+            "Principal": {"Service": "ec2.amazonaws.com"},
+            "Action": "sts:AssumeRole",
+        }
+        rights = {"Effect": "Allow", "Action": list(SESSION_MANAGER_ACTIONS), "Resource": "*"}
+        path = owner.apply(lambda id_: role_path(id_, whose))
+        self.role = iam.Role(
+            f"{name}-role",
+            path=path,
+            description=f"Session Manager on {label}",
+            assume_role_policy=json.dumps({"Version": "2012-10-17", "Statement": [trust]}),
+            tags=tags,
+            opts=opts,
+        )
+        iam.RolePolicy(
+            f"{name}-role-policy",
+            role=self.role.name,
+            policy=json.dumps({"Version": "2012-10-17", "Statement": [rights]}),
+            opts=opts,
+        )
+        self.profile = iam.InstanceProfile(
+            f"{name}-profile", path=path, role=self.role.name, tags=tags, opts=opts
+        )

@@ -5,18 +5,21 @@ from __future__ import annotations
 from pulumi import Output, ResourceOptions
 from pulumi_aws import ec2
 
-from components.aws.ec2 import remove_unused_groups
-from components.aws.resources import before_create
-from components.tags import OWNER_TAG
+from components.tags import NODE_TAG, OWNER_TAG
 from fleet import settings
 
 
 def inner_group(
-    name: str, cluster: settings.AwsRayCluster, label: str, owner: Output[str], opts: ResourceOptions
+    name: str,
+    cluster: settings.AwsRayCluster,
+    label: str,
+    whose: str,
+    owner: Output[str],
+    opts: ResourceOptions,
 ) -> ec2.SecurityGroup:
     """A security group whose members may talk to each other about everything, and nobody else to them.
 
-    Every port: beside Ray's fixed ones, NCCL lets the kernel choose.
+    Every port: beside Ray's fixed ones, NCCL lets the kernel choose. `whose` is `stack/cluster`.
     """
     return ec2.SecurityGroup(
         name,
@@ -31,9 +34,6 @@ def inner_group(
         egress=[
             ec2.SecurityGroupEgressArgs(protocol="-1", from_port=0, to_port=0, cidr_blocks=["0.0.0.0/0"])
         ],
-        tags={"Name": label, OWNER_TAG: owner},
-        opts=ResourceOptions.merge(
-            opts,
-            ResourceOptions(hooks=before_create(f"{name}-vacancy", cluster.region, remove_unused_groups)),
-        ),
+        tags={"Name": label, OWNER_TAG: owner, NODE_TAG: whose},
+        opts=ResourceOptions.merge(opts, ResourceOptions(retain_on_delete=True)),
     )

@@ -1,35 +1,48 @@
-"""What AWS's provider leaves open about a node: who owns what, what its machine was made from, that it runs.
+"""What AWS's provider leaves open about a node: what its machine is made from, that it runs, whose it is.
 
-The provider makes the machine, its group and its key. It cannot pick up what an interrupted run left: such an
-object is in no state. So everything a node consists of carries the node's owner tag, and its machine the mark
-of its first boot:
+The provider makes the machine, its group and its key. It cannot take up what is there already, and nothing it
+made is deleted by the engine (see components/ownership.py). So before a machine is bought, whatever carries
+the node's tag is looked at:
 
-- just before a machine, a group, a key pair or an address is created, what is there with the same mark or tag
-  is removed: it is in no state, or about to be replaced. A group with a machine in it stays until the machine
-  is in the new one;
-- a first boot that goes, with the node or because it is replaced, takes every machine with its mark along;
-- when the node goes, whatever still carries its owner tag goes with it.
+- a machine of another owner, or one that state has lost, is refused with the ways out: there would be two;
+- a machine that the engine never stored was left by an interrupted run, and is ended;
+- the predecessor, which state knows, is left alone until its successor serves.
+
+That the engine has stored a machine is noted on its network interface, whose tags the provider leaves alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pulumi
 from pulumi import Input, Output, ResourceHookBinding
-from pulumi.dynamic import ConfigureRequest, CreateResult, ReadResult, Resource, UpdateResult
+from pulumi.dynamic import (
+    ConfigureRequest,
+    CreateResult,
+    DiffResult,
+    ReadResult,
+    Resource,
+    UpdateResult,
+)
 
-from components.aws import ec2
-from components.aws.api import client
+from components.aws import ec2, owned
+from components.aws.api import AGAIN, AwsError, CredentialsError, client
 from components.dynamic import CloudProvider, gone
-from components.tags import OWNER_TAG
+from components.ownership import NotOurs, not_ours
+from components.tags import BOOT_TAG, HOST_TAG, NODE_TAG, OWNER_TAG
+from fleet import cloudconfig
 from fleet.progress import Progress, Stage
 
-BOOT_TAG = "vllm-fleet-boot"
-"""Carries the mark of the first boot that a machine was made for."""
+EXPLAINED = (AwsError, CredentialsError, ec2.Ec2Error, NotOurs, ValueError)
+"""Errors whose messages are for people."""
+
+
+class LostMachine(Exception):
+    """State does not know a machine that carries its node's tags. The message names it and the ways out."""
 
 
 class AwsProvider(CloudProvider):
@@ -43,36 +56,21 @@ class AwsProvider(CloudProvider):
         """The client for a resource's region."""
         return client(self._config, "ec2", props["region"])
 
-
-class NodeOwnerProvider(AwsProvider):
-    replace_on = frozenset({"region"})
-
-    def create(self, props: dict[str, Any]) -> CreateResult:
-        Progress(props["node"]).reached(Stage.REQUEST_CREATE)
-        return CreateResult(uuid.uuid4().hex, props)
-
-    def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
-        return ReadResult(id_, props)  # it exists in state alone
-
-    def update(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
-        return UpdateResult(news)
-
-    def delete(self, id_: str, props: dict[str, Any]) -> None:
-        ec2.end_instances(self.ec2(props), OWNER_TAG, id_)
-        for remove in (ec2.remove_addresses, ec2.remove_groups, ec2.remove_key_pairs):
-            remove(self.ec2(props), OWNER_TAG, id_)
-
-
-class NodeOwner(Resource, module="aws", name="NodeOwner"):
-    """The id by which everything of one node is found again. It is in state first, and goes last."""
-
-    def __init__(self, name: str, *, node: str, region: str, opts: pulumi.ResourceOptions) -> None:
-        super().__init__(NodeOwnerProvider(), name, {"node": node, "region": region}, opts)
+    @staticmethod
+    def explained(error: Exception, operation: str) -> Exception:
+        """What is not foreseen names the operation at least."""
+        if isinstance(error, EXPLAINED):
+            return error
+        kind = type(error).__name__
+        return AwsError(f"{operation}: a reply of AWS could not be used ({kind}: {error})", AGAIN)
 
 
 class FirstBootProvider(AwsProvider):
     replace_on = frozenset({"digest", "ami", "region", "subnet"})
     update_on = frozenset({"root_volume_gb"})
+
+    decided = ("made_with", "made_user_data", "host_key", "mark")
+    """Outputs that are the same as long as the first boot is."""
 
     def failures(self, olds: Mapping[str, Any], news: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         had, wanted = olds.get("root_volume_gb"), news.get("root_volume_gb")
@@ -88,46 +86,94 @@ class FirstBootProvider(AwsProvider):
             return False  # none is asked for: the one it was made with stays
         return super().differs(key, {**olds, **(olds.get("made_with") or {})}, news)
 
+    def diff(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
+        found = super().diff(id_, olds, news)
+        if not found.replaces:
+            found.stables = list(self.decided)
+        return found
+
     def create(self, props: dict[str, Any]) -> CreateResult:
+        Progress(props["node"]).reached(Stage.REQUEST_CREATE)
         return CreateResult(uuid.uuid4().hex, {**props, **self._made(props)})
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
-        """It exists in state alone; but a volume that somebody has grown will never be smaller again."""
-        size = ec2.volume_gb(self.ec2(props), BOOT_TAG, id_)
+        """What the node's machine was made with, where there is one; else what is decided.
+
+        They differ for a machine that was adopted: state had lost it, and decided anew. A volume that
+        somebody has grown will never be smaller again.
+        """
+        api = self.ec2(props)
+        machines = ec2.instances(
+            api, [ec2.tagged(OWNER_TAG, props["owner"]), ec2.tagged(NODE_TAG, props["label"])]
+        )
+        if all(ec2.tags_of(each).get(BOOT_TAG) != props["mark"] for each in machines):
+            once = owned.stored(api, machines)
+            stored = [each for each in machines if each["InstanceId"] in once]
+            props = {**props, **(self._read_back(props, stored[0]) if stored else {})}
+        size = ec2.volume_gb(api, BOOT_TAG, props["mark"])
         return ReadResult(id_, {**props, "root_volume_gb": max(size, props["root_volume_gb"])})
 
     def update(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
         for _, reason in self.failures(olds, news):
             raise ValueError(f"root_volume_gb: {reason}")
-        kept = {key: olds[key] for key in ("made_with", "made_user_data")}
-        return UpdateResult({**news, **kept})
+        return UpdateResult({**news, **{key: olds[key] for key in self.decided}})
 
     def delete(self, id_: str, props: dict[str, Any]) -> None:
-        ec2.end_instances(self.ec2(props), BOOT_TAG, id_)
+        """Nothing: the machine goes once its successor serves, or with the stack."""
 
     def _made(self, props: Mapping[str, Any]) -> dict[str, Any]:
         subnet = props.get("subnet") or ec2.default_subnet(self.ec2(props), props["type"])
-        made_with = {"ami": props.get("ami") or props["newest_ami"], "subnet": subnet}
-        return {"made_with": made_with, "made_user_data": props["user_data"]}
+        return {
+            "made_with": {"ami": props.get("ami") or props["newest_ami"], "subnet": subnet},
+            "made_user_data": props["user_data"],
+            "host_key": host_key_in(props["user_data"]),
+            "mark": uuid.uuid4().hex,
+        }
+
+    def _read_back(self, props: Mapping[str, Any], machine: ec2.Described) -> dict[str, Any]:
+        tags, id_ = ec2.tags_of(machine), machine["InstanceId"]
+        told = self.ec2(props).describe_instance_attribute(InstanceId=id_, Attribute="userData")
+        user_data = told.get("UserData", {}).get("Value", "")
+        return {
+            "made_with": {"ami": machine["ImageId"], "subnet": machine["SubnetId"]},
+            "made_user_data": user_data,
+            "host_key": host_key_in(user_data),
+            "mark": tags.get(BOOT_TAG) or uuid.uuid4().hex,
+            "digest": tags.get(HOST_TAG) or props["digest"],
+        }
+
+
+def host_key_in(user_data: str) -> str:
+    """The public SSH host key that a machine with this user data (base64) shows."""
+    document = cloudconfig.document(cloudconfig.decoded(user_data))
+    return str(document.get("ssh_keys", {}).get("ed25519_public", ""))
 
 
 class FirstBoot(Resource, module="aws", name="FirstBoot"):
-    """What a machine is made with, decided once: image, subnet and user data.
+    """What a machine is made with, decided once: image, subnet, user data and, in it, the SSH host key.
 
     A newer image, a new key or another model changes nothing here. A change of the host part, or of the image
-    or subnet that the configuration names, replaces it, and with it the machine. Its id marks the machine.
+    or subnet that the configuration names, replaces it, and with it the machine.
     """
 
     made_with: Output[dict[str, str]]
     """`ami` and `subnet`."""
     made_user_data: Output[str]
     """Base64; a secret, for the SSH host key is in it."""
+    host_key: Output[str]
+    """The public half of it."""
+    mark: Output[str]
+    """Carried by the machine as BOOT_TAG; another one is another machine."""
+    digest: Output[str]
+    """Of the host part that the machine was made with."""
     root_volume_gb: Output[int]
 
     def __init__(
         self,
         name: str,
         *,
+        owner: Input[str],
+        label: str,
         node: str,
         region: str,
         type: str,
@@ -139,7 +185,10 @@ class FirstBoot(Resource, module="aws", name="FirstBoot"):
         root_volume_gb: int,
         opts: pulumi.ResourceOptions,
     ) -> None:
+        """`label` is `stack/node`."""
         props: dict[str, Any] = {
+            "owner": owner,
+            "label": label,
             "node": node,
             "region": region,
             "type": type,
@@ -149,8 +198,7 @@ class FirstBoot(Resource, module="aws", name="FirstBoot"):
             "newest_ami": newest_ami,
             "subnet": subnet,
             "root_volume_gb": root_volume_gb,
-            "made_with": None,
-            "made_user_data": None,
+            **dict.fromkeys(FirstBootProvider.decided),
         }
         secret = pulumi.ResourceOptions(additional_secret_outputs=["user_data", "made_user_data"])
         super().__init__(FirstBootProvider(), name, props, pulumi.ResourceOptions.merge(opts, secret))
@@ -161,7 +209,10 @@ class PowerProvider(AwsProvider):
     update_on = frozenset({"state"})
 
     def create(self, props: dict[str, Any]) -> CreateResult:
-        found = ec2.start(self.ec2(props), props["instance_id"])
+        api = self.ec2(props)
+        found = ec2.start(api, props["instance_id"])
+        # Its id is in state by now.
+        owned.mark_as_stored(api, found)
         progress = Progress(props["node"])
         progress.reached(Stage.PROVIDER_CREATE, f"instance {props['instance_id']}")
         progress.reached(Stage.PROVIDER_VOLUME_RESIZE, f"root volume {props['root_volume_gb']:g} GB")
@@ -178,7 +229,7 @@ class PowerProvider(AwsProvider):
         return UpdateResult(self._seen(news, ec2.start(self.ec2(news), id_)))
 
     def delete(self, id_: str, props: dict[str, Any]) -> None:
-        """Nothing: the instance's own deletion ends it."""
+        """Nothing: the machine goes once its successor serves, or with the stack."""
 
     def _seen(self, props: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
         # One that is about to run counts as running.
@@ -275,35 +326,72 @@ def before_first_boot(name: str) -> pulumi.ResourceHook:
     return pulumi.ResourceHook(name, hook, pulumi.ResourceHookOptions(on_dry_run=True))
 
 
-def before_launch(name: str, node: str, region: str, *, protect: bool) -> pulumi.ResourceHook:
-    """A hook for the creation of a machine: ends what an interrupted run left.
+def before_launch(name: str, node: str, label: str, region: str, *, protect: bool) -> pulumi.ResourceHook:
+    """A hook for the creation of a machine, at preview too: see the top of this module.
 
-    With `protect` nothing is ended: what is found fails the creation.
+    `label` is `stack/node`. With `protect` nothing is ended: what is found fails the creation.
     """
 
     async def hook(args: pulumi.ResourceHookArgs) -> None:
-        await asyncio.to_thread(run, (args.new_inputs or {})["tags"][BOOT_TAG])
+        tags = (args.new_inputs or {}).get("tags")
+        owner = tags.get(OWNER_TAG) if isinstance(tags, Mapping) else None
+        known = await machine_in_state(args.urn)
+        await asyncio.to_thread(run, owner if isinstance(owner, str) else "", known)
 
-    def run(mark: str) -> None:
+    def run(owner: str, known: str) -> None:
+        if not owner:
+            return  # at the first preview: the owner's own hook looks
         api = program_client("ec2", region)
-        if protect and (left := ec2.instances(api, BOOT_TAG, mark)):
-            raise RuntimeError(
-                f"{node}: protected, and instance {left[0]['InstanceId']} carries its mark but is not in the "
-                "state. Fix: bring it in with `pulumi import`, or terminate it; then run this again"
-            )
-        ec2.end_instances(api, BOOT_TAG, mark)
+        found = owned.machines_of(api, label)
+        if strangers := [each for each in found if ec2.tags_of(each).get(OWNER_TAG) != owner]:
+            raise not_ours(node, label, [f"instance {each['InstanceId']}" for each in strangers])
+        once = owned.stored(api, found)
+        left = [each for each in found if each["InstanceId"] not in {*once, known}]
+        lost = [each for each in found if each["InstanceId"] in once] if not known else []
+        if lost or (left and protect):
+            raise _lost(node, lost or left)
+        if not pulumi.runtime.is_dry_run():
+            for each in left:
+                ec2.terminate(api, each["InstanceId"])
 
-    return pulumi.ResourceHook(name, hook)
+    return pulumi.ResourceHook(name, hook, pulumi.ResourceHookOptions(on_dry_run=True))
 
 
-def before_create(
-    name: str, region: str, remove: Callable[[ec2.Client, str, str], None]
-) -> ResourceHookBinding:
-    """What removes the leftovers of an interrupted run just before a resource of their kind is created."""
+def _lost(node: str, machines: Iterable[ec2.Described]) -> LostMachine:
+    named = " and ".join(f"instance {each['InstanceId']} ({each['State']['Name']})" for each in machines)
+    return LostMachine(
+        f"{node}: {named} carries this node's tags and this stack's owner id, but the state does not know "
+        f"it. No machine was created. Fix: `fleet adopt {node}` takes it into the state; or "
+        f"`fleet destroy {node}` removes it, and the next update makes a new one"
+    )
+
+
+async def machine_in_state(urn: str) -> str:
+    """Id of the instance that the stack's state has under a URN; empty where it has none.
+
+    The engine does not tell a hook whether what it creates replaces something.
+    """
+    stack = f"{pulumi.get_organization()}/{pulumi.get_project()}/{pulumi.get_stack()}"
+    reply = await pulumi.runtime.invoke_async("pulumi:pulumi:readStackResourceOutputs", {"stackName": stack})
+    known = ((reply or {}).get("outputs") or {}).get(urn) or {}
+    # The last part of the ARN is the id.
+    return str((known.get("outputs") or {}).get("arn") or "").rpartition("/")[2]
+
+
+def before_key_pair(name: str, region: str) -> ResourceHookBinding:
+    """What deletes the node's former key pairs just before one is created: a lost one has the same name.
+
+    A key pair acts at the launch of a machine alone.
+    """
 
     async def hook(args: pulumi.ResourceHookArgs) -> None:
+        await asyncio.to_thread(run, (args.new_inputs or {})["tags"])
+
+    def run(tags: Mapping[str, str]) -> None:
         api = program_client("ec2", region)
-        await asyncio.to_thread(remove, api, OWNER_TAG, (args.new_inputs or {})["tags"][OWNER_TAG])
+        mine = [ec2.tagged(tag, tags[tag]) for tag in (OWNER_TAG, NODE_TAG)]
+        for pair in api.describe_key_pairs(Filters=mine)["KeyPairs"]:
+            ec2.delete_key_pair(api, pair["KeyName"])
 
     return ResourceHookBinding(before_create=[pulumi.ResourceHook(name, hook)])
 

@@ -6,6 +6,9 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 READ_TIMEOUT_S = 120
@@ -80,6 +83,32 @@ def up_only(type_: str, *, stack: str | None = None) -> None:
     """Bring up the resources of one type and nothing else."""
     flags = ["--yes", "--skip-preview", "--refresh=false", "--target", f"**{type_}::*"]
     _run(["up", *flags, *_of(stack)], timeout_s=REFRESH_TIMEOUT_S, capture=True)
+
+
+def take_in(
+    type_: str, package: str, name: str, id_: str, component: tuple[str, str], *, stack: str | None = None
+) -> None:
+    """Take something that exists into the state, under a component that may not be there yet.
+
+    `package` is the SDK of its provider, `component` the type and name of what it belongs to. Raises
+    PulumiError.
+    """
+    of, parent = component
+    resources = read("stack", "export", stack=stack)["deployment"].get("resources", ())
+    here = (each["urn"] for each in resources if each["type"] == of)
+    urn = next((urn for urn in here if urn.endswith(f"::{parent}")), None)
+    wanted = {
+        "nameTable": {parent: urn} if urn else {},
+        "resources": [
+            *([] if urn else [{"type": of, "name": parent, "component": True}]),
+            {"type": type_, "name": name, "id": id_, "parent": parent, "version": version(package)},
+        ],
+    }
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "import.json"
+        path.write_text(json.dumps(wanted), encoding="utf-8")
+        flags = ["--yes", "--skip-preview", "--generate-code=false", "--protect=false", "--file", str(path)]
+        _run(["import", *flags, *_of(stack)], timeout_s=REFRESH_TIMEOUT_S, capture=True)
 
 
 def destroy(urns: list[str], *, stack: str | None = None) -> None:

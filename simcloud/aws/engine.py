@@ -74,7 +74,12 @@ class Moto:
         known = self._known_launch(request)
         if known:
             return known
-        for check in (self._volume_shrinks, self._group_in_use, self._key_is_unknown):
+        for check in (
+            self._volume_shrinks,
+            self._group_in_use,
+            self._key_is_unknown,
+            self._role_is_elsewhere,
+        ):
             check(request)
         former = self._metadata_options(request)
         reply = self._ask(request)
@@ -306,6 +311,15 @@ class Moto:
         key = request.json.get("KeyName")
         if request.call.name == "RunInstances" and key and key not in self._ec2(request).key_pairs:
             raise refusal(request, 400, "InvalidKeyPair.NotFound", f"The key pair '{key}' does not exist")
+
+    def _role_is_elsewhere(self, request: AwsRequest) -> None:
+        if request.call.name != "RemoveRoleFromInstanceProfile":
+            return
+        profile, role = request.json["InstanceProfileName"], request.json["RoleName"]
+        profiles = self._global("iam").instance_profiles.values()
+        if not any(each.name == profile and role in [has.name for has in each.roles] for each in profiles):
+            said = f"Role {role} cannot be found in Instance Profile {profile}."
+            raise refusal(request, 404, "NoSuchEntity", said)
 
     def _complete(self, request: AwsRequest, reply: Reply) -> None:
         """What moto leaves out of an effect."""

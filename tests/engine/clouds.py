@@ -445,13 +445,20 @@ AWS = Cloud(
         "ImportKeyPair": Call("ec2 import_key_pair", REPEATED),
         "RunInstances": Call("ec2 run_instances"),
         "DescribeInstances": Call("ec2 describe_instances"),
+        "CreateTags": Call("ec2 CreateTags"),
     },
     deleting={
-        "TerminateInstances": Call("ec2 terminate_instances"),
-        "DeleteKeyPair": Call("ec2 delete_key_pair"),
-        "DeleteSecurityGroup": Call("ec2 delete_security_group"),
+        "DescribeInstances": Call("ec2 DescribeInstances"),
+        "DescribeVolumes": Call("ec2 DescribeVolumes"),
+        "DescribeAddresses": Call("ec2 DescribeAddresses"),
+        "DescribeKeyPairs": Call("ec2 DescribeKeyPairs"),
+        "DescribeSecurityGroups": Call("ec2 DescribeSecurityGroups"),
+        # A server's error is waited out for as long as a machine may take to end.
+        "TerminateInstances": Call("ec2 TerminateInstances", ("403",)),
+        "DeleteSecurityGroup": Call("ec2 DeleteSecurityGroup", ("403",)),
+        "DeleteKeyPair": Call("ec2 DeleteKeyPair", ("403",)),
     },
-    removed_by_owner=False,
+    removed_by_owner=True,
     moments=(
         ("CreateSecurityGroup", "hold"),
         ("CreateSecurityGroup", "hold_after"),
@@ -460,6 +467,8 @@ AWS = Cloud(
         ("RunInstances", "hold"),
         ("RunInstances", "hold_after"),
         ("DescribeInstances", "hold"),
+        ("CreateTags", "hold"),
+        ("CreateTags", "hold_after"),
     ),
 )
 

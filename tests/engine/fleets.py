@@ -166,6 +166,8 @@ def running_fleet(make: Callable[..., Stack], at: Path, cloud_name: str) -> Iter
     folder = project_folder(at / "project")
     with running_simcloud(at / "cloud", ssh_port=SSH_PORT) as cloud:
         register_key(cloud, key)
+        if cloud_name == "aws":
+            cloud.console("ec2").describe_vpcs()  # at the first call it loads moto, longer than clients wait
         fleet = Fleet(make(folder=folder, env=ENVIRONMENT), cloud, key, cloud_name)
         yield fleet
         # The clouds end here with all that is in them: nothing is left to destroy.

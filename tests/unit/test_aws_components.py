@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from components.aws import ec2
+from components.aws import ec2, owned
 from components.aws.api import AwsError, CredentialsError, client
 from components.aws.resources import FirstBootProvider
 from fleet.aws import Credentials
@@ -17,6 +17,8 @@ from simcloud.testing import SimCloud, running_simcloud
 
 UBUNTU, PLAIN = "ami-0d1a0000000000003", "ami-0b120000000000001"
 MADE = {
+    "owner": "o",
+    "label": "test/a",
     "node": "a",
     "region": "us-east-1",
     "type": "g6.xlarge",
@@ -28,6 +30,8 @@ MADE = {
     "root_volume_gb": 200,
     "made_with": {"ami": "ami-1", "subnet": "subnet-1"},
     "made_user_data": "first",
+    "host_key": "ssh-ed25519 AAAA",
+    "mark": "m",
 }
 
 
@@ -152,28 +156,6 @@ def test_a_failed_call_is_told_with_its_name_and_its_fix(cloud: SimCloud, fault:
         api.describe_security_groups(GroupIds=["sg-0123456789abcdef0"])
 
 
-def test_what_an_interrupted_run_left_is_found_by_its_tag_and_removed(cloud: SimCloud, api: Any) -> None:
-    tags = [{"Key": "vllm-fleet-owner", "Value": "left"}]
-    specification = [{"ResourceType": "key-pair", "Tags": tags}]
-    api.create_key_pair(KeyName="left", TagSpecifications=specification)
-    tags_of_group = [{"ResourceType": "security-group", "Tags": tags}]
-    api.create_security_group(GroupName="left", Description="left", TagSpecifications=tags_of_group)
-    for remove in (ec2.remove_key_pairs, ec2.remove_unused_groups):
-        remove(api, "vllm-fleet-owner", "left")
-    assert not [thing for thing in cloud.inventory() if thing["name"] == "left"]
-
-
-def test_a_group_with_a_machine_in_it_is_no_leftover(cloud: SimCloud, api: Any) -> None:
-    tags = [{"ResourceType": "security-group", "Tags": [{"Key": "vllm-fleet-owner", "Value": "used"}]}]
-    groups = [
-        api.create_security_group(GroupName=name, Description=name, TagSpecifications=tags)["GroupId"]
-        for name in ("used", "unused")
-    ]
-    api.run_instances(ImageId=UBUNTU, MinCount=1, MaxCount=1, SecurityGroupIds=groups[:1])
-    ec2.remove_unused_groups(api, "vllm-fleet-owner", "used")
-    assert [thing["name"] for thing in cloud.inventory("security_group")] == ["used"]
-
-
 def test_an_existing_control_instance_is_given_the_role_once_and_never_loses_another(
     cloud: SimCloud, api: Any
 ) -> None:
@@ -188,3 +170,47 @@ def test_an_existing_control_instance_is_given_the_role_once_and_never_loses_ano
     assert ec2.give_profile(api, instance, "control") == first
     with pytest.raises(ec2.Ec2Error, match="has the instance profile control"):
         ec2.give_profile(api, instance, "other")
+
+
+USER_DATA = "#cloud-config\nssh_keys:\n  ed25519_public: ssh-ed25519 AAAA of the machine\n"
+
+
+def launched_for(api: Any, label: str, mark: str, *, once_in_state: bool) -> Any:
+    given = {
+        "vllm-fleet-owner": "o",
+        "vllm-fleet-node": label,
+        "vllm-fleet-boot": mark,
+        "vllm-fleet-host": "d0",
+    }
+    tags = [{"Key": key, "Value": value} for key, value in given.items()]
+    machine = api.run_instances(
+        ImageId=UBUNTU,
+        InstanceType="g6.xlarge",
+        MinCount=1,
+        MaxCount=1,
+        UserData=USER_DATA,
+        SubnetId=api.describe_subnets()["Subnets"][0]["SubnetId"],
+        TagSpecifications=[{"ResourceType": "instance", "Tags": tags}],
+    )["Instances"][0]
+    if once_in_state:
+        owned.mark_as_stored(api, machine)
+    return machine
+
+
+def test_a_first_boot_describes_the_machine_that_was_adopted(
+    cloud: SimCloud, api: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FirstBootProvider, "ec2", lambda *_: api)
+    props = {**MADE, "label": "test/adopted", "mark": "decided-anew"}
+    assert FirstBootProvider().read("id", props).outs == props
+    launched_for(api, "test/adopted", "never-in-state", once_in_state=False)
+    assert FirstBootProvider().read("id", props).outs == props
+    machine = launched_for(api, "test/adopted", "its-own", once_in_state=True)
+    seen = FirstBootProvider().read("id", props).outs
+    assert seen is not None
+    assert (seen["mark"], seen["digest"]) == ("its-own", "d0")
+    assert seen["made_with"] == {"ami": UBUNTU, "subnet": machine["SubnetId"]}
+    assert seen["host_key"] == "ssh-ed25519 AAAA of the machine"
+    # The one it was decided for is there: it stays.
+    launched_for(api, "test/adopted", "decided-anew", once_in_state=False)
+    assert FirstBootProvider().read("id", props).outs == props

@@ -5,6 +5,7 @@ replacement, and no property that the program does not use. Its calls have deadl
 botocore where nothing can happen twice: a launch carries one client token for all its tries.
 """
 
+import hashlib
 import json
 import os
 import time
@@ -70,6 +71,7 @@ def client(service: str) -> Any:
 def ask(service: str, operation: str, **arguments: Any) -> Props:
     """Calls AWS. Raises ProviderError naming the call and the fix."""
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+    from botocore.parsers import ResponseParserError  # noqa: PLC0415
 
     given = {name: value for name, value in arguments.items() if value is not None}
     try:
@@ -81,7 +83,8 @@ def ask(service: str, operation: str, **arguments: Any) -> Props:
             f"Fix: {_mend(told['Code'])}",
             told["Code"],
         ) from None
-    except BotoCoreError as error:
+    except (BotoCoreError, ResponseParserError, ValueError) as error:
+        # A body that cannot be read is among these: the real plugin does not ask again then, either.
         raise ProviderError(
             f"{service} {operation}: no reply from AWS ({error}). "
             f"Fix: check the network, aws:region and the credentials, then {AGAIN}"
@@ -117,6 +120,15 @@ def until(call: Call, look: Callable[[], Any], deadline_s: float, what: str) -> 
             raise ProviderError(f"interrupted while waiting for {what}")
         pause = min(pause * 1.6, LONGEST_PAUSE_S)
     return found
+
+
+def soon(look: Callable[[], Any]) -> Any:
+    """What a look sees; one that sees nothing is repeated, for AWS shows late what is new."""
+    for pause_s in (0.1, 0.2, 0.4, 0.8, 1.6):
+        if found := look():
+            return found
+        time.sleep(pause_s)
+    return look()
 
 
 def tag_list(tags: Mapping[str, str] | None) -> list[dict[str, str]]:
@@ -180,12 +192,19 @@ class AwsType(ResourceType):
         if seen is None:
             return None
         known = inputs or {name: state[name] for name in self.inputs & state.keys()}
+        if not known:  # an import
+            known = self.imported(seen)
+            return seen | known, known
         found = {name: _like(seen[name], given) for name, given in known.items() if name in seen}
         return state | seen | found, known | found
 
+    def imported(self, seen: Props) -> Props:
+        """The inputs that the real plugin makes of what it sees of an object that is imported."""
+        return {name: seen[name] for name in self.inputs & seen.keys() if seen[name] not in (None, "", [])}
+
     def outputs(self, id_: str, inputs: Props) -> Props:
         """The outputs just after a change."""
-        seen = self.seen(id_, inputs)
+        seen: Props | None = soon(lambda: self.seen(id_, inputs))
         if seen is None:
             raise ProviderError(f"{self.token} {id_}: is gone; Fix: {AGAIN}, with --refresh")
         return seen | inputs
@@ -195,6 +214,9 @@ def _like(seen: Any, given: Any) -> Any:
     """What is seen, as the program wrote it where it is the same: the order of sets means nothing."""
     if isinstance(given, list) and isinstance(seen, list):
         return given if sorted(map(str, seen)) == sorted(map(str, given)) else seen
+    if isinstance(given, dict) and isinstance(seen, dict) and "volumeId" in seen:
+        # The program's own keys alone: what it leaves to AWS cannot differ from it.
+        return {name: seen[name] for name in given if name in seen}
     return seen
 
 
@@ -206,10 +228,11 @@ class Instance(AwsType):
         {"ami", "instanceType", "keyName", "subnetId", "vpcSecurityGroupIds", "associatePublicIpAddress"}
         | {"iamInstanceProfile", "userDataBase64", "userDataReplaceOnChange", "metadataOptions", "tags"}
         | {"rootBlockDevice", "volumeTags", "disableApiTermination", "instanceMarketOptions", "forceDestroy"}
-        | {"instanceInitiatedShutdownBehavior"}
+        | {"instanceInitiatedShutdownBehavior", "userData"}
     )
     replace_on = frozenset(
         {"ami", "keyName", "subnetId", "associatePublicIpAddress", "instanceMarketOptions", "userDataBase64"}
+        | {"userData"}
     )
     computed = frozenset(
         {"arn", "availabilityZone", "instanceState", "privateIp", "publicIp", "primaryNetworkInterfaceId"}
@@ -302,7 +325,7 @@ class Instance(AwsType):
             },
             "tags": tag_map(instance.get("Tags")),
             "disableApiTermination": attribute("disableApiTermination", "DisableApiTermination"),
-            "userDataBase64": attribute("userData", "UserData"),
+            **_user_data(attribute("userData", "UserData"), state),
             "keyName": instance.get("KeyName"),
             "iamInstanceProfile": profile.rpartition("/")[2] or None,
             "arn": f"arn:aws:ec2:{client('ec2').meta.region_name}:{_account()}:instance/{id_}",
@@ -315,19 +338,24 @@ class Instance(AwsType):
             "associatePublicIpAddress": bool(interface.get("Association")),
         }
         if volume:
-            given = state.get("rootBlockDevice") or {}
-            device = {
+            seen["rootBlockDevice"] = {
+                "volumeId": volume["VolumeId"],
                 "volumeSize": volume["Size"],
                 "volumeType": volume["VolumeType"],
                 "iops": volume.get("Iops"),
                 "throughput": volume.get("Throughput"),
                 "encrypted": volume["Encrypted"],
-                "deleteOnTermination": given.get("deleteOnTermination"),
+                "deleteOnTermination": _deleted_with(instance, volume),
             }
-            # The program's own keys alone: what it leaves to AWS cannot differ from it.
-            seen["rootBlockDevice"] = {name: device[name] for name in given if name in device}
             seen["volumeTags"] = tag_map(volume.get("Tags"))
         return seen
+
+    def outputs(self, id_: str, inputs: Props) -> Props:
+        outputs = super().outputs(id_, inputs)
+        volume = _root_volume(_instance(id_) or {})
+        if volume and "rootBlockDevice" in outputs:
+            outputs["rootBlockDevice"] = {**outputs["rootBlockDevice"], "volumeId": volume["VolumeId"]}
+        return outputs
 
     def update(self, call: Call, id_: str, state: Props, inputs: Props) -> Props:
         deadline_s = call.timeout_s or UPDATE_TIMEOUT_S
@@ -394,7 +422,9 @@ class Instance(AwsType):
     def _wait(self, call: Call, id_: str, state: str, deadline_s: float) -> None:
         def reached() -> bool:
             instance = _instance(id_)
-            now = instance["State"]["Name"] if instance else "terminated"
+            now = instance["State"]["Name"] if instance else "not shown"
+            if now == "not shown" and state == "terminated":
+                return True
             if now == "terminated" != state:
                 reason = (instance or {}).get("StateReason", {}).get("Message", "no reason was given")
                 raise ProviderError(f"instance {id_} ended before it was {state}: {reason}. Fix: {AGAIN}")
@@ -413,6 +443,23 @@ def _root_volume(instance: Props) -> Props | None:
     devices = instance.get("BlockDeviceMappings") or []
     root = next((each for each in devices if each["DeviceName"] == instance["RootDeviceName"]), None)
     return first("ec2", "describe_volumes", "Volumes", VolumeIds=[root["Ebs"]["VolumeId"]]) if root else None
+
+
+def _user_data(encoded: str | None, state: Props) -> Props:
+    """Of user data that the program did not give, as of a machine that is imported, the digest alone."""
+    data = _from_base64(encoded)
+    if data and not state.get("userDataBase64"):
+        return {"userData": hashlib.sha1(data).hexdigest()}
+    return {"userDataBase64": encoded}
+
+
+def _deleted_with(instance: Props, volume: Props) -> bool:
+    devices = instance.get("BlockDeviceMappings") or []
+    return any(
+        each["Ebs"].get("DeleteOnTermination", True)
+        for each in devices
+        if each["Ebs"]["VolumeId"] == volume["VolumeId"]
+    )
 
 
 def _from_base64(text: str | None) -> bytes | None:
@@ -502,7 +549,9 @@ class SecurityGroup(AwsType):
         until(call, deleted, call.timeout_s or DELETE_TIMEOUT_S, f"security group {id_} to be out of use")
 
     def _set_rules(self, id_: str, inputs: Props) -> None:
-        group = first("ec2", "describe_security_groups", "SecurityGroups", GroupIds=[id_]) or {}
+        group = soon(lambda: first("ec2", "describe_security_groups", "SecurityGroups", GroupIds=[id_]))
+        if group is None:
+            raise ProviderError(f"security group {id_} does not exist. Fix: {AGAIN}, with --refresh")
         for ours, theirs in self.directions.items():
             if ours not in inputs:
                 continue
@@ -652,8 +701,8 @@ class Role(AwsType):
     """An IAM role. Its id is its name."""
 
     token = "aws:iam/role:Role"
-    inputs = frozenset({"name", "assumeRolePolicy", "description", "tags"})
-    replace_on = frozenset({"name"})
+    inputs = frozenset({"name", "path", "assumeRolePolicy", "description", "tags"})
+    replace_on = frozenset({"name", "path"})
     computed = frozenset({"arn", "uniqueId"})
 
     def create(self, call: Call, inputs: Props) -> tuple[str, Props]:
@@ -661,6 +710,7 @@ class Role(AwsType):
             "iam",
             "create_role",
             RoleName=inputs["name"],
+            Path=inputs.get("path"),
             AssumeRolePolicyDocument=inputs["assumeRolePolicy"],
             Description=inputs.get("description"),
             Tags=tag_list(inputs.get("tags")),
@@ -677,6 +727,7 @@ class Role(AwsType):
         return {
             "arn": role["Arn"],
             "uniqueId": role["RoleId"],
+            "path": role["Path"],
             "assumeRolePolicy": _same_document(
                 role["AssumeRolePolicyDocument"], state.get("assumeRolePolicy")
             ),
@@ -746,13 +797,19 @@ class InstanceProfile(AwsType):
     """What gives an instance its role. Its id is its name."""
 
     token = "aws:iam/instanceProfile:InstanceProfile"
-    inputs = frozenset({"name", "role", "tags"})
-    replace_on = frozenset({"name"})
+    inputs = frozenset({"name", "path", "role", "tags"})
+    replace_on = frozenset({"name", "path"})
     computed = frozenset({"arn", "uniqueId"})
 
     def create(self, call: Call, inputs: Props) -> tuple[str, Props]:
         name = inputs["name"]
-        ask("iam", "create_instance_profile", InstanceProfileName=name, Tags=tag_list(inputs.get("tags")))
+        ask(
+            "iam",
+            "create_instance_profile",
+            InstanceProfileName=name,
+            Path=inputs.get("path"),
+            Tags=tag_list(inputs.get("tags")),
+        )
         ask("iam", "add_role_to_instance_profile", InstanceProfileName=name, RoleName=inputs["role"])
         return name, self.outputs(name, inputs)
 
@@ -766,6 +823,7 @@ class InstanceProfile(AwsType):
         return {
             "arn": profile["Arn"],
             "uniqueId": profile["InstanceProfileId"],
+            "path": profile["Path"],
             "role": profile["Roles"][0]["RoleName"] if profile["Roles"] else "",
         }
 

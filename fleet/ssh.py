@@ -278,12 +278,23 @@ class Connection:
         command = shlex.join(words)
         with self._translated(f"`{command}`", timeout_s):
             async with asyncio.timeout(timeout_s):
-                result = await self._connection.run(
-                    command,
-                    input=stdin or None,
-                    stdin=asyncssh.PIPE if stdin else asyncssh.DEVNULL,
-                    encoding=None,
-                )
+                try:
+                    process = await self._connection.create_process(
+                        command,
+                        input=stdin or None,
+                        stdin=asyncssh.PIPE if stdin else asyncssh.DEVNULL,
+                        encoding=None,
+                    )
+                except asyncssh.ChannelOpenError as error:
+                    raise ConnectionLost(
+                        self.target, f"the node takes no more commands on this connection: {error.reason}"
+                    ) from None
+                try:
+                    result = await process.wait()
+                except BaseException:
+                    # Given up on: sshd counts the session until it is closed, and opens ten at most.
+                    process.close()
+                    raise
         if result.exit_status is None:
             raise ConnectionLost(self.target, f"the connection was lost while `{command}` ran")
         stdout, stderr = cast(bytes, result.stdout or b""), cast(bytes, result.stderr or b"")

@@ -71,6 +71,8 @@ class FakeNode:
         self.files: dict[str, bytes] = {}
         self.modes: dict[str, str] = {}
         self.ran: list[str] = []
+        self.hanging = 0
+        """Sessions of `sleep` that nobody has closed."""
         self.commands: dict[str, Answer | Callable[[], Answer]] = {
             "cloud-init status": cloud_init(),
             "systemctl is-active docker": Answer("active\n"),
@@ -131,6 +133,11 @@ class FakeNode:
     async def _execute(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
         command = process.command or ""
         self.ran.append(command)
+        if command.startswith("sleep "):
+            self.hanging += 1
+            await process.channel.wait_closed()
+            self.hanging -= 1
+            return
         stdin = await process.stdin.read()
         answer = self._file_command(shlex.split(command), stdin) or next(
             (a for prefix, a in self.commands.items() if command.startswith(prefix)),

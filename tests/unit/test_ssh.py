@@ -32,6 +32,18 @@ async def test_a_command_is_passed_word_by_word_and_its_ending_is_reported(node:
     assert (done.exit_status, done.stdout, done.stderr) == (3, "hällo\n", "trouble\n")
 
 
+async def test_a_command_that_is_given_up_on_leaves_no_session_open(node: FakeNode) -> None:
+    """sshd opens ten to a connection: a gate that asks again and again would be refused before long."""
+    async with connect(node.target) as connection:
+        for _ in range(12):
+            with pytest.raises(ssh.Timeout):
+                await connection.run(["sleep", "600"], timeout_s=0.05)
+        async with asyncio.timeout(10):
+            while node.hanging:
+                await asyncio.sleep(0.01)
+    assert len(node.ran) <= 12
+
+
 async def test_another_user_than_root_goes_through_sudo(node: FakeNode) -> None:
     node.commands["sudo"] = Answer()
     async with connect(replace(node.target, user="ubuntu")) as connection:

@@ -131,6 +131,11 @@ def soon(look: Callable[[], Any]) -> Any:
     return look()
 
 
+def auto_name(call: Call) -> str:
+    """A name like those that Pulumi gives where the program gives none."""
+    return f"{call.urn.rpartition('::')[2]}-{uuid.uuid4().hex[:7]}"
+
+
 def tag_list(tags: Mapping[str, str] | None) -> list[dict[str, str]]:
     return [{"Key": key, "Value": value} for key, value in (tags or {}).items()]
 
@@ -703,19 +708,20 @@ class Role(AwsType):
     token = "aws:iam/role:Role"
     inputs = frozenset({"name", "path", "assumeRolePolicy", "description", "tags"})
     replace_on = frozenset({"name", "path"})
-    computed = frozenset({"arn", "uniqueId"})
+    computed = frozenset({"name", "arn", "uniqueId"})
 
     def create(self, call: Call, inputs: Props) -> tuple[str, Props]:
+        name = inputs.get("name") or auto_name(call)
         ask(
             "iam",
             "create_role",
-            RoleName=inputs["name"],
+            RoleName=name,
             Path=inputs.get("path"),
             AssumeRolePolicyDocument=inputs["assumeRolePolicy"],
             Description=inputs.get("description"),
             Tags=tag_list(inputs.get("tags")),
         )
-        return inputs["name"], self.outputs(inputs["name"], inputs)
+        return name, self.outputs(name, inputs)
 
     def seen(self, id_: str, state: Props) -> Props | None:
         try:
@@ -725,6 +731,7 @@ class Role(AwsType):
                 return None
             raise
         return {
+            "name": id_,
             "arn": role["Arn"],
             "uniqueId": role["RoleId"],
             "path": role["Path"],
@@ -761,9 +768,12 @@ class RolePolicy(AwsType):
     inputs = frozenset({"name", "role", "policy"})
     replace_on = frozenset({"name", "role"})
 
+    computed = frozenset({"name"})
+
     def create(self, call: Call, inputs: Props) -> tuple[str, Props]:
-        self._put(inputs)
-        return f"{inputs['role']}:{inputs['name']}", inputs
+        named = {"name": auto_name(call)} | inputs
+        self._put(named)
+        return f"{named['role']}:{named['name']}", named
 
     def seen(self, id_: str, state: Props) -> Props | None:
         role, _, name = id_.partition(":")
@@ -773,11 +783,12 @@ class RolePolicy(AwsType):
             if error.gone:
                 return None
             raise
-        return {"policy": _same_document(found["PolicyDocument"], state.get("policy"))}
+        return {"name": name, "policy": _same_document(found["PolicyDocument"], state.get("policy"))}
 
     def update(self, call: Call, id_: str, state: Props, inputs: Props) -> Props:
-        self._put(inputs)
-        return inputs
+        named = {"name": id_.partition(":")[2]} | inputs
+        self._put(named)
+        return named
 
     def delete(self, call: Call, id_: str, state: Props) -> None:
         role, _, name = id_.partition(":")
@@ -799,10 +810,10 @@ class InstanceProfile(AwsType):
     token = "aws:iam/instanceProfile:InstanceProfile"
     inputs = frozenset({"name", "path", "role", "tags"})
     replace_on = frozenset({"name", "path"})
-    computed = frozenset({"arn", "uniqueId"})
+    computed = frozenset({"name", "arn", "uniqueId"})
 
     def create(self, call: Call, inputs: Props) -> tuple[str, Props]:
-        name = inputs["name"]
+        name = inputs.get("name") or auto_name(call)
         ask(
             "iam",
             "create_instance_profile",
@@ -821,6 +832,7 @@ class InstanceProfile(AwsType):
                 return None
             raise
         return {
+            "name": id_,
             "arn": profile["Arn"],
             "uniqueId": profile["InstanceProfileId"],
             "path": profile["Path"],

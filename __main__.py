@@ -49,7 +49,14 @@ async def main() -> None:
     if config.ray:
         from components.ray_cluster import RayCluster, RayClusterArgs  # noqa: PLC0415
 
-        shared = (config.access, config.health, config.keys, config.rollout, config.observability)
+        shared = (
+            config.access,
+            config.health,
+            config.keys,
+            config.rollout,
+            config.observability,
+            config.network,
+        )
         clusters |= {
             each.name: RayCluster(each.name, RayClusterArgs(each, owner, *shared)) for each in config.ray
         }
@@ -61,7 +68,9 @@ async def main() -> None:
     if config.jobs:
         from components.aws.job_pipeline import GpuJobPipeline, GpuJobPipelineArgs  # noqa: PLC0415
 
-        pipeline = GpuJobPipeline(config.jobs.name, GpuJobPipelineArgs(config.jobs, config.access))
+        pipeline = GpuJobPipeline(
+            config.jobs.name, GpuJobPipelineArgs(config.jobs, config.access, config.network)
+        )
         pulumi.export("jobs", pipeline.outputs())
     cost = total((node.cost for node in nodes.values()), config.budget.rate)
     pulumi.export("cost_per_hour", cost.total)
@@ -90,6 +99,7 @@ def declare(
         rollout=config.rollout,
         rollout_after=rollout_after,
         observability=config.observability,
+        network=config.network,
         exposure=exposure,
     )
     return gpu_node(args)

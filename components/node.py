@@ -50,6 +50,8 @@ class GpuNodeArgs:
     """Rollouts of other nodes that have to succeed first."""
     observability: settings.Observability | None = None
     """What watches the node, if anything."""
+    network: settings.Network = settings.DIRECT
+    """How the machine reaches the internet."""
     member: Member | None = None
     """Of a cluster: the node serves nothing by itself."""
     exposure: Exposure | None = None

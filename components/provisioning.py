@@ -9,6 +9,7 @@ from pulumi import ResourceOptions
 
 from components.command import reached_at, run_module
 from components.node import GpuNodeArgs, Machine
+from fleet import network
 from fleet.provision.phases import files_digest, phases_of
 
 
@@ -24,7 +25,7 @@ class Provisioning(pulumi.ComponentResource):
     ) -> None:
         super().__init__("vllm-fleet:provisioning:Provisioning", name, None, opts)
         given = args.node.provision
-        phases = [asdict(phase) for phase in phases_of(given, machine.ssh_user)]
+        phases = [asdict(phase) for phase in phases_of(given, machine.ssh_user, network.lines(args.network))]
         self.done = run_module(
             f"{name}-phases",
             "fleet.provision",

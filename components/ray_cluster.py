@@ -106,6 +106,7 @@ class RayClusterArgs:
     secrets: settings.Secrets
     rollout: settings.Rollout
     observability: settings.Observability
+    network: settings.Network = settings.DIRECT
 
 
 class RayCluster(pulumi.ComponentResource):
@@ -143,6 +144,7 @@ class RayCluster(pulumi.ComponentResource):
                     args.rollout,
                     member=own,
                     observability=args.observability,
+                    network=args.network,
                 ),
                 child,
             )

@@ -48,7 +48,7 @@ class ServedModel(pulumi.ComponentResource):
             {
                 "node": args.node.name,
                 "cloud": args.node.cloud,
-                "compose": compose.compose_file(serving, secret_names=secrets.environment),
+                "compose": _compose_file(args),
                 "environment": compose.env_file(compose.plain_environment(serving)),
                 "owner": f"{pulumi.get_project()}/{pulumi.get_stack()}",
                 "prefetch": _fetched_ahead(serving),
@@ -116,8 +116,8 @@ def _with_gateway(reached: Output[dict[str, object]], args: GpuNodeArgs) -> Outp
     )
 
 
-def _compose_file(args: GpuNodeArgs, door: Gateway) -> str:
-    return compose.compose_file(args.node.serving, door, args.secrets.environment)
+def _compose_file(args: GpuNodeArgs, door: Gateway | None = None) -> str:
+    return compose.compose_file(args.node.serving, door, args.secrets.environment, args.network)
 
 
 def _secret_environment(args: GpuNodeArgs) -> Input[str]:

@@ -13,9 +13,10 @@ from typing import Any
 import yaml
 
 from fleet import gateway, layout
+from fleet import network as networks
 from fleet.fit.flags import supported
 from fleet.gateway import Gateway
-from fleet.settings import Secrets, Serving
+from fleet.settings import DIRECT, Network, Secrets, Serving
 
 DOCKER_HUB = "https://index.docker.io/v1/"
 """What Docker's configuration calls its own registry, whichever of its hosts was meant."""
@@ -63,7 +64,10 @@ def serve_arguments(serving: Serving) -> list[str]:
 
 
 def compose_document(
-    serving: Serving, door: Gateway | None = None, secret_names: Iterable[str] = ()
+    serving: Serving,
+    door: Gateway | None = None,
+    secret_names: Iterable[str] = (),
+    network: Network = DIRECT,
 ) -> dict[str, Any]:
     """The compose file as a document: plain compose, no Swarm keys. With `door`, a gateway before vLLM.
 
@@ -75,6 +79,8 @@ def compose_document(
         "HF_HOME": "/models",
         "VLLM_CACHE_ROOT": "/cache",
     }
+    fetching = networks.environment(network)
+    trusted = [f"{networks.BUNDLE_PATH}:{networks.BUNDLE_PATH}:ro"] if network.ca_certificates else []
     given = {name: _literal(value) for name, value in serving.environment.items()}
     vllm = {
         "image": serving.image,
@@ -85,9 +91,9 @@ def compose_document(
         **confined(),
         "restart": "unless-stopped",
         # Settings refuse these names; here, too, ours are what counts.
-        "environment": {**own, **given, **own},
+        "environment": {**own, **fetching, **given, **own},
         "ports": [f"127.0.0.1:{PORT}:{PORT}"],
-        "volumes": [f"{layout.MODELS_DIRECTORY}:/models", f"{layout.CACHE_DIRECTORY}:/cache"],
+        "volumes": [f"{layout.MODELS_DIRECTORY}:/models", f"{layout.CACHE_DIRECTORY}:/cache", *trusted],
         "command": serve_arguments(serving),
         "healthcheck": {
             "test": ["CMD", "curl", "-fsS", "-m", "5", f"http://127.0.0.1:{PORT}/health"],
@@ -109,9 +115,10 @@ def compose_document(
                 "OPENAI_API_BASE_URL": f"http://vllm:{PORT}/v1",
                 # Compose takes it from .env; the key itself is never in this file.
                 "OPENAI_API_KEY": "${VLLM_API_KEY}",
+                **fetching,
             },
             "ports": [f"127.0.0.1:{layout.WEBUI_PORT}:8080"],
-            "volumes": ["/var/lib/llm/open-webui:/app/backend/data"],
+            "volumes": ["/var/lib/llm/open-webui:/app/backend/data", *trusted],
         }
     if door is None:
         return {"name": "llm", "services": services}
@@ -119,11 +126,16 @@ def compose_document(
     return {"name": "llm", **with_it, "services": {**services, **with_it["services"]}}
 
 
-def compose_file(serving: Serving, door: Gateway | None = None, secret_names: Iterable[str] = ()) -> str:
+def compose_file(
+    serving: Serving,
+    door: Gateway | None = None,
+    secret_names: Iterable[str] = (),
+    network: Network = DIRECT,
+) -> str:
     """`/opt/llm/docker-compose.yml`, deterministic."""
     # By libyaml: a preview of a fleet waits for it.
     return yaml.dump(
-        compose_document(serving, door, secret_names),
+        compose_document(serving, door, secret_names, network),
         Dumper=yaml.CSafeDumper,
         sort_keys=False,
         allow_unicode=True,

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fleet import compose, layout
-from fleet.settings import Node, Secrets, Serving
+from fleet import compose, layout, ray
+from fleet import network as networks
+from fleet.settings import DIRECT, Network, Node, Secrets, Serving
 
 FILES = Path(__file__).parent.parent / "cloudinit"
 """The static files of a node."""
@@ -119,6 +120,8 @@ class HostPart:
     """Logins at registries, as Docker's configuration has them; empty: they arrive over SSH."""
     secret_names: tuple[str, ...] = ()
     """Variables of `.env` that vLLM's container is given beside its own."""
+    network: Network = DIRECT
+    """How the machine reaches the internet."""
     serves: bool = True
     """Whether the node serves by itself; what a member of a Ray cluster does, it is told over SSH."""
 
@@ -190,7 +193,8 @@ class HostPart:
         if len(data) > limit:
             raise UserDataTooLarge(
                 f"user data of {self.hostname}: {len(data)} bytes are more than the {limit} that "
-                f"{self.cloud} takes; shorten serving.extra_args or serving.environment"
+                f"{self.cloud} takes; shorten serving.extra_args, "
+                "serving.environment or network.ca_certificates"
             )
         return data
 
@@ -220,9 +224,10 @@ class HostPart:
 
     def _commands(self) -> dict[str, Any]:
         publish = [[f"{layout.SCRIPTS_DIRECTORY}/publish-host-keys.sh"]] if self.publish_host_keys else []
+        connect = [] if self.network == DIRECT else [["systemctl", "start", networks.UNIT]]
         commands: dict[str, Any] = {
             "bootcmd": [_EARLY_WEIGHTS],
-            "runcmd": [*publish, [f"{layout.SCRIPTS_DIRECTORY}/setup.sh"]],
+            "runcmd": [*publish, *connect, [f"{layout.SCRIPTS_DIRECTORY}/setup.sh"]],
         }
         if self.driver_branch is not None:
             commands["power_state"] = {
@@ -243,8 +248,14 @@ class HostPart:
             _file(f"{layout.SCRIPTS_DIRECTORY}/nvidia-container-toolkit.asc", self.toolkit.key),
             _file(f"{layout.SCRIPTS_DIRECTORY}/nvidia-container-toolkit.sources", _deb822(self.toolkit)),
             _file(layout.HOST_SETTINGS_PATH, f"DRIVER_BRANCH={self.driver_branch or ''}\n"),
+            *(_file(path, content, mode) for path, (content, mode) in self._network_files().items()),
             *released,
         ]
+
+    def _network_files(self) -> dict[str, tuple[str, str]]:
+        # A machine of a Ray cluster fetches the weights itself; its units come later, over SSH.
+        units = () if self.serves else (ray.HEAD_UNIT, ray.WORKER_UNIT, ray.SERVE_UNIT)
+        return {**networks.node_files(self.network), **networks.unit_files(self.network, *units)}
 
     def _released(self) -> dict[str, tuple[str, str]]:
         """Files of the first release, by path: content and mode. A later release does not come this way."""
@@ -253,7 +264,7 @@ class HostPart:
         files = {
             layout.PREFETCH_SETTINGS_PATH: (self._prefetch_settings(), "0644"),
             layout.COMPOSE_PATH: (
-                compose.compose_file(self.serving, secret_names=self.secret_names),
+                compose.compose_file(self.serving, secret_names=self.secret_names, network=self.network),
                 "0644",
             ),
         }
@@ -273,7 +284,11 @@ class HostPart:
             and not any(word.startswith(WEIGHT_FLAGS) for word in serving.extra_args)
             and not serving.environment.keys() & ELSEWHERE
         )
-        environment = {"HF_HOME": layout.MODELS_DIRECTORY, **serving.environment}
+        environment = {
+            "HF_HOME": layout.MODELS_DIRECTORY,
+            **networks.environment(self.network),
+            **serving.environment,
+        }
         return (
             f"IMAGES=({shlex.join(images)})\n"
             f"MODEL={shlex.quote(serving.model if fetched else '')}\n"

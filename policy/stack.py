@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fleet import compose
 from fleet.checks import NodeCheck
 from fleet.cost import total
-from fleet.settings import AwsNode, LinodeNode, Node, Problem, Reading, Secrets, StackSettings
+from fleet.settings import AwsNode, LinodeNode, Network, Node, Problem, Reading, Secrets, StackSettings
 from fleet.userdata import HostKey, HostPart, UserDataTooLarge
 from policy import rules
 from policy.rules import Rule
@@ -48,7 +49,7 @@ def broken(
     for place, node in _machines(config, reading):
         assert config.secrets is not None, "a stack with machines has them"
         try:
-            yield from _judged(_machine(node, config.secrets, place, stack), strictness)
+            yield from _judged(_machine(node, config.secrets, config.network, place, stack), strictness)
         except UserDataTooLarge as error:
             yield True, Problem.said(f"{place}.serving", str(error))
     for asked in _others(config, reading, checks, stack):
@@ -84,7 +85,7 @@ def _others(
     config: StackSettings, reading: Reading, checks: Mapping[str, NodeCheck], stack: str
 ) -> Iterator[Asked]:
     for place, node in _machines(config, reading):
-        yield _release(node, place)
+        yield _release(node, config.network, place)
     if config.jobs is not None and config.jobs.control.existing is None:
         control = Subject(rules.AWS_INSTANCE, "control", {}, stack, config.jobs.control.protect)
         yield control, {rules.production_protected: "jobs.control.protect"}
@@ -97,15 +98,17 @@ def _others(
         yield Subject("pulumi:pulumi:Stack", stack, props, stack), {rules.within_budget: "nodes"}
 
 
-def _machine(node: Node, secrets: Secrets, place: str, stack: str) -> Asked:
+def _machine(node: Node, secrets: Secrets, network: Network, place: str, stack: str) -> Asked:
     match node:
         case LinodeNode():
-            host = HostPart.linode(node, secrets, HOST_KEY, node.driver)
+            host = replace(HostPart.linode(node, secrets, HOST_KEY, node.driver), network=network)
             props: dict[str, Any] = {"metadatas": [{"userData": host.user_data()}]}
         case AwsNode():
-            props = {"userData": HostPart.aws(node, secrets, HOST_KEY).user_data()}
+            host = replace(HostPart.aws(node, secrets, HOST_KEY), network=network)
+            props = {"userData": host.user_data()}
         case _:
-            props = {"user_data": HostPart.scaleway(node, secrets).user_data()}
+            host = replace(HostPart.scaleway(node, secrets), network=network)
+            props = {"user_data": host.user_data()}
     return Subject(MACHINES[node.cloud], node.name, props, stack, node.protect), {
         rules.production_protected: f"{place}.protect",
         rules.user_data_without_secrets: "secrets.delivery",
@@ -113,8 +116,8 @@ def _machine(node: Node, secrets: Secrets, place: str, stack: str) -> Asked:
     }
 
 
-def _release(node: Node, place: str) -> Asked:
-    rollout = {"stdin": json.dumps({"compose": compose.compose_file(node.serving)})}
+def _release(node: Node, network: Network, place: str) -> Asked:
+    rollout = {"stdin": json.dumps({"compose": compose.compose_file(node.serving, network=network)})}
     return Subject("command:local:Command", node.name, rollout), {
         rules.image_pinned: f"{place}.serving.image",
         rules.gpu_memory_left: f"{place}.serving.gpu_memory_utilization",

@@ -30,6 +30,8 @@ class GpuJobPipelineArgs:
 
     jobs: settings.Jobs
     access: settings.Access
+    network: settings.Network = settings.DIRECT
+    """How the machines of jobs reach the internet."""
 
 
 class GpuJobPipeline(pulumi.ComponentResource):
@@ -123,6 +125,8 @@ class GpuJobPipeline(pulumi.ComponentResource):
             "mount_path": jobs.mount_path,
             "script": jobs.script,
         }
+        if args.network != settings.DIRECT:
+            self._plain["network"] = args.network.model_dump(mode="json")
         self._subnets = network.subnets
         self.register_outputs(self.outputs())
 

@@ -199,7 +199,9 @@ class AwsGpuNode(GpuNode):
 
 
 def _host(args: GpuNodeArgs, node: settings.AwsNode, host_key: userdata.HostKey) -> userdata.HostPart:
-    return replace(userdata.HostPart.aws(node, args.secrets, host_key), serves=args.member is None)
+    return replace(
+        userdata.HostPart.aws(node, args.secrets, host_key), network=args.network, serves=args.member is None
+    )
 
 
 def ssh_rule(access: settings.Access) -> ec2.SecurityGroupIngressArgs:

@@ -152,7 +152,7 @@ class LinodeGpuNode(GpuNode):
 
 def _host(args: GpuNodeArgs, node: settings.LinodeNode, host_key: userdata.HostKey) -> userdata.HostPart:
     host = userdata.HostPart.linode(node, args.secrets, host_key, node.driver)
-    return replace(host, serves=args.member is None)
+    return replace(host, network=args.network, serves=args.member is None)
 
 
 def _interfaces(member: Member | None) -> dict[str, Any]:

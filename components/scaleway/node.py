@@ -30,7 +30,9 @@ class ScalewayGpuNode(GpuNode):
         label = f"{pulumi.get_stack()}-{node.name}"
         whose = f"{pulumi.get_stack()}/{node.name}"
         tags = [f"{NODE_TAG}={whose}", *node.tags]
-        host = replace(userdata.HostPart.scaleway(node, args.secrets), serves=args.member is None)
+        host = replace(
+            userdata.HostPart.scaleway(node, args.secrets), network=args.network, serves=args.member is None
+        )
 
         group = SecurityGroup(
             f"{name}-security-group",

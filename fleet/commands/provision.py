@@ -66,7 +66,7 @@ def specs_of(chosen: Sequence[FleetNode], config: Mapping[str, Any]) -> list[Pro
 
     Raises InventoryError for a node that cannot be reached or that the configuration does not have.
     """
-    from fleet import settings  # noqa: PLC0415  --help does without
+    from fleet import network, settings  # noqa: PLC0415  --help does without
     from fleet.inventory import InventoryError  # noqa: PLC0415
     from fleet.provision.phases import phases_of  # noqa: PLC0415
     from fleet.provision.spec import ProvisionSpec  # noqa: PLC0415
@@ -88,7 +88,7 @@ def specs_of(chosen: Sequence[FleetNode], config: Mapping[str, Any]) -> list[Pro
                 node=node.name,
                 cloud=node.cloud,
                 target=target,
-                phases=phases_of(given, target.user),
+                phases=phases_of(given, target.user, network.lines(declared.network)),
                 ssh_tries=given.ssh.tries,
                 ssh_pause_s=given.ssh.pause_s,
                 boot_s=float(declared.health.install_timeout_s),

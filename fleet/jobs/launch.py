@@ -127,6 +127,7 @@ def _spec(pipeline: Pipeline, job_id: str, type_: str, limit: Limits, script: st
         file_system=pipeline.file_system,
         mount_path=pipeline.mount_path,
         log_group=pipeline.log_group,
+        network=pipeline.network,
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from fleet.aws import OWN_CHAIN, Credentials, client
+from fleet.settings import DIRECT, Network
 
 
 class JobError(Exception):
@@ -40,6 +41,7 @@ class Pipeline:
     file_system: str
     log_group: str
     credentials: Credentials = OWN_CHAIN
+    network: Network = DIRECT
 
     @classmethod
     def of(cls, outputs: Mapping[str, Any], credentials: Credentials = OWN_CHAIN) -> Self:
@@ -65,6 +67,7 @@ class Pipeline:
                 file_system=jobs["file_system_id"],
                 log_group=jobs["log_group"],
                 credentials=credentials,
+                network=Network.model_validate(jobs.get("network") or {}),
             )
         except KeyError as error:
             raise JobError(f"the stack's output `jobs` has no {error}: run `pulumi up`") from None

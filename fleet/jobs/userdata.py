@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from fleet import network as networks
+from fleet.settings import DIRECT, Network
 from fleet.userdata import FILES, LIMIT_BYTES, UserDataTooLarge
 
 DIRECTORY = "/opt/vllm-fleet"
@@ -39,6 +41,8 @@ class JobSpec:
     file_system: str
     mount_path: str
     log_group: str
+    network: Network = DIRECT
+    """How its machine reaches the internet."""
 
     def user_data(self) -> bytes:
         """What EC2's API takes, before base64: the cloud-config, compressed. Raises UserDataTooLarge."""
@@ -55,7 +59,8 @@ class JobSpec:
         return "#cloud-config\n" + yaml.safe_dump(self._document(), sort_keys=False, width=1000)
 
     def _document(self) -> dict[str, Any]:
-        settings = {**asdict(self), "state": STATE_DIRECTORY, "user": USER, "home": HOME}
+        given = {key: value for key, value in asdict(self).items() if key != "network"}
+        settings = {**given, "state": STATE_DIRECTORY, "user": USER, "home": HOME}
         return {
             # Before anything else, and needing nothing else: the machine's last second. Without dependencies
             # it holds during a shutdown, too; twice forced, it waits for no process and no file system.
@@ -71,6 +76,10 @@ class JobSpec:
                 _file(f"{DIRECTORY}/job.py", (FILES / "job/job.py").read_text()),
                 _file(SETTINGS_PATH, json.dumps(settings)),
                 _file(f"/etc/systemd/system/{UNIT}", (FILES / "job" / UNIT).read_text()),
+                *(
+                    {"path": path, "permissions": mode, "content": content}
+                    for path, (content, mode) in self._network_files().items()
+                ),
             ],
             "runcmd": [
                 ["systemctl", "daemon-reload"],
@@ -78,6 +87,9 @@ class JobSpec:
                 ["systemctl", "start", "--no-block", UNIT],
             ],
         }
+
+    def _network_files(self) -> dict[str, tuple[str, str]]:
+        return {**networks.machine_files(self.network), **networks.unit_files(self.network, UNIT)}
 
 
 def _file(path: str, content: str) -> dict[str, str]:

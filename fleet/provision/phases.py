@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fleet.sync import Copy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from fleet.settings import Provision
 
@@ -66,8 +66,9 @@ class Phase:
         return f"{self.name} {self.part}".rstrip()
 
 
-def phases_of(provision: Provision, ssh_user: str) -> tuple[Phase, ...]:
-    """What is to be done on a node after its first boot, in order.
+def phases_of(provision: Provision, ssh_user: str, environment: Sequence[str] = ()) -> tuple[Phase, ...]:
+    """What is to be done on a node after its first boot, in order. `environment` (`NAME=value`) is for every
+    script: how it reaches the internet.
 
     Reads the user's own scripts, for their digests. Raises OSError if one cannot be read.
     """
@@ -151,7 +152,10 @@ def phases_of(provision: Provision, ssh_user: str) -> tuple[Phase, ...]:
                 "scripts", "script", source.name, environment=told, upload=upload, timeout_s=script.timeout_s
             )
         )
-    return tuple(steps)
+    return tuple(
+        replace(step, environment=(*environment, *step.environment)) if step.script else step
+        for step in steps
+    )
 
 
 def files_digest(provision: Provision) -> str:

@@ -2,7 +2,7 @@
 
 `load` checks the whole configuration at once and either returns frozen settings or raises one
 `SettingsError` that lists every problem as `path: value is wrong because …; do …`. It calls no API and
-reads no file but the SSH key it is told about, so a typing error costs nothing.
+reads no file but the SSH key and the certificates it is told about, so a typing error costs nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from fleet.settings.expose import Expose
 from fleet.settings.jobs import Jobs
+from fleet.settings.network import DIRECT, Network
 from fleet.settings.nodes import (
     CLOUDS,
     AmiSource,
@@ -38,6 +39,7 @@ from fleet.settings.stack import Access, Budget, Health, Rollout, Secrets, Stack
 
 __all__ = [
     "CLOUDS",
+    "DIRECT",
     "PROJECT",
     "Access",
     "AmiSource",
@@ -53,6 +55,7 @@ __all__ = [
     "Jobs",
     "LinodeNode",
     "LinodeRayCluster",
+    "Network",
     "Node",
     "Observability",
     "Pin",

@@ -12,6 +12,8 @@ from fleet.settings.problems import Problem
 from fleet.settings.ray import RayMachines
 from fleet.settings.stack import WATCHING_CONTAINERS, WATCHING_PORTS, Secrets, StackSettings
 
+LEFT_TO_NETWORK = "leave it out; network.no_proxy names what is reached directly"
+
 
 def disagreements(
     settings: StackSettings, names: Collection[str], unknown: Collection[str]
@@ -22,6 +24,7 @@ def disagreements(
     """
     yield from _canary(settings, names)
     yield from _ports(settings)
+    yield from _proxies(settings)
     yield from _names(settings)
     yield from _renamed(settings, names)
     if settings.expose is not None:
@@ -80,6 +83,18 @@ def _variables(settings: StackSettings, secrets: Secrets) -> Iterator[Problem]:
         for name in sorted(secrets.environment.keys() & machine.serving.environment.keys()):
             problem = f"{name} of {machine.name} is in secrets.environment too"
             yield Problem("serving.environment", problem, "leave one of the two out")
+            return
+
+
+def _proxies(settings: StackSettings) -> Iterator[Problem]:
+    given = settings.network.variables
+    secret = settings.secrets.environment.keys() if settings.secrets else set()
+    for name in sorted(given & secret):
+        yield Problem("secrets.environment", f"carries {name}, which network gives", LEFT_TO_NETWORK)
+    for machine in settings.machines:
+        for name in sorted(given & machine.serving.environment.keys()):
+            problem = f"carries {name} for {machine.name}, which network gives"
+            yield Problem("serving.environment", problem, LEFT_TO_NETWORK)
             return
 
 

@@ -82,8 +82,11 @@ def how_to_encrypt(key: str) -> str:
     return f"put it in again: pulumi config set --secret --path vllm-fleet:secrets.{key}, which asks for it"
 
 
-SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}|-----BEGIN|\bAKIA[0-9A-Z]{12,}")
+SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}|-----BEGIN|\bAKIA[0-9A-Z]{12,}|://[^\s/]+@")
 """A secret that strayed into another field is not shown either."""
+
+URLS = {"http_proxy", "https_proxy", "registry_mirrors"}
+"""Keys whose values may carry a login, even one that makes them no URL."""
 
 
 @dataclass(frozen=True)
@@ -318,4 +321,5 @@ def _shown(path: Path, value: Any) -> str:
 
 def _hidden(path: Path, value: Any) -> bool:
     secret = set(path) & {"secrets", "environment", "extra_args"} and path[-1] != "delivery"
-    return bool(secret) or bool(SECRET.search(str(value)))
+    login = bool(set(path) & URLS) and "@" in str(value)
+    return bool(secret) or login or bool(SECRET.search(str(value)))

@@ -10,11 +10,22 @@ from typing import Any
 from pydantic import BaseModel
 
 from fleet import stackfile
-from fleet.settings import PROJECT, expose, jobs, nodes, observability, provision, ray, serving, stack
+from fleet.settings import (
+    PROJECT,
+    expose,
+    jobs,
+    network,
+    nodes,
+    observability,
+    provision,
+    ray,
+    serving,
+    stack,
+)
 from fleet.settings.serving import Serving
 from fleet.settings.stack import StackSettings
 
-SECTIONS = (stack, serving, nodes, ray, jobs, expose, observability, provision)
+SECTIONS = (stack, serving, nodes, ray, jobs, expose, observability, provision, network)
 """The modules with the sections of a stack."""
 
 

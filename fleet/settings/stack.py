@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Discriminator, Field, model_validator
 from fleet.cost import ExchangeRate, default_rate
 from fleet.settings.expose import Expose, TlsKey
 from fleet.settings.jobs import Jobs
+from fleet.settings.network import DIRECT, Network
 from fleet.settings.nodes import AnyNode, Node
 from fleet.settings.observability import Observability
 from fleet.settings.provision import Provision
@@ -156,6 +157,8 @@ class StackSettings(Section):
     expose: Annotated[Expose | None, OrNone] = None
     """The gateway; if left out or empty, nothing but SSH is open."""
     health: Health = Health()
+    network: Network = DIRECT
+    """How the machines reach the internet; directly if left out."""
     rollout: Rollout = Rollout()
     fit: Fit = Fit()
     provision: Provision = Provision()

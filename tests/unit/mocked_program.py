@@ -45,11 +45,14 @@ class Engine(pulumi.runtime.Mocks):
 
     def __init__(self) -> None:
         self.registered: list[str] = []
+        self.inputs: dict[str, str] = {}
+        """What each resource is made from, as JSON."""
         self.broken: list[str] = []
         """What policies say of what is registered, and where they crash."""
 
     def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str, dict[str, Any]]:
         self.registered.append(args.name)
+        self.inputs[args.name] = json.dumps(args.inputs, default=str)
         for rule in RESOURCE_RULES:
             try:
                 self.broken += rule(Subject(args.typ, args.name, dict(args.inputs)))
@@ -63,7 +66,8 @@ class Engine(pulumi.runtime.Mocks):
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
-    """`exit`: the program's status; `said`: its errors; `registered`: names of resources."""
+    """`exit`: the program's status; `said`: its errors; `registered`: names of resources;
+    `inputs`: what each is made from, as JSON."""
     engine = Engine()
     said: Any = []
     logger = logging.getLogger("engine")
@@ -77,7 +81,13 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     except SystemExit as end:
         status = end.code
     said = "\n".join(said)
-    return {"exit": status, "said": said, "registered": engine.registered, "broken": engine.broken}
+    return {
+        "exit": status,
+        "said": said,
+        "registered": engine.registered,
+        "inputs": engine.inputs,
+        "broken": engine.broken,
+    }
 
 
 async def _program(engine: Engine, logger: logging.Logger, config: dict[str, Any]) -> None:

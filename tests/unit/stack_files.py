@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 DELETE = "(removed)"
 SECURE = {"secure": "v1:9ykn6D+SlxVletZB:97xypI"}
+DAMAGED = "-----BEGIN CERTIFICATE-----\nMAAA\n-----END CERTIFICATE-----\n"
 DIGEST = "@sha256:" + "0123456789abcdef" * 4
 
 
@@ -48,8 +55,17 @@ def folder_with_files(at: Path) -> Path:
     (at / "open_key").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\n")
     (at / "open_key").chmod(0o644)
     (at / "setup.sh").write_text("true\n")
+    (at / "ca.pem").write_text(authority())
     (at / "data").mkdir()
     return at
+
+
+def authority() -> str:
+    """The certificate of an authority of one's own."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime(2026, 1, 1, tzinfo=UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Example authority")])
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=3650))
+    return made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
 
 
 def write(folder: Path, config: Any, stack: str = "test") -> Path:
@@ -78,6 +94,7 @@ def node(cloud: str, **more: Any) -> dict[str, Any]:
     return {"name": "a", "cloud": cloud, **({"region": "us-ord"} if cloud == "linode" else {}), **more}
 
 
+PROXIED = {"http_proxy": "http://proxy.example.com:3128", "https_proxy": "http://[2001:db8::5]:3128/"}
 EXPOSED = {"domain": "llm.example.com", "cidrs": ["203.0.113.0/24"], "tls": "internal"}
 ARGS = "serving.extra_args"
 ENVIRONMENT = "serving.environment"
@@ -260,6 +277,37 @@ WRONG = [
         "is not there",
     ),
     Wrong("serving.architecture", {"config": "gone.json"}, "serving.architecture.config", "is not a file"),
+    # the way to the internet
+    Wrong("network", {"http_proxy": "http://me:hunter2@proxy:3128"}, "network.http_proxy", "leave them out"),
+    Wrong("network", {"http_proxy": "me:hunter2@proxy:3128"}, "network.http_proxy", "leave them out"),
+    Wrong(
+        "network", {"https_proxy": "proxy.example.com:3128"}, "network.https_proxy", "write it like http://"
+    ),
+    Wrong("network", {"https_proxy": "socks5://proxy:1080"}, "network.https_proxy", "write it like http://"),
+    Wrong("network", {"https_proxy": "http://proxy"}, "network.https_proxy", "add it, such as :3128"),
+    Wrong("network", {"https_proxy": "http://proxy:99999"}, "network.https_proxy", "write it like http://"),
+    Wrong("network", {"http_proxy": 'http://proxy:3128/"; x'}, "network.http_proxy", "write it like http://"),
+    Wrong("network", {"no_proxy": ["*.example.com"]}, "network.no_proxy[0]", "like .example.com"),
+    Wrong("network", {"no_proxy": "10.0.0.0/8, a b"}, "network.no_proxy[1]", "write it like"),
+    Wrong("network", {"ca_certificates": "gone.pem"}, "network.ca_certificates", "'gone.pem' is not a file"),
+    Wrong("network", {"ca_certificates": "data"}, "network.ca_certificates", "'data' is not a file"),
+    Wrong("network", {"ca_certificates": "setup.sh"}, "network.ca_certificates", "holds no certificate"),
+    Wrong("network", {"ca_certificates": "id_ed25519"}, "network.ca_certificates", "holds a private key"),
+    Wrong("network", {"ca_certificates": DAMAGED}, "network.ca_certificates", "damaged"),
+    Wrong("network", {"registry_mirrors": ["http://mirror"]}, "network.registry_mirrors[0]", "is not HTTPS"),
+    Wrong(
+        "network", {"registry_mirrors": ["mirror"]}, "network.registry_mirrors[0]", "write it like https://"
+    ),
+    Wrong("network", {"registry_mirrors": ["https://m/v2"]}, "network.registry_mirrors[0]", "without a path"),
+    Wrong("network", {"registry_mirrors": ["https://a@m"]}, "network.registry_mirrors[0]", "leave them out"),
+    Wrong("network", {"htp_proxy": "http://proxy:3128"}, "network.htp_proxy", "did you mean http_proxy?"),
+    Wrong(
+        ENVIRONMENT,
+        {"HTTPS_PROXY": "http://other:3128"},
+        ENVIRONMENT,
+        "carries HTTPS_PROXY for l4-a, which network gives",
+        {"network": {"https_proxy": "http://proxy:3128"}},
+    ),
     # fit, disk, cost, policies
     Wrong("serving.model", "Qwen/Qwen3-32B", "nodes[0].serving", "does not fit L4-1-24G"),
     Wrong("budget", {"max_cost_per_hour": 0.5}, "budget.max_cost_per_hour", "raise it to 0."),
@@ -350,6 +398,11 @@ RIGHT: list[dict[str, Any]] = [
     {"secrets": SECURE},
     {"secrets.hf_token": SECURE},
     {"secrets.hf_token": SECURE, "secrets.delivery": "ssh"},
+    {"network": {}},
+    {"network": PROXIED},
+    {"network": {**PROXIED, "no_proxy": "10.0.0.0/8, .example.com, 2001:db8::1"}},
+    {"network": {"ca_certificates": "ca.pem", "registry_mirrors": ["https://mirror.example.com:5000"]}},
+    {"serving.environment": {"HTTPS_PROXY": "http://proxy:3128"}},
     {"health": {"enabled": False}},
     {"rollout": {"canary": "l4-a", "max_unavailable": 2}},
     {"budget": {"max_cost_per_hour": 5, "max_cost_per_month": 3000, "currency": "USD"}},

@@ -21,7 +21,17 @@ from fleet import cloudconfig, compose, layout, network
 from fleet.jobs.pipeline import Pipeline
 from fleet.jobs.userdata import UNIT as JOB_UNIT
 from fleet.provision.phases import phases_of
-from fleet.settings import AwsNode, LinodeNode, Network, Provision, ScalewayNode, Secrets, Serving
+from fleet.settings import (
+    AwsNode,
+    LinodeNode,
+    Network,
+    Provision,
+    ScalewayNode,
+    Secrets,
+    Serving,
+    SettingsError,
+    parse,
+)
 from fleet.userdata import HostKey, HostPart
 
 PROXY = "http://proxy.example.com:3128"
@@ -119,7 +129,7 @@ def test_it_is_in_force_before_anything_is_installed(cloud: str) -> None:
     assert set_up == [f"{layout.SCRIPTS_DIRECTORY}/setup.sh"]
 
 
-def test_the_weights_are_fetched_by_the_proxy(tmp_path: Path) -> None:
+def test_the_weights_are_fetched_by_the_proxy() -> None:
     settings = files(replace(NODES["scaleway"](), network=WHOLE))[layout.PREFETCH_SETTINGS_PATH]
     script = f'{settings}\nenv -i "${{ENVIRONMENT[@]}}" env'
     seen = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
@@ -207,6 +217,27 @@ def test_certificates_come_as_text_or_from_a_file(tmp_path: Path) -> None:
     assert Network(ca_certificates=str(bundle)) == Network(ca_certificates="".join(AUTHORITIES))
 
 
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"serving.environment": {"no_proxy": "x"}}, "serving.environment"),
+        ({"secrets.environment": {"HTTPS_PROXY": "http://me:hunter2@proxy:3128"}}, "secrets.environment"),
+    ],
+)
+def test_what_the_section_gives_is_given_once(
+    changes: dict[str, Any], path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder_with_files(tmp_path))
+    config = {**base(), "secrets": {"api_key": "0123456789abcdef"}, "network": PROXIED}
+    for key, value in changes.items():
+        config = put(config, key, value)
+    with pytest.raises(SettingsError) as refused:
+        parse(config)
+    assert f"{path}: carries" in str(refused.value)
+    assert "which network gives; leave it out" in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+
+
 def test_a_proxys_password_is_not_repeated() -> None:
     with pytest.raises(ValidationError) as refused:
         Network(https_proxy="http://me:hunter2@proxy:3128")
@@ -219,8 +250,7 @@ def test_the_program_hands_it_to_every_machine(tmp_path: Path) -> None:
     config |= {
         "secrets": {"api_key": "0123456789abcdef"},
         "nodes": [
-            {"name": "s", "cloud": "scaleway", "provision": {"packages": True}},
-            {"name": "l", "cloud": "linode", "region": "us-ord"},
+            {"name": "s", "cloud": "scaleway"},
             {"name": "a", "cloud": "aws"},
         ],
         "ray": [{"name": "pool", "cloud": "scaleway", "type": "L4-2-24G"}],
@@ -231,9 +261,8 @@ def test_the_program_hands_it_to_every_machine(tmp_path: Path) -> None:
     assert done["exit"] == 0, done["said"]
     assert not [name for name, inputs in before["inputs"].items() if PROXY in inputs]
     told = {name for name, inputs in done["inputs"].items() if PROXY in inputs}
-    assert {"s-server", "pool-head-server", "pool-w0-server", "s-provisioning-phases"} <= told
-    assert {"s-serving-rollout", "l-serving-rollout", "a-serving-rollout"} <= told
-    # Its user data is not known before its host key; what replaces it is.
+    assert {"s-server", "pool-head-server", "pool-w0-server"} <= told
+    # User data is not known before its host key; what replaces the machine is.
     assert _digest(before) != _digest(done)
 
 

@@ -250,6 +250,7 @@ def asked_of_the_program(case: Wrong) -> bool:
     """Secrets and policies are the engine's to refuse; JSON knows no infinity; a path is its folder's."""
     engines = case.path.startswith("secrets") or "internet" in case.said or ":" in case.path
     relative = case.path in ("access.ssh_private_key_path", "provision")
+    relative |= case.named == "network.ca_certificates"
     return not (engines or relative or isinstance(case.value, float))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,7 +33,7 @@ from fleet.settings import (
     SettingsError,
     parse,
 )
-from fleet.userdata import HostKey, HostPart
+from fleet.userdata import FILES, HostKey, HostPart
 
 PROXY = "http://proxy.example.com:3128"
 AUTHORITIES = [authority(), authority()]
@@ -174,7 +175,7 @@ def test_a_job_machine_has_it_all_too() -> None:
 
 
 def test_jobs_learn_it_from_the_stacks_outputs() -> None:
-    outputs = {
+    outputs: dict[str, Any] = {
         "jobs": {
             **dict.fromkeys(("pipeline", "region", "script", "mount_path", "launch_template_id"), "x"),
             **dict.fromkeys(("file_system_id", "log_group"), "x"),
@@ -209,6 +210,38 @@ def test_a_machine_of_a_ray_cluster_has_it_in_its_units() -> None:
     written = files(replace(NODES["scaleway"](), network=WHOLE, serves=False))
     for unit in ("ray-head.service", "ray-worker.service", "vllm-ray.service"):
         assert f'"https_proxy={WHOLE.https_proxy}"' in written[f"/etc/systemd/system/{unit}.d/network.conf"]
+
+
+def test_a_machine_keeps_what_its_image_has_set_up(tmp_path: Path) -> None:
+    for path, content in {
+        "etc/environment": "PATH=/usr/bin",
+        "etc/docker/daemon.json": '{"runtimes": {"nvidia": {}}}',
+        "etc/ssl/certs/ca-certificates.crt": "public and own\n",
+        **{path.lstrip("/"): content for path, (content, _) in network.node_files(WHOLE).items()},
+    }.items():
+        target = tmp_path / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(content)
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("systemctl", "update-ca-certificates", "dockerd"):
+        (programs / name).write_text(f'#!/bin/sh\necho {name} "$@" >>{tmp_path}/calls\n')
+        (programs / name).chmod(0o755)
+    script = (FILES / "network.sh").read_text().replace("/etc/", f"{tmp_path}/etc/")
+    script = script.replace("/usr/local/share/", f"{tmp_path}/share/")
+    for _ in range(2):
+        subprocess.run(
+            ["bash", "-c", script], env={"PATH": f"{programs}:{os.environ['PATH']}"}, check=True, timeout=60
+        )
+    assert json.loads((tmp_path / "etc/docker/daemon.json").read_text()) == {
+        "runtimes": {"nvidia": {}},
+        "registry-mirrors": ["https://mirror.example.com"],
+    }
+    environment = (tmp_path / "etc/environment").read_text().splitlines()
+    assert environment == ["PATH=/usr/bin", *network.lines(WHOLE)]
+    assert (tmp_path / "share/ca-certificates/vllm-fleet-1.crt").read_text() == AUTHORITIES[1]
+    assert (tmp_path / f".{network.BUNDLE_PATH}").read_text() == "public and own\n"
+    assert "systemctl try-restart docker.service" in (tmp_path / "calls").read_text()
 
 
 def test_certificates_come_as_text_or_from_a_file(tmp_path: Path) -> None:

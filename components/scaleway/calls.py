@@ -27,8 +27,8 @@ CONFIRM_S = (0.5, 1.0)
 """Pauses before a 404 is believed: one wrong answer must not make anybody forget a machine that serves."""
 SETTLE_S = (0.5, 1.0, 1.5)
 """Pauses of a look for what a request may have made: a list may show it a little later."""
-DELETES = 3
-"""How often a deletion is sent again that was answered 404 although the object is there."""
+REMOVALS = 3
+"""How often a removal is asked for that is answered 404 although the object is there."""
 
 PAGE_SIZE = 100
 """The most that the Instance and Block APIs put on one page."""
@@ -167,18 +167,27 @@ class Calls:
         return next(iter(listed()), None) if found is None else found
 
     def _delete(self, call: str, resource: str, path: str) -> None:
-        """Delete what is at a path. A 404 is right where the object is looked for and not found."""
+        """Delete what is at a path; what is gone already is fine."""
         self._transport.unmade(path.rpartition("/")[2])
         look = call.replace("delete_", "get_")
-        for attempt in range(1, DELETES + 1):
+        self._remove(
+            lambda: self._transport.perform(call, resource, "DELETE", path, lambda _: None),
+            lambda: self._find(lambda: self._get(look, resource, path, bool)),
+        )
+
+    @staticmethod
+    def _remove(ask: Callable[[], object], find: Callable[[], object]) -> None:
+        """Ask for a removal. A 404 is believed where the object is looked for and not found either."""
+        for attempt in range(1, REMOVALS + 1):
             try:
-                return self._transport.perform(call, resource, "DELETE", path, lambda _: None)
+                ask()
             except NotFound:
-                if self._find(lambda: self._get(look, resource, path, bool)) is None:
-                    return None
-                if attempt == DELETES:
+                if find() is None:
+                    return
+                if attempt == REMOVALS:
                     raise
-        return None
+            else:
+                return
 
     def _list(
         self,

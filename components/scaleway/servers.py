@@ -171,9 +171,6 @@ class Servers(Calls):
         It is content if the server already is, or is becoming, what the action makes it.
         """
 
-        if action == "terminate":
-            self._transport.unmade(server_id)
-
         def acted() -> bool | None:
             server = self.find_server(server_id)
             if action == "terminate":
@@ -182,8 +179,8 @@ class Servers(Calls):
                 done = server is not None and server.state in ACTED.get(action, ())
             return True if done else None
 
-        try:
-            self._write(
+        def ask() -> bool:
+            return self._write(
                 "server_action",
                 f"{server_id} {action}",
                 "POST",
@@ -193,9 +190,13 @@ class Servers(Calls):
                 settle=acted,
                 repeatable=action != "reboot",
             )
-        except NotFound:
-            if action != "terminate" or self.find_server(server_id) is not None:
-                raise
+
+        try:
+            if action == "terminate":
+                self._transport.unmade(server_id)
+                self._remove(ask, lambda: self.find_server(server_id))
+            else:
+                ask()
         except PreconditionFailed as refusal:
             server = self.find_server(server_id)
             if server is not None and server.protected:

@@ -49,6 +49,24 @@ def test_a_failing_call_is_repeated_or_explained_and_up_and_destroy_converge(fle
     assert fleet.left() == []
 
 
+def test_false_and_spoilt_replies_cost_nothing_from_a_nodes_creation_to_its_end(fleet: Fleet) -> None:
+    for call, fault in (("create_security_group", "garbage"), ("create_server", "html_502")):
+        fleet.cloud.set_fault(call, "lag", misses=2)
+        fleet.cloud.set_fault(call, fault)
+    fleet.run("up")
+    made = {thing["id"] for thing in fleet.cloud.inventory()}
+    for call in ("get_server", "get_volume", "get_security_group"):
+        fleet.cloud.set_fault(call, "404", times=2)
+    assert fleet.run("up").operations == {}
+    assert fleet.drift() is None
+    assert {thing["id"] for thing in fleet.cloud.inventory()} == made
+    for call, fault in (("server_action", "404"), ("delete_volume", "truncated"), ("list_servers", "nulls")):
+        fleet.cloud.set_fault(call, fault)
+    fleet.run("destroy")
+    assert fleet.left() == []
+    met(fleet)
+
+
 def removed_in_spite_of(fleet: Fleet) -> None:
     """Destroy is one resource's work: whatever stays is named, and the next destroy goes on from there."""
     for index, (name, call) in enumerate(fleet.promises.deleting.items()):

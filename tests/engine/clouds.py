@@ -80,10 +80,10 @@ class Cloud:
     """Whether the stack's owner removes its objects, rather than the engine one by one."""
     moments: tuple[tuple[str, str], ...]
     """Calls at which the engine is killed: before their effect (hold) or after it (hold_after)."""
-    replacing: tuple[Moment, ...] = ()
-    """The same for a machine that is replaced."""
+    replacing: tuple[tuple[Moment, ...], ...] = ()
+    """The same for machines that are replaced, row by row: its successor comes, then it goes itself."""
     destroying: tuple[tuple[Moment, ...], ...] = ()
-    """The same for the removal of everything; those of one row can be met at the same time."""
+    """The same for the removal of everything; the moments of one row can be met at the same time."""
 
 
 def _id(cloud: SimCloud, kind: str, node: str) -> str:
@@ -231,21 +231,24 @@ SCALEWAY = Cloud(
         ("get_user_data", "hold"),
     ),
     replacing=(
-        ("create_server", "hold"),
-        ("create_server", "hold_after"),
-        ("set_user_data", "hold"),
-        ("set_user_data", "hold_after"),
-        ("update_volume", "hold_after"),
-        ("update_volume", "hold_after", 1),
-        ("update_server", "hold_after"),
-        ("server_action", "hold"),
-        ("server_action", "hold_after"),
-        ("get_user_data", "hold"),
-        # The machine that was replaced goes.
-        ("server_action", "hold", 1),
-        ("server_action", "hold_after", 1),
-        ("delete_volume", "hold"),
-        ("delete_volume", "hold_after"),
+        (
+            ("create_server", "hold"),
+            ("create_server", "hold_after"),
+            ("set_user_data", "hold"),
+            ("set_user_data", "hold_after"),
+            ("update_volume", "hold_after"),
+            ("update_volume", "hold_after", 1),
+            ("update_server", "hold_after"),
+            ("server_action", "hold"),
+            ("server_action", "hold_after"),
+            ("get_user_data", "hold"),
+        ),
+        (
+            ("server_action", "hold", 1),
+            ("server_action", "hold_after", 1),
+            ("delete_volume", "hold"),
+            ("delete_volume", "hold_after"),
+        ),
     ),
     destroying=(
         (

@@ -43,7 +43,10 @@ def trials(fleet: Fleet) -> dict[str, Trial]:
 
     return {
         "up": Trial(["up"], numbered(promises.moments), gate=True),
-        "replace": Trial(["up"], numbered(promises.replacing), change=promises.host_part, gate=True),
+        **{
+            f"replace {number}": Trial(["up"], numbered(moments), change=promises.host_part, gate=number == 0)
+            for number, moments in enumerate(promises.replacing)
+        },
         **{
             f"destroy {number}": Trial(["destroy", "--refresh=false"], numbered(moments), change={})
             for number, moments in enumerate(promises.destroying)
@@ -59,6 +62,7 @@ def killed(fleet: Fleet, trial: Trial) -> None:
     """Kill the command of a trial when each node is at its moment; what was held goes on afterwards."""
     nodes = nodes_of(trial)
     fleet.nodes(*nodes)
+    fleet.config["rollout"] = {"max_unavailable": len(nodes)}
     # Nobody gives up on a held call.
     fleet.provider["scaleway:timeout"] = 120
     if trial.change is not None:
@@ -103,7 +107,7 @@ def sets_all_right(fleet: Fleet, then: str, nodes: Sequence[str]) -> None:
 
 def everyday(*chosen: str) -> list[Any]:
     """The trials, of which those chosen are tried every day and the others on demand."""
-    names = ("up", "replace", "destroy 0", "destroy 1")
+    names = ("up", "replace 0", "replace 1", "destroy 0", "destroy 1")
     return [name if name in chosen else pytest.param(name, marks=pytest.mark.kills) for name in names]
 
 
@@ -114,7 +118,7 @@ def test_what_is_killed_is_removed_whole(fleet: Fleet, name: str) -> None:
     sets_all_right(fleet, "destroy", nodes_of(trial))
 
 
-@pytest.mark.parametrize("name", everyday("replace"))
+@pytest.mark.parametrize("name", everyday("replace 1"))
 def test_what_is_killed_is_taken_up_by_the_next_update(fleet: Fleet, name: str) -> None:
     trial = trials(fleet)[name]
     killed(fleet, trial)

@@ -19,6 +19,7 @@ from components.owned import Place
 from components.ownership import FleetOwner, Retirement
 from components.references import Resolved
 from fleet import safekeeping, settings, state_files
+from fleet.aws_settings import Credentials, CredentialsError
 from fleet.cost import total
 from fleet.validation import examine
 
@@ -37,6 +38,7 @@ async def main() -> None:
     if found.settings and found.unpinned:
         found = examine(raw, preview.choose_pins(found.settings))
     config, checks = found.settings, found.checks
+    refuse_unheld_aws_settings(config)
     nodes: dict[str, GpuNode] = {}
     owner = owner_of(config)
     doors = gateway.exposures(config, lambda name: nodes[name].public_ip)
@@ -79,6 +81,20 @@ async def main() -> None:
     await preview.tell(nodes, checks, cost, config.budget.rate)
     await declared(nodes.values())
     await retire(owner, nodes, clusters, config)
+
+
+def refuse_unheld_aws_settings(config: settings.StackSettings) -> None:
+    """Before anything is made: this program's own calls to AWS have to be the same caller as the provider's.
+
+    Raises SettingsError.
+    """
+    if not config.jobs and all(node.cloud != "aws" for node in config.machines):
+        return
+    try:
+        Credentials.of(pulumi.Config("aws").get)
+    except CredentialsError as error:
+        path, _, sentence = str(error).partition(": ")
+        raise settings.SettingsError([settings.Problem.said(path, sentence)]) from None
 
 
 def declare(

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from fleet import aws
-from fleet.aws import Credentials
+from fleet.aws import Credentials, CredentialsError
 from fleet.aws_replies import UNREADABLE, problem
 
 READ_TIMEOUT_S = float(os.environ.get("AWS_READ_TIMEOUT_S", aws.READ_TIMEOUT_S))
@@ -39,10 +39,6 @@ FIXES: Mapping[str, str] = {
 """What helps against a refusal, by AWS's code, where it is more than the reason AWS gives."""
 
 
-class CredentialsError(ValueError):
-    """The configuration of AWS is unusable. The message says how to fix it and never shows a secret."""
-
-
 class AwsError(Exception):
     """A call that did not succeed. The message names it, and the fix. `code` is AWS's; empty: no reply."""
 
@@ -69,7 +65,8 @@ def client(
     """The client of a service, configured as AWS's own provider is; its calls raise AwsError.
 
     `config` gives the value of a key of `aws:`. Raises CredentialsError if the provider works in another
-    region, or the profile is unknown; `path` is where the settings say this one.
+    region, the profile is unknown, or its configuration cannot be held; `path` is where the settings say the
+    region.
     """
     configured = config("region")
     if configured and configured != region:
@@ -87,11 +84,7 @@ def client_of(
 
     Raises CredentialsError.
     """
-    try:
-        credentials = Credentials.of(config)
-    except aws.SettingError as error:
-        raise CredentialsError(str(error)) from None
-    return _client(service, region, credentials, attempts)
+    return _client(service, region, Credentials.of(config), attempts)
 
 
 @lru_cache(maxsize=16)
@@ -132,6 +125,9 @@ def _unanswered(event_name: str, exception: Exception, **_: Any) -> None:
         TokenRetrievalError,
     )
 
+    if isinstance(exception, CredentialsError):  # of a role that cannot be taken on
+        seen, _, how = str(exception).partition(". Fix: ")
+        raise AwsError(seen, how, "NoCredentials") from None
     if isinstance(exception, NoCredentialsError):
         raise AwsError("AWS's credentials are not set", _fix("NoCredentials", 0), "NoCredentials") from None
     logins = (PartialCredentialsError, CredentialRetrievalError, TokenRetrievalError, SSOError)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_exponential_jitter
 
 from components.aws.api import AGAIN, AwsError
+from components.aws.routes import closed_table
 
 ALIVE = ("pending", "running", "stopping", "stopped")
 """States of an instance that exists, and whose volume bills."""
@@ -268,14 +269,15 @@ def _remove(shown: Callable[[], Sequence[Described]], delete: Callable[[], objec
 def check_place(ec2: Client, path: str, *, type_: str, subnet: str | None, key: str = "subnet") -> list[str]:
     """The zones that a machine can be launched in: the subnet's, or those with the type; without any effect.
 
-    Messages name settings as `path` and then `key`, or `type`. Raises Ec2Error where there are none, or no
-    default subnet is in one.
+    Messages name settings as `path` and then `key`, or `type`. Raises Ec2Error where there are none, no
+    default subnet is in one, or the subnet has no way to the internet.
     """
     zones, region = offered_zones(ec2, type_), ec2.meta.region_name
     if not zones:
         raise Ec2Error(f"{path}type: {type_} is offered nowhere in {region}; choose another type or region")
     if subnet is None:
-        default_subnet(ec2, type_, f"{path}{key}")
+        chosen = default_subnet(ec2, type_, f"{path}{key}")
+        _check_way_out(ec2, ec2.describe_subnets(SubnetIds=[chosen])["Subnets"][0], f"{path}{key}")
         return zones
     found = ec2.describe_subnets(Filters=[{"Name": "subnet-id", "Values": [subnet]}])["Subnets"]
     if not found:
@@ -288,7 +290,18 @@ def check_place(ec2: Client, path: str, *, type_: str, subnet: str | None, key: 
             f"{path}{key}: {subnet} is in {zone}, which does not offer {type_}; "
             f"name a subnet in {' or '.join(zones)}, or choose another type"
         )
+    _check_way_out(ec2, found[0], f"{path}{key}")
     return [zone]
+
+
+def _check_way_out(ec2: Client, subnet: Described, field: str) -> None:
+    if table := closed_table(ec2, subnet):
+        raise Ec2Error(
+            f"{field}: {subnet['SubnetId']} has no route to the internet (route table {table}), so a machine "
+            "in it can install nothing. Fix: name another subnet, or give it a route: aws ec2 create-route "
+            f"--route-table-id {table} --destination-cidr-block 0.0.0.0/0 --gateway-id igw-… (for a NAT "
+            "gateway: --nat-gateway-id nat-…)"
+        )
 
 
 def check_image(ec2: Client, path: str, *, type_: str, ami: str) -> str:

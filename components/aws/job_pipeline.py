@@ -17,6 +17,7 @@ from components.aws.node import fingerprint, ssh_rule
 from components.aws.resources import ProfileAssociation, program_client
 from components.tags import NODE_TAG
 from fleet import settings
+from fleet.aws import Credentials
 from fleet.jobs.policies import PIPELINE_TAG, Scope, control_policy, job_policy, trust_policy
 from fleet.settings.jobs import CONTROL_AMI_PARAMETER, JOB_AMI_PARAMETER
 from fleet.ssh_key import public_key
@@ -220,7 +221,9 @@ class GpuJobPipeline(pulumi.ComponentResource):
         return profile, role
 
     def _template(self, jobs: settings.Jobs, profile: Input[str], group: Input[str]) -> ec2.LaunchTemplate:
-        marks = {**self._tags, "Name": f"{self._label}-job", PIPELINE_TAG: self._label}
+        # The provider's default tags stop at the template; every job is to carry them, whoever starts it.
+        default_tags = Credentials.of(pulumi.Config("aws").get).default_tags
+        marks = {**dict(default_tags), **self._tags, "Name": f"{self._label}-job", PIPELINE_TAG: self._label}
         return ec2.LaunchTemplate(
             f"{self._name}-template",
             name=self._label,

@@ -16,7 +16,8 @@ from botocore import xform_name
 from botocore.exceptions import BotoCoreError
 
 from components.aws import ec2
-from components.aws.api import NOT_PERMITTED, NOT_VALID, AwsError, CredentialsError, client
+from components.aws.api import NOT_PERMITTED, NOT_VALID, AwsError, client
+from fleet.aws import CredentialsError
 from fleet.catalog import catalog
 from fleet.check import CloudRequest, Finding, Status, latency
 from fleet.settings import AwsNode
@@ -79,7 +80,7 @@ def probe(request: CloudRequest) -> list[Finding]:
 
 def _failed(name: str, said: str, subject: str = CLOUD) -> Finding:
     """Of a sentence that ends with its fix."""
-    seen, _, fix = said.partition("; ")
+    seen, _, fix = said.partition(". Fix: " if ". Fix: " in said else "; ")
     return Finding(subject, name, Status.FAILED, seen, fix)
 
 

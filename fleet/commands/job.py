@@ -191,17 +191,14 @@ def reap(
 
 
 def find(file: Path | None, stack: str | None) -> Pipeline:
-    """The pipeline of a file, or of the stack. Raises JobError, PulumiError."""
-    from fleet.aws import Credentials, SettingError  # noqa: PLC0415  --help does without
-    from fleet.jobs import JobError, Pipeline  # noqa: PLC0415
+    """The pipeline of a file, or of the stack. Raises JobError, CredentialsError, PulumiError."""
+    from fleet.aws import Credentials  # noqa: PLC0415  --help does without
+    from fleet.jobs import Pipeline  # noqa: PLC0415
 
     if file:
         return Pipeline.load(file)
     settings = {name: entry["value"] for name, entry in pulumi.config(stack).items() if "value" in entry}
-    try:
-        credentials = Credentials.of(lambda key: settings.get(f"aws:{key}"))
-    except SettingError as error:
-        raise JobError(str(error)) from error
+    credentials = Credentials.of(lambda key: settings.get(f"aws:{key}"))
     return Pipeline.of(pulumi.outputs(stack), credentials)
 
 
@@ -255,10 +252,11 @@ def told() -> Iterator[None]:
     """Ends the command with the message of what is wrong."""
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415  --help does without
 
+    from fleet.aws import CredentialsError  # noqa: PLC0415
     from fleet.jobs import JobError  # noqa: PLC0415
 
     try:
         yield
-    except (JobError, pulumi.PulumiError, BotoCoreError, ClientError) as error:
+    except (JobError, CredentialsError, pulumi.PulumiError, BotoCoreError, ClientError) as error:
         typer.echo(f"fleet: {error}", err=True)
         raise typer.Exit(WRONG_CALL) from error

@@ -62,6 +62,8 @@ class Moto:
         self._free_address = free_address
         self._client: Any = None
         self._tokens: dict[tuple[str, str], tuple[str, Reply]] = {}
+        self._routed: set[str] = set()
+        """Regions whose default VPC leads to the internet, as AWS's do and moto's do not."""
 
     @property
     def loaded(self) -> bool:
@@ -81,6 +83,7 @@ class Moto:
             self._role_is_elsewhere,
         ):
             check(request)
+        self._route_default_vpc(request)
         former = self._metadata_options(request)
         reply = self._ask(request)
         if reply.status < 300:
@@ -170,6 +173,7 @@ class Moto:
     def reset(self) -> None:
         """Forgets everything but its seeds."""
         self._tokens.clear()
+        self._routed.clear()
         if self.loaded:
             from moto.core.base_backend import BackendDict  # noqa: PLC0415
             from moto.core.model_instances import reset_model_data  # noqa: PLC0415
@@ -227,6 +231,18 @@ class Moto:
         from moto.backends import get_backend  # noqa: PLC0415
 
         return get_backend("ec2")[ACCOUNT][request.region]
+
+    def _route_default_vpc(self, request: AwsRequest) -> None:
+        if request.service != "ec2" or request.region in self._routed:
+            return
+        self._routed.add(request.region)
+        ec2 = self._ec2(request)
+        vpc = ec2.get_default_vpc()
+        gateway = ec2.create_internet_gateway()
+        ec2.attach_internet_gateway(gateway.id, vpc.id)
+        tables = ec2.route_tables.values()
+        main = next(each for each in tables if each.vpc_id == vpc.id and each.main_association_id)
+        ec2.create_route(main.id, "0.0.0.0/0", gateway_id=gateway.id)
 
     def _seed_parameters(self, region: str) -> None:
         from moto.backends import get_backend  # noqa: PLC0415

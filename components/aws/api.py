@@ -126,7 +126,7 @@ def _unanswered(event_name: str, exception: Exception, **_: Any) -> None:
     )
 
     if isinstance(exception, CredentialsError):  # of a role that cannot be taken on
-        seen, _, how = str(exception).partition(". Fix: ")
+        seen, how = str(exception).split(". Fix: ", 1)
         raise AwsError(seen, how, "NoCredentials") from None
     if isinstance(exception, NoCredentialsError):
         raise AwsError("AWS's credentials are not set", _fix("NoCredentials", 0), "NoCredentials") from None

@@ -30,11 +30,12 @@ from pulumi.dynamic import (
 )
 
 from components.aws import ec2, owned
-from components.aws.api import AGAIN, AwsError, CredentialsError, client
+from components.aws.api import AGAIN, AwsError, client
 from components.dynamic import CloudProvider, gone
 from components.ownership import NotOurs, not_ours
 from components.tags import BOOT_TAG, HOST_TAG, NODE_TAG, OWNER_TAG
 from fleet import cloudconfig
+from fleet.aws import CredentialsError
 from fleet.progress import Progress, Stage
 
 EXPLAINED = (AwsError, CredentialsError, ec2.Ec2Error, NotOurs, ValueError)

@@ -3,6 +3,7 @@ bought before somebody has decided; and what lives in the account besides machin
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -52,7 +53,8 @@ def test_a_lost_machine_is_seen_everywhere_and_adopted_before_another_is_bought(
         for said in (before["a"][0], "`fleet adopt a`", "`fleet destroy a`"):
             assert said in refused.stdout
     assert "RunInstances" not in fleet.written(after=seen)
-    assert before["a"][0] in fleet.command("cost-report").stdout
+    bill = json.loads(fleet.command("cost-report", "--json").stdout)["nodes"]
+    assert [each["node"] for each in bill if each["status"] == "not in the state, billed"] == ["a"]
     assert fleet.looked_at("--no-nodes")[0] == 3
 
     adopted = fleet.command("adopt", "a", "--yes")

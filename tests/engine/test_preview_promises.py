@@ -57,11 +57,6 @@ tried = pytest.mark.parametrize("fleet", ["scaleway"], indirect=True)
 
 STACK_CHANGES: Mapping[str, Mapping[str, Any]] = {
     "a door for another operator": {"access": {"ssh_cidrs": ["127.0.0.1/32", "192.0.2.7/32"]}},
-    "other deadlines": {"health": {"ready_timeout_s": 90, "ssh_timeout_s": 61}},
-    "a stricter rollout": {"rollout": {"min_free_disk_gb": 20}},
-    "a budget": {"budget": {"max_cost_per_hour": 90.0}},
-    "dashboards": {"observability": {"enabled": True}},
-    "another model": {"serving": {"model": "Qwen/Qwen3-4B-AWQ"}},
 }
 """Settings of the stack, one after the other on one node."""
 

@@ -13,11 +13,14 @@ import httpx
 import tenacity
 
 from components.linode.credentials import Credentials
+from components.linode.errors import AGAIN, BUSY, PASSING, LinodeError, mend_of
 
 T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = float(os.environ.get("LINODE_READ_TIMEOUT_S", "30"))
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
+"""Between two tries of a call: the first one, and what it doubles to."""
 PATIENCE_S = 60.0
 """How long a call that may succeed a little later is sent again."""
 LAG_S = 20.0
@@ -27,77 +30,61 @@ DELETE_DEADLINE_S = 600.0
 PAGE_SIZE = 500
 """The largest that Linode gives."""
 
-PASSING = frozenset({408, 409, 429})
-"""Refusals after which the same call may succeed."""
-BUSY = "Linode busy."
 OUT_OF_SCOPE = "not authorized to use this endpoint"
 """Part of the refusal, with 401, of a valid token made without the scope needed (linode-cli #142)."""
-AGAIN = "run the same command again"
-LIMIT_REACHED = "Account Limit reached"
-NO_STOCK = "no availability"
-NO_SCOPE = "give the token read and write access to Linodes and Firewalls, and read access to Events"
-BAD_TOKEN = "set linode:token (or LINODE_TOKEN) to a token that is valid"  # noqa: S105  # says what to do
-
-
-MENDS = {
-    "DELETE": f"delete it in Linode's Cloud Manager, for it may still bill; then {AGAIN}",
-    "POST": "correct the setting that Linode names; nothing was made",
-    "PUT": "correct the setting that Linode names; nothing was changed",
-}
-"""What to do about a refusal of an operation whose cause is in what was asked for."""
-
-
-def mend_of(method: str, status: int, reasons: str) -> str:
-    """What to do about a refusal, in the words of the operation that met it."""
-    mend = MENDS.get(method, AGAIN)
-    if LIMIT_REACHED in reasons:
-        mend = f"delete machines that are not needed or ask Linode for a higher limit, then {AGAIN}"
-    elif NO_STOCK in reasons:
-        mend = f"choose another region or type, or wait; then {AGAIN}"
-    elif status == 401:
-        mend = BAD_TOKEN
-    elif status == 403:
-        mend = NO_SCOPE
-    elif status == 404:
-        mend = f"what was asked for is gone; {AGAIN}, with --refresh"
-    elif status == 429:
-        mend = f"wait a minute, then {AGAIN}"
-    elif status in PASSING or status >= 500 or BUSY in reasons:
-        mend = f"look at status.linode.com, then {AGAIN}"
-    return mend
-
-
-class LinodeError(Exception):
-    """A call that did not succeed. `status` is the reply's, a scope that lacks counted as 403; None: no reply
-    came, or none that could be read."""
-
-    def __init__(self, call: str, reason: str, mend: str, *, status: int | None, passing: bool) -> None:
-        super().__init__(f"{call}: {reason.rstrip('.')}. Mend: {mend}")
-        self.seen = f"{call}: {reason.rstrip('.')}"
-        self.mend = mend
-        self.status = status
-        self.passing = passing
-        """Whether the same call may succeed a little later."""
 
 
 @dataclass(frozen=True)
-class Resource:
-    """What an instance and a firewall have in common."""
+class Instance:
+    """A machine."""
 
     id: int
     label: str
     status: str
     tags: tuple[str, ...]
+    region: str
+    type: str
+    image: str | None
 
     @classmethod
     def parse(cls, row: Mapping[str, Any]) -> Self:
         """Raises KeyError or TypeError where the row lacks what it must have."""
         return cls(
-            _typed(row, "id", int),
-            _typed(row, "label", str),
-            _typed(row, "status", str),
-            tuple(_texts(row, "tags")),
+            id=_typed(row, "id", int),
+            label=_typed(row, "label", str),
+            status=_typed(row, "status", str),
+            tags=tuple(_texts(row, "tags")),
+            region=_typed(row, "region", str),
+            type=_typed(row, "type", str),
+            image=row.get("image"),
         )
+
+
+@dataclass(frozen=True)
+class Firewall:
+    """A firewall."""
+
+    id: int
+    label: str
+    tags: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, row: Mapping[str, Any]) -> Self:
+        """Raises KeyError or TypeError where the row lacks what it must have."""
+        return cls(_typed(row, "id", int), _typed(row, "label", str), tuple(_texts(row, "tags")))
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a machine boots with, and what people wrote beside it."""
+
+    id: int
+    comments: str
+
+    @classmethod
+    def parse(cls, row: Mapping[str, Any]) -> Self:
+        """Raises KeyError or TypeError where the row lacks what it must have."""
+        return cls(_typed(row, "id", int), _typed(row, "comments", str))
 
 
 def _typed(row: Mapping[str, Any], key: str, kind: type[T]) -> T:
@@ -123,11 +110,13 @@ class LinodeClient:
         *,
         transport: httpx.BaseTransport | None = None,
         patience_s: float = PATIENCE_S,
+        first_pause_s: float = FIRST_PAUSE_S,
         read_timeout_s: float = READ_TIMEOUT_S,
     ) -> None:
         self._url = credentials.api_url
         self._token = credentials.token
         self._patience_s = patience_s
+        self._first_pause_s = first_pause_s
         self._http = httpx.Client(
             headers={"Authorization": f"Bearer {credentials.token}", "User-Agent": "vllm-fleet"},
             timeout=httpx.Timeout(read_timeout_s, connect=CONNECT_TIMEOUT_S),
@@ -136,19 +125,36 @@ class LinodeClient:
             transport=transport,
         )
 
-    def instances(self, tag: str) -> list[Resource]:
-        """The account's instances that carry a tag."""
-        rows = self._list("/linode/instances", Resource.parse, {"tags": tag})
-        return [row for row in rows if tag in row.tags]
+    def instances(self, tag: str, *, or_label: str | None = None) -> list[Instance]:
+        """The account's instances that carry a tag, or else a label."""
+        wanted: Mapping[str, Any] = {"tags": tag}
+        if or_label is not None:
+            wanted = {"+or": [wanted, {"label": or_label}]}
+        found = self._list("/linode/instances", Instance.parse, wanted)
+        return [each for each in found if tag in each.tags or each.label == or_label]
 
-    def find_instance(self, id_: int) -> Resource | None:
+    def find_instance(self, id_: int) -> Instance | None:
         """An instance; None where neither it nor the list of all instances shows it."""
-        found = self._find(f"/linode/instances/{id_}", Resource.parse)
+        found = self._find(f"/linode/instances/{id_}", Instance.parse)
         if found is not None:
             return found
-        # One 404 alone is no proof: Linode has been seen to answer so about what exists.
-        listed = self._list("/linode/instances", Resource.parse, {"id": id_})
-        return next((row for row in listed if row.id == id_), None)
+        # One 404 alone is no proof: an API has been seen to answer so about what exists.
+        listed = self._list("/linode/instances", Instance.parse, {"id": id_})
+        return next((each for each in listed if each.id == id_), None)
+
+    def update_instance(self, id_: int, **changes: object) -> None:
+        """Change an instance's label or tags."""
+        self._call("PUT", f"/linode/instances/{id_}", changes, exists=True)
+
+    def profile(self, instance_id: int) -> Profile | None:
+        """The configuration profile that an instance boots with; None where somebody deleted it."""
+        profiles = self._list(f"/linode/instances/{instance_id}/configs", Profile.parse, exists=True)
+        return min(profiles, key=lambda profile: profile.id, default=None)
+
+    def annotate(self, instance_id: int, profile: Profile, comments: str) -> None:
+        """Write the comments of a configuration profile."""
+        path = f"/linode/instances/{instance_id}/configs/{profile.id}"
+        self._call("PUT", path, {"comments": comments}, exists=True)
 
     def delete_instance(self, id_: int, *, deadline_s: float = DELETE_DEADLINE_S) -> None:
         """Delete an instance and wait until it is gone, and its label free.
@@ -186,9 +192,10 @@ class LinodeClient:
             retry_error_callback=give_up,
         )(gone)
 
-    def firewalls(self, tag: str) -> list[Resource]:
-        """The account's firewalls that carry a tag."""
-        return [row for row in self._list("/networking/firewalls", Resource.parse) if tag in row.tags]
+    def firewalls(self, tag: str | None = None) -> list[Firewall]:
+        """The account's firewalls, or those that carry a tag."""
+        found = self._list("/networking/firewalls", Firewall.parse)
+        return [each for each in found if tag is None or tag in each.tags]
 
     def delete_firewall(self, id_: int) -> None:
         """Delete a firewall; one that is gone already counts as deleted."""
@@ -220,9 +227,9 @@ class LinodeClient:
         body = {"firewall_ids": [firewall_id]}
         self._call("PUT", f"/linode/instances/{instance_id}/firewalls", body, exists=True)
 
-    def rename_firewall(self, id_: int, label: str) -> None:
-        """Give a firewall another label; labels are unique in an account."""
-        self._call("PUT", f"/networking/firewalls/{id_}", {"label": label})
+    def update_firewall(self, id_: int, **changes: object) -> None:
+        """Change a firewall's label or tags."""
+        self._call("PUT", f"/networking/firewalls/{id_}", changes, exists=True)
 
     def available(self, region: str, plan: str) -> bool | None:
         """Whether a plan can be had in a region now; None where Linode does not say."""
@@ -264,7 +271,7 @@ class LinodeClient:
         self,
         path: str,
         parse: Callable[[Mapping[str, Any]], T],
-        wanted: Mapping[str, str | int] | None = None,
+        wanted: Mapping[str, Any] | None = None,
         *,
         exists: bool = False,
     ) -> list[T]:
@@ -286,7 +293,7 @@ class LinodeClient:
         path: str,
         body: object = None,
         *,
-        wanted: Mapping[str, str | int] | None = None,
+        wanted: Mapping[str, Any] | None = None,
         read: Callable[[Any], T] = lambda reply: reply,
         exists: bool = False,
     ) -> T:
@@ -310,7 +317,9 @@ class LinodeClient:
 
         patiently = tenacity.Retrying(
             retry=tenacity.retry_if_exception(passes),
-            wait=tenacity.wait_exponential_jitter(multiplier=0.2, exp_base=2, max=5, jitter=0.2),
+            wait=tenacity.wait_exponential_jitter(
+                multiplier=self._first_pause_s, exp_base=2, max=LONGEST_PAUSE_S, jitter=self._first_pause_s
+            ),
             stop=stop,
             reraise=True,
         )
@@ -322,7 +331,7 @@ class LinodeClient:
         method: str,
         path: str,
         body: object = None,
-        wanted: Mapping[str, str | int] | None = None,
+        wanted: Mapping[str, Any] | None = None,
         read: Callable[[Any], T] = lambda reply: reply,
     ) -> T:
         call = f"{method} {path.partition('?')[0]}"

@@ -14,19 +14,18 @@ import pulumi_linode as linode
 from pulumi import Output, ResourceHookBinding, ResourceOptions
 
 from components.gateway import Opening, by_version
+from components.linode.owned import node_tag, owner_tag
 from components.linode.resources import (
     FirewallAttachment,
-    NodeOwner,
+    FirstBoot,
     Power,
-    before_create,
-    make_way,
-    owner_tag,
-    remove_instances,
+    before_firewall,
+    before_machine,
     stock_check,
 )
 from components.node import GpuNode, GpuNodeArgs, Machine, Member
 from components.ssh_host_key import SshHostKey
-from components.tags import NODE_TAG
+from components.tags import BOOT_TAG
 from fleet import settings, userdata
 from fleet.ssh_key import public_key
 
@@ -36,7 +35,8 @@ LONGEST_FIREWALL_LABEL = 32
 LONGEST_VLAN_LABEL = 64
 FIRST_ON_VLAN = 10
 """The head's address in the network; the lower ones are for people."""
-LONGEST_TAG = 50
+SUFFIX = 9
+"""A hyphen and eight digits at the end of a label."""
 MIB = 2**20
 GB = 10**9
 
@@ -55,8 +55,7 @@ class LinodeGpuNode(GpuNode):
         region = str(node.region)
         stack = pulumi.get_stack()
 
-        owner = NodeOwner(f"{name}-owner", node=node.name, opts=ResourceOptions(parent=self))
-        tags = [owner.id.apply(owner_tag), node_tag(stack, node.name), *node.tags]
+        tags = [args.owner.id.apply(owner_tag), node_tag(f"{stack}/{node.name}"), *node.tags]
         if pulumi.runtime.is_dry_run():
             # Before there is a key there is no user data: one as long tells whether it will fit.
             _host(args, node, userdata.HostKey(token_urlsafe(300), "")).user_data()
@@ -66,51 +65,66 @@ class LinodeGpuNode(GpuNode):
         )
         firewall = linode.Firewall(
             f"{name}-firewall",
-            label=label(stack, node.name, LONGEST_FIREWALL_LABEL),
+            label=args.owner.id.apply(
+                lambda id_: unique(label(stack, node.name, LONGEST_FIREWALL_LABEL - SUFFIX), id_)
+            ),
             tags=tags,
             inbound_policy="DROP",
             inbounds=[inbound(opening) for opening in args.openings],
             outbound_policy="ACCEPT",
             opts=ResourceOptions(
                 parent=self,
+                retain_on_delete=True,
                 hooks=ResourceHookBinding(
-                    before_create=[before_create(f"{name}-firewall-vacancy", node.name, make_way)]
+                    before_create=[before_firewall(f"{name}-firewall-vacancy", node.name)]
                 ),
             ),
         )
+        boot = FirstBoot(
+            f"{name}-first-boot",
+            node=node.name,
+            made_from={
+                "region": region,
+                "type": node.type,
+                "image": node.image,
+                "host": _host(args, node, userdata.HostKey("", "")).digest(),
+                **_vlan(args.member),
+            },
+            opts=ResourceOptions(parent=self),
+        )
+        address = boot.generation.apply(lambda number: vlan_address(args.member, int(number)))
         instance = linode.Instance(
             f"{name}-server",
-            label=label(stack, node.name, LONGEST_INSTANCE_LABEL),
+            label=boot.boot.apply(
+                lambda boot: unique(label(stack, node.name, LONGEST_INSTANCE_LABEL - SUFFIX), boot)
+            ),
             region=region,
             type=node.type,
             image=node.image,
-            tags=tags,
+            tags=[*tags, boot.boot.apply(lambda boot: f"{BOOT_TAG}={boot}")],
             booted=True,
             authorized_keys=[public_key(args.access.ssh_private_key_path)],
             # Behind the firewall from its first second.
             firewall_id=firewall.id.apply(int),
-            **_interfaces(args.member),
+            **_interfaces(args.member, address),
             metadatas=[linode.InstanceMetadataArgs(user_data=user_data)],
             opts=ResourceOptions(
                 parent=self,
                 # The machine holds everything that costs hours to rebuild.
                 protect=node.protect,
+                # It goes once its successor serves, or with the stack: see components/ownership.py.
+                retain_on_delete=True,
                 # User data and keys act at the first boot alone, and a firewall can be changed without a
                 # new machine (see FirewallAttachment): none of them may replace one. What of the user data
-                # shapes the host is in the trigger.
+                # shapes the host is in the first boot.
                 ignore_changes=["metadatas", "authorized_keys", "firewall_id"],
-                replacement_trigger=_host(args, node, userdata.HostKey("", "")).digest(),
+                replacement_trigger=boot.boot,
                 # Linode would move the machine for hours, or resize it and keep the small disk.
                 replace_on_changes=["region", "type"],
-                # A label is unique in an account, a second GPU may not be had while the first is taken, and
-                # a node that never has two machines is what lets a left-over one be told (resources.py).
-                delete_before_replace=True,
                 hooks=ResourceHookBinding(
                     before_create=[
                         stock_check(f"{name}-stock", region, node.type, self),
-                        before_create(
-                            f"{name}-server-vacancy", node.name, remove_instances, protect=node.protect
-                        ),
+                        before_machine(f"{name}-server-vacancy", node.name, boot, protect=node.protect),
                     ]
                 ),
             ),
@@ -125,7 +139,12 @@ class LinodeGpuNode(GpuNode):
             opts=ResourceOptions(parent=self),
         )
         power = Power(
-            f"{name}-power", node=node.name, instance_id=instance.id, opts=ResourceOptions(parent=self)
+            f"{name}-power",
+            node=node.name,
+            instance_id=instance.id,
+            known_as=[instance.label, instance.tags],
+            host_key=host_key.public_key,
+            opts=ResourceOptions(parent=self),
         )
         self._serve(
             name,
@@ -133,13 +152,13 @@ class LinodeGpuNode(GpuNode):
             Machine(
                 server_id=instance.id,
                 public_ip=public_ip,
-                host_keys=host_key.public_key.apply(lambda key: [key]),
-                private_ip=vlan_address(args.member).partition("/")[0] if args.member else None,
+                host_keys=power.host_key.apply(lambda key: [key]),
+                private_ip=address.apply(lambda cidr: cidr.partition("/")[0]) if args.member else None,
                 root_volume_gb=instance.specs.apply(lambda specs: specs[0].disk * MIB // GB),
                 ssh_user="root",
                 ready_when=[power, attachment],
                 started=power.started,
-                objects=[],
+                objects=[instance.id, firewall.id],
                 hints={
                     "zone": region,
                     "server_id": instance.id,
@@ -155,11 +174,18 @@ def _host(args: GpuNodeArgs, node: settings.LinodeNode, host_key: userdata.HostK
     return replace(host, network=args.network, serves=args.member is None)
 
 
-def _interfaces(member: Member | None) -> dict[str, Any]:
+def _vlan(member: Member | None) -> dict[str, Any]:
+    """What of a cluster's VLAN a machine is made with, but for its address there."""
+    if member is None:
+        return {}
+    return {"vlan": member.network, "subnet": member.cluster.network, "index": member.index}
+
+
+def _interfaces(member: Member | None, address: Output[str]) -> dict[str, Any]:
     """A public address, and a place on the cluster's VLAN beside it, which no firewall filters."""
     if member is None:
         return {}
-    vlan = {"purpose": "vlan", "label": member.network, "ipam_address": vlan_address(member)}
+    vlan = {"purpose": "vlan", "label": member.network, "ipam_address": address}
     return {
         # A VLAN as part of the machine, whatever the account's default is.
         "interface_generation": "legacy_config",
@@ -167,10 +193,16 @@ def _interfaces(member: Member | None) -> dict[str, Any]:
     }
 
 
-def vlan_address(member: Member) -> str:
-    """A member's address on its VLAN, with the prefix: nobody hands addresses out there."""
+def vlan_address(member: Member | None, generation: int) -> str:
+    """A member's address on its VLAN, with the prefix: nobody hands addresses out there.
+
+    A machine and its successor are there together for a while: every other one counts from the end.
+    """
+    if member is None:
+        return ""
     network = ipaddress.ip_network(member.cluster.network)
-    return f"{network[FIRST_ON_VLAN + member.index]}/{network.prefixlen}"
+    place = -2 - member.index if generation % 2 else FIRST_ON_VLAN + member.index
+    return f"{network[place]}/{network.prefixlen}"
 
 
 def vlan_label(stack: str, cluster: str) -> str:
@@ -205,7 +237,6 @@ def label(stack: str, node: str, longest: int) -> str:
     return f"{fit[: longest - 7].rstrip('-_.')}-{digest}"
 
 
-def node_tag(stack: str, node: str) -> str:
-    """`vllm-fleet-node=stack/node`, with the stack's end cut off where a tag would be too long."""
-    room = LONGEST_TAG - len(f"{NODE_TAG}=/{node}")
-    return f"{NODE_TAG}={stack[:room]}/{node}"
+def unique(label: str, token: str) -> str:
+    """The label of one object of several with the same name; labels are unique in an account."""
+    return f"{label}-{token[: SUFFIX - 1]}"

@@ -10,8 +10,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from components.linode.api import NO_SCOPE, LinodeClient, LinodeError
+from components.linode.api import LinodeClient
 from components.linode.credentials import Credentials, CredentialsError
+from components.linode.errors import NO_SCOPE, LinodeError
 from fleet.check import CloudRequest, Finding, Status, latency
 from fleet.settings import LinodeNode
 

@@ -1,30 +1,41 @@
-"""What Linode's provider leaves open about a node: who owns what, and that it stays behind its firewall.
+"""What Linode's provider leaves open about a node: which machine comes after which, that it is known to be in
+state, that it runs, and that it stays behind its firewall.
 
-Linode's provider makes the machine and the firewall. It cannot pick up what an interrupted run left: such an
-object is in no state, and its label is taken. So everything a node consists of carries the node's owner tag,
-and
-
-- just before a machine is created, those that carry the tag are removed: they are in no state, for a node
-  has one machine, whose replacement is created only after the old one is deleted;
-- just before a firewall is created, those that carry the tag and protect nothing are removed;
-- when the node goes, whatever still carries the tag goes with it.
+Linode's provider makes the machine and the firewall. What is there already when it is about to do so is dealt
+with in `succession`; nothing here deletes what is in state, which `components.ownership` does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pulumi
 from pulumi import Input, Output
-from pulumi.dynamic import ConfigureRequest, CreateResult, ReadResult, Resource, UpdateResult
+from pulumi.dynamic import (
+    ConfigureRequest,
+    CreateResult,
+    DiffResult,
+    ReadResult,
+    Resource,
+    UpdateResult,
+)
 
 from components.dynamic import CloudProvider, gone
 from components.linode.credentials import Credentials
-from components.tags import OWNER_TAG
+from components.linode.owned import client
+from components.linode.succession import (
+    ANY_BOOT,
+    Wanted,
+    WantedMachine,
+    is_noted,
+    make_way_for_firewall,
+    make_way_for_machine,
+    note,
+)
+from components.tags import BOOT_TAG, OWNER_TAG, value_of
 from fleet.progress import Progress, Stage
 
 if TYPE_CHECKING:
@@ -33,15 +44,7 @@ if TYPE_CHECKING:
 STOCK_TIMEOUT_S = 5.0
 STOCK_PATIENCE_S = 1.0
 """A preview does not wait long for advice."""
-
-
-@lru_cache(maxsize=4)
-def client(credentials: Credentials) -> LinodeClient:
-    """The client of an account."""
-    # The HTTP library is loaded at the first call: most runs make none.
-    from components.linode.api import LinodeClient  # noqa: PLC0415
-
-    return LinodeClient(credentials)
+BOOTS_REMEMBERED = 20
 
 
 class LinodeProvider(CloudProvider):
@@ -56,35 +59,78 @@ class LinodeProvider(CloudProvider):
         return client(self._credentials)
 
 
-def owner_tag(owner: str) -> str:
-    """The tag of what a node owns: 49 characters, where Linode takes 50."""
-    return f"{OWNER_TAG}={owner}"
+# --- first boot -----------------------------------------------------------------------------------------
+
+_in_state: set[str] = set()
+"""Nodes whose first boot the refresh found in state. The engine tells a resource that it replaces nothing of
+the one before."""
 
 
-class NodeOwnerProvider(LinodeProvider):
+class FirstBootProvider(CloudProvider):
+    update_on = frozenset({"made_from"})
+
+    def diff(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
+        found = super().diff(id_, olds, news)
+        if not self.differs("made_from", olds, news):
+            found.stables = list(FirstBoot.DECIDED)
+        return found
+
     def create(self, props: dict[str, Any]) -> CreateResult:
         Progress(props["node"]).reached(Stage.REQUEST_CREATE)
-        return CreateResult(uuid.uuid4().hex, props)
+        # One that is replaced by hand follows machines that state knew.
+        former = [{"boot": ANY_BOOT, "generation": 0}] if props["node"] in _in_state else []
+        made = {"boot": _token(), "generation": len(former), "former": former}
+        return CreateResult(uuid.uuid4().hex, props | made)
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
+        _in_state.add(props["node"])
         return ReadResult(id_, props)  # it exists in state alone
 
     def update(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
-        return UpdateResult(news)
+        if not self.differs("made_from", olds, news):
+            return UpdateResult(news | {name: olds[name] for name in FirstBoot.DECIDED})
+        current = {name: olds[name] for name in ("boot", "generation", "made_from")}
+        former = [*olds["former"], current]
+        # Back to what a machine was made from that may still be there, and still be the one in state.
+        again = next((each for each in former if each.get("made_from") == news["made_from"]), None)
+        made = again or {
+            "boot": _token(),
+            "generation": 1 + max(int(each["generation"]) for each in former),
+        }
+        return UpdateResult(news | made | {"former": former[-BOOTS_REMEMBERED:]})
 
     def delete(self, id_: str, props: dict[str, Any]) -> None:
-        remove_instances(self.client, owner_tag(id_))
-        remove_firewalls(self.client, owner_tag(id_))
+        """Nothing: it goes with the state."""
 
 
-class NodeOwner(Resource, module="linode", name="NodeOwner"):
-    """The id by which everything of one node is found again, whatever happened to the program.
+class FirstBoot(Resource, module="linode", name="FirstBoot"):
+    """Which machine of a node it is: another one for all that none can change after its first boot."""
 
-    It is in state before the first object is created, and it goes last.
-    """
+    DECIDED = ("boot", "former", "generation")
 
-    def __init__(self, name: str, *, node: str, opts: pulumi.ResourceOptions) -> None:
-        super().__init__(NodeOwnerProvider(), name, {"node": node}, opts)
+    boot: Output[str]
+    """Marks the machine, and makes its label unique."""
+    former: Output[Sequence[Mapping[str, Any]]]
+    """The same of the machines before it, and what they were made from."""
+    generation: Output[int]
+    """How many came before it; of two in a row, one is even and one is odd."""
+
+    def __init__(
+        self, name: str, *, node: str, made_from: Mapping[str, Any], opts: pulumi.ResourceOptions
+    ) -> None:
+        props: dict[str, Any] = {
+            "node": node,
+            "made_from": dict(made_from),
+            **dict.fromkeys(self.DECIDED),
+        }
+        super().__init__(FirstBootProvider(), name, props, opts)
+
+
+def _token() -> str:
+    return uuid.uuid4().hex[:8]
+
+
+# --- firewall -------------------------------------------------------------------------------------------
 
 
 class FirewallAttachmentProvider(LinodeProvider):
@@ -116,54 +162,8 @@ class FirewallAttachmentProvider(LinodeProvider):
 
     def _attach(self, props: Mapping[str, Any]) -> None:
         firewall, instance = int(props["firewall_id"]), int(props["instance_id"])
-        if instance not in (self.client.behind_firewall(firewall) or ()):
+        if instance not in (self.client.behind_firewall(firewall, exists=True) or ()):
             self.client.put_behind(firewall, instance)
-
-
-class PowerProvider(LinodeProvider):
-    replace_on = frozenset({"instance_id"})
-    update_on = frozenset({"state"})
-
-    def create(self, props: dict[str, Any]) -> CreateResult:
-        return CreateResult(props["instance_id"], {**props, "started": _moment()})
-
-    def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
-        found = self.client.find_instance(int(props["instance_id"]))
-        if found is None:
-            return gone()
-        # One that is about to run counts as running, as in Linode's own provider.
-        state = "running" if found.status in ("booting", "rebooting") else found.status
-        return ReadResult(id_, {**props, "state": state})
-
-    def update(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
-        # The instance, which comes before this, has been booted again by Linode's provider.
-        Progress(news["node"]).reached(Stage.PROVIDER_START, "running")
-        return UpdateResult({**news, "started": _moment()})
-
-    def delete(self, id_: str, props: dict[str, Any]) -> None:
-        """Nothing: the instance's own deletion ends it."""
-
-
-def _moment() -> str:
-    return uuid.uuid4().hex[:12]
-
-
-class Power(Resource, module="linode", name="Power"):
-    """That a machine runs. Linode's provider sees to that, but tells nobody when it had to."""
-
-    started: Output[str]
-    """Changes whenever the machine was started again."""
-
-    def __init__(
-        self, name: str, *, node: str, instance_id: Input[str], opts: pulumi.ResourceOptions
-    ) -> None:
-        props: dict[str, Any] = {
-            "node": node,
-            "instance_id": instance_id,
-            "state": "running",
-            "started": None,
-        }
-        super().__init__(PowerProvider(), name, props, opts)
 
 
 class FirewallAttachment(Resource, module="linode", name="FirewallAttachment"):
@@ -189,53 +189,117 @@ class FirewallAttachment(Resource, module="linode", name="FirewallAttachment"):
         super().__init__(FirewallAttachmentProvider(), name, props, opts)
 
 
-def remove_instances(api: LinodeClient, tag: str) -> None:
-    """Delete every instance that carries the tag, and wait until they are gone."""
-    for instance in api.instances(tag):
-        api.delete_instance(instance.id)
+# --- power ----------------------------------------------------------------------------------------------
 
 
-def remove_firewalls(api: LinodeClient, tag: str) -> None:
-    """Delete every firewall that carries the tag."""
-    for firewall in api.firewalls(tag):
-        api.delete_firewall(firewall.id)
+class PowerProvider(LinodeProvider):
+    replace_on = frozenset({"instance_id"})
+    # Linode's provider writes the whole profile when it changes tags or label, with the comments it saw last.
+    update_on = frozenset({"state", "noted", "known_as"})
+
+    def diff(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
+        found = super().diff(id_, olds, news)
+        if not found.replaces:
+            started_again = self.differs("state", olds, news)
+            found.stables = ["host_key", *([] if started_again else ["started"])]
+        return found
+
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        return CreateResult(props["instance_id"], self._noted(props) | {"started": _token()})
+
+    def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
+        found = self.client.find_instance(int(props["instance_id"]))
+        if found is None:
+            return gone()
+        # One that is about to run counts as running, as in Linode's own provider.
+        state = "running" if found.status in ("booting", "rebooting") else found.status
+        return ReadResult(id_, {**props, "state": state, "noted": is_noted(self.client, found.id)})
+
+    def update(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
+        started = olds["started"]
+        if self.differs("state", olds, news):
+            # The instance, which comes before this, has been booted again by Linode's provider.
+            Progress(news["node"]).reached(Stage.PROVIDER_START, "running")
+            started = _token()
+        # What it was pinned to stays.
+        return UpdateResult(self._noted({**news, "made_with": olds["host_key"]}) | {"started": started})
+
+    def delete(self, id_: str, props: dict[str, Any]) -> None:
+        """Nothing: the machine's own deletion ends it."""
+
+    def _noted(self, props: Mapping[str, Any]) -> dict[str, Any]:
+        host_key = note(self.client, int(props["instance_id"]), props["made_with"])
+        return {**props, "host_key": host_key}
 
 
-def make_way(api: LinodeClient, tag: str) -> None:
-    """Let a firewall be made: delete those with the tag that nothing is behind, an interrupted run's.
+class Power(Resource, module="linode", name="Power"):
+    """That a machine runs, and is noted to be in state. Linode's provider sees to the first, but tells nobody
+    when it had to."""
 
-    One with a machine behind it is about to be replaced. It gives up its label, and keeps the machine until
-    that is behind the new one.
-    """
-    for firewall in api.firewalls(tag):
-        if api.behind_firewall(firewall.id):
-            api.rename_firewall(firewall.id, f"replaced-{firewall.id}")
-        else:
-            api.delete_firewall(firewall.id)
+    started: Output[str]
+    """Changes whenever the machine was started again."""
+    host_key: Output[str]
+    """The public host key the machine was made with: of one that was adopted, another stack's."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        node: str,
+        instance_id: Input[str],
+        known_as: Sequence[Input[Any]],
+        host_key: Input[str],
+        opts: pulumi.ResourceOptions,
+    ) -> None:
+        """`known_as`: the machine's label and tags; `host_key`: the public key that a new one is given."""
+        props: dict[str, Any] = {
+            "node": node,
+            "instance_id": instance_id,
+            "known_as": list(known_as),
+            "made_with": host_key,
+            "state": "running",
+            "noted": True,
+            "started": None,
+            "host_key": None,
+        }
+        super().__init__(PowerProvider(), name, props, opts)
 
 
-def before_create(
-    name: str, node: str, remove: Callable[[LinodeClient, str], None], *, protect: bool = False
-) -> pulumi.ResourceHook:
-    """A hook that removes what an interrupted run left of the resource about to be created.
+# --- hooks ----------------------------------------------------------------------------------------------
 
-    With `protect`, nothing is removed: what is found fails the creation.
-    """
+
+def before_machine(name: str, node: str, boot: FirstBoot, *, protect: bool) -> pulumi.ResourceHook:
+    """A hook that makes way for the machine about to be created, or refuses it; see `succession`."""
 
     async def hook(args: pulumi.ResourceHookArgs) -> None:
-        tags = (args.new_inputs or {})["tags"]
-        tag = next(tag for tag in tags if tag.startswith(f"{OWNER_TAG}="))
-        await asyncio.to_thread(run, tag)
+        inputs = args.new_inputs or {}
+        wanted = WantedMachine(
+            node=node,
+            label=f"{pulumi.get_stack()}/{node}",
+            owner=value_of(inputs["tags"], OWNER_TAG),
+            name=inputs["label"],
+            boot=value_of(inputs["tags"], BOOT_TAG),
+            former_boots=[each["boot"] for each in await boot.former.future() or ()],
+            made_from=(inputs["region"], inputs["type"], inputs["image"]),
+            protect=protect,
+        )
+        await asyncio.to_thread(make_way_for_machine, client(_program_credentials()), wanted)
 
-    def run(tag: str) -> None:
-        api = client(_program_credentials())
-        if protect and (left := api.instances(tag)):
-            raise RuntimeError(
-                f"{node}: protected, and instance {left[0].id} ({left[0].label}) carries its owner tag but "
-                "is not in the state. Mend: bring it in with `pulumi import`, or delete it; then run this "
-                "again"
-            )
-        remove(api, tag)
+    return pulumi.ResourceHook(name, hook)
+
+
+def before_firewall(name: str, node: str) -> pulumi.ResourceHook:
+    """A hook that makes way for the firewall about to be created; see `succession`."""
+
+    async def hook(args: pulumi.ResourceHookArgs) -> None:
+        inputs = args.new_inputs or {}
+        wanted = Wanted(
+            node=node,
+            label=f"{pulumi.get_stack()}/{node}",
+            owner=value_of(inputs["tags"], OWNER_TAG),
+            name=inputs["label"],
+        )
+        await asyncio.to_thread(make_way_for_firewall, client(_program_credentials()), wanted)
 
     return pulumi.ResourceHook(name, hook)
 

@@ -285,6 +285,26 @@ def _linode_open(cloud: SimCloud, node: str) -> None:
     linode(cloud, "PUT", f"{_linode_firewall(cloud, node)}/rules", rules)
 
 
+def _linode_close_outbound(cloud: SimCloud, node: str) -> None:
+    firewall = _linode_firewall(cloud, node)
+    rules = linode(cloud, "GET", f"{firewall}/rules")
+    linode(cloud, "PUT", f"{firewall}/rules", {**rules, "outbound_policy": "DROP"})
+
+
+def _linode_disable_firewall(cloud: SimCloud, node: str) -> None:
+    linode(cloud, "PUT", _linode_firewall(cloud, node), {"status": "disabled"})
+
+
+def _linode_untag(cloud: SimCloud, node: str) -> None:
+    linode(cloud, "PUT", _linode_server(cloud, node), {"tags": []})
+
+
+def _linode_erase_comments(cloud: SimCloud, node: str) -> None:
+    server = _linode_server(cloud, node)
+    (profile,) = linode(cloud, "GET", f"{server}/configs")["data"]
+    linode(cloud, "PUT", f"{server}/configs/{profile['id']}", {"comments": ""})
+
+
 def _linode_detach(cloud: SimCloud, node: str) -> None:
     devices = f"{_linode_firewall(cloud, node)}/devices"
     (device,) = linode(cloud, "GET", devices)["data"]
@@ -335,6 +355,10 @@ LINODE = Cloud(
     doors=_linode_doors,
     changes=(
         Change("all-let-in", _linode_open, "firewall"),
+        Change("nothing-let-out", _linode_close_outbound, "firewall"),
+        Change("firewall-off", _linode_disable_firewall, "firewall"),
+        Change("untagged", _linode_untag, "server"),
+        Change("note-erased", _linode_erase_comments, "power"),
         Change("detached", _linode_detach, "firewall-attachment"),
         Change("powered-off", _linode_shut_down, "power"),
         Change("renamed", _linode_rename, "server"),
@@ -353,10 +377,13 @@ LINODE = Cloud(
         "list_configs": Call("GET /linode/instances"),
     },
     deleting={
+        "list_instances": Call("GET /linode/instances"),
+        "list_firewalls": Call("GET /networking/firewalls"),
+        "get_instance": Call("GET /linode/instances"),
         "delete_instance": Call("DELETE /linode/instances"),
         "delete_firewall": Call("DELETE /networking/firewalls"),
     },
-    removed_by_owner=False,
+    removed_by_owner=True,
     moments=(
         ("create_firewall", "hold"),
         ("create_firewall", "hold_after"),
@@ -364,6 +391,21 @@ LINODE = Cloud(
         ("create_instance", "hold"),
         ("create_instance", "hold_after"),
         ("get_instance", "hold"),
+        ("update_config", "hold"),
+        ("update_config", "hold_after"),
+    ),
+    replacing=(
+        (
+            ("create_instance", "hold"),
+            ("create_instance", "hold_after"),
+            ("update_config", "hold"),
+            ("update_config", "hold_after"),
+        ),
+        (("delete_instance", "hold"), ("delete_instance", "hold_after")),
+    ),
+    destroying=(
+        (("get_instance", "hold"), ("delete_instance", "hold"), ("delete_instance", "hold_after")),
+        (("delete_firewall", "hold_after"),),
     ),
 )
 

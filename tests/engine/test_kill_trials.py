@@ -35,6 +35,11 @@ class Trial:
     """Whether one more node is then at its gate."""
 
 
+trying = pytest.mark.parametrize(
+    "fleet", ["scaleway", pytest.param("linode", marks=pytest.mark.kills)], indirect=True
+)
+
+
 def trials(fleet: Fleet) -> dict[str, Trial]:
     promises = fleet.promises
 
@@ -65,6 +70,7 @@ def killed(fleet: Fleet, trial: Trial) -> None:
     fleet.config["rollout"] = {"max_unavailable": len(nodes)}
     # Nobody gives up on a held call.
     fleet.provider["scaleway:timeout"] = 120
+    fleet.stack.env["LINODE_READ_TIMEOUT_S"] = "120"
     if trial.change is not None:
         fleet.run("up")
         fleet.config["nodes"] = [{**node, **trial.change} for node in fleet.config["nodes"]]
@@ -111,6 +117,7 @@ def everyday(*chosen: str) -> list[Any]:
     return [name if name in chosen else pytest.param(name, marks=pytest.mark.kills) for name in names]
 
 
+@trying
 @pytest.mark.parametrize("name", everyday("destroy 0"))
 def test_what_is_killed_is_removed_whole(fleet: Fleet, name: str) -> None:
     trial = trials(fleet)[name]
@@ -118,6 +125,7 @@ def test_what_is_killed_is_removed_whole(fleet: Fleet, name: str) -> None:
     sets_all_right(fleet, "destroy", nodes_of(trial))
 
 
+@trying
 @pytest.mark.parametrize("name", everyday("replace 1"))
 def test_what_is_killed_is_taken_up_by_the_next_update(fleet: Fleet, name: str) -> None:
     trial = trials(fleet)[name]
@@ -125,6 +133,7 @@ def test_what_is_killed_is_taken_up_by_the_next_update(fleet: Fleet, name: str) 
     sets_all_right(fleet, "up", nodes_of(trial))
 
 
+@trying
 @pytest.mark.kills
 @pytest.mark.parametrize("then", ["up", "destroy"])
 @pytest.mark.parametrize("name", everyday())

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from fleets import Fleet, node_config
 
-MIGRATED = ("scaleway", "aws")
+MIGRATED = ("scaleway", "linode", "aws")
 each_cloud = pytest.mark.parametrize("fleet", MIGRATED, indirect=True)
-TAKEN_UP = tuple(name for name in MIGRATED if name != "aws")
-"""Clouds where an update takes up by itself what state has lost; on AWS `fleet adopt` does."""
+taking_up = pytest.mark.parametrize("fleet", ["scaleway"], indirect=True)
+"""Where the machine is a resource of this program's own, which takes up what it finds."""
+refusing = pytest.mark.parametrize("fleet", ["linode"], indirect=True)
+"""Where the cloud's own provider makes the machine, and a person has to say which one it is to take."""
 ON_ERROR = pytest.mark.parametrize("go_on", ["", "true"], ids=["stop at errors", "go on after errors"])
 
 
@@ -96,7 +98,24 @@ def test_a_rename_that_says_so_keeps_the_machine(fleet: Fleet) -> None:
     assert fleet.left() == []
 
 
-@pytest.mark.parametrize("fleet", TAKEN_UP, indirect=True)
+@refusing
+def test_going_back_leaves_what_serves_until_its_successor_does(fleet: Fleet) -> None:
+    fleet.run("up")
+    before = servers(fleet)
+    fleet.config["nodes"][0] |= fleet.promises.host_part
+    fleet.config["health"]["ssh_timeout_s"] = 5
+    fleet.cloud.set_node_fault("a", "ssh_closed")
+    fleet.run("up", expect_failure=True)
+    fleet.nodes("a")
+    fleet.run("up", expect_failure=True)
+    assert before["a"][0] in servers(fleet)["a"]
+    fleet.cloud.set_node_fault("a", None)
+    fleet.config["health"]["ssh_timeout_s"] = 60
+    fleet.run("up")
+    assert fleet.parts() == fleet.whole("a")
+
+
+@taking_up
 def test_going_back_takes_up_the_machine_that_still_serves(fleet: Fleet) -> None:
     fleet.run("up")
     before = servers(fleet)
@@ -131,10 +150,58 @@ def restore_an_older_state(fleet: Fleet) -> None:
     fleet.stack.ask("stack", "import", "--file", str(path))
 
 
+def refresh_with_a_false_404(fleet: Fleet) -> None:
+    """As an API that lags or errs does: the machine is there, and said not to be."""
+    fleet.cloud.set_fault({"linode": "get_instance"}[fleet.cloud_name], "404", node="a")
+    fleet.run("refresh")
+    assert not [each for each in fleet.stack.state() if each["urn"].endswith("::a-server")]
+
+
 LOST = {"state delete": forget_the_server, "an older state": restore_an_older_state}
+LOST_TO_A_PROVIDER = {**LOST, "a false 404": refresh_with_a_false_404}
 
 
-@pytest.mark.parametrize("fleet", TAKEN_UP, indirect=True)
+@refusing
+@pytest.mark.parametrize("lose", LOST_TO_A_PROVIDER.values(), ids=LOST_TO_A_PROVIDER.keys())
+def test_a_server_that_state_has_lost_is_refused_with_the_ways_out_and_adopted(
+    fleet: Fleet, lose: Callable[[Fleet], None]
+) -> None:
+    fleet.run("up")
+    before = servers(fleet)
+    lose(fleet)
+    seen = fleet.seen()
+    refused = fleet.run("up", expect_failure=True)
+    assert "fleet adopt a" in refused.stdout
+    assert "fleet destroy a" in refused.stdout
+    assert fleet.promises.create_server not in fleet.written(seen)
+    assert servers(fleet) == before
+
+    adopted = fleet.command("adopt", "a", "--yes")
+    assert adopted.returncode == 0, adopted.stderr
+    fleet.run("up")
+    assert servers(fleet) == before
+    assert fleet.parts() == fleet.whole("a")
+    assert fleet.statuses() == {"ready"}
+    assert fleet.drift() is None
+    assert fleet.run("up").operations == {}
+    fleet.run("destroy")
+    assert fleet.left() == []
+
+
+@refusing
+def test_a_server_that_state_has_lost_goes_with_fleet_destroy(fleet: Fleet) -> None:
+    fleet.run("up")
+    before = servers(fleet)
+    forget_the_server(fleet)
+    destroyed = fleet.command("destroy", "a", "--yes")
+    assert destroyed.returncode == 0, destroyed.stderr
+    assert fleet.left() == []
+    fleet.run("up")
+    assert servers(fleet) != before
+    assert fleet.parts() == fleet.whole("a")
+
+
+@taking_up
 @pytest.mark.parametrize("lose", LOST.values(), ids=LOST.keys())
 def test_a_server_that_state_has_lost_is_taken_up_and_not_bought_again(
     fleet: Fleet, lose: Callable[[Fleet], None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import subprocess
 from pathlib import Path
@@ -11,11 +12,20 @@ import asyncssh
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pulumi import Output
 
 from components.gateway import Opening
-from components.linode.node import inbound, label, node_tag
+from components.linode.node import SUFFIX, inbound, label, unique, vlan_address
+from components.linode.owned import node_tag
+from components.node import Member
 from fleet import settings
 from fleet.ssh_key import NoPublicKey, public_key
+
+
+def cluster(network: str) -> settings.RayCluster:
+    """No more of a cluster than its network."""
+    return settings.LinodeRayCluster.model_construct(network=network)
+
 
 STACKS = st.from_regex(r"[A-Za-z0-9._-]{1,100}", fullmatch=True)
 NODES = st.from_regex(r"[a-z]([a-z0-9-]{0,28}[a-z0-9])?", fullmatch=True)
@@ -36,11 +46,42 @@ def test_a_label_is_the_plain_name_where_it_can_be_and_different_where_names_dif
     assert label(long, "a", 32) != label(long, "b", 32)
 
 
+@given(STACKS, NODES, st.sampled_from([32, 50]))
+def test_labels_of_a_node_s_machines_differ_and_are_ones_that_linode_takes(
+    stack: str, node: str, longest: int
+) -> None:
+    one, other = (unique(label(stack, node, longest - SUFFIX), token) for token in ("0a1b2c3d", "00000000"))
+    assert one != other
+    assert len(one) <= longest
+    assert not re.search(r"--|__|\.\.|[-_.]{2}", one)
+
+
 @given(STACKS, NODES)
 def test_the_node_tag_fits_and_ends_in_the_whole_name(stack: str, node: str) -> None:
-    tag = node_tag(stack, node)
+    tag = node_tag(f"{stack}/{node}")
     assert len(tag) <= 50
     assert tag.endswith(f"/{node}")
+
+
+def test_node_tags_of_stacks_whose_long_names_begin_alike_differ() -> None:
+    node = "a" * 21
+    assert node_tag(f"production-paris/{node}") != node_tag(f"production-milan/{node}")
+    assert node_tag(f"prod/{node}") == f"vllm-fleet-node=prod/{node}"
+
+
+def test_a_machine_and_its_successor_have_different_addresses_on_their_vlan() -> None:
+    for network, size in (("10.77.0.0/24", 32), ("10.77.0.0/26", 20)):
+        members = [
+            Member(cluster(network), index, "vlan", Output.from_input(""), None) for index in range(size)
+        ]
+        addresses = [vlan_address(member, generation) for member in members for generation in (4, 5)]
+        assert len(set(addresses)) == len(addresses)
+        own = {ipaddress.ip_interface(address).network for address in addresses}
+        assert own == {ipaddress.ip_network(network)}
+        assert not {ipaddress.ip_interface(each).ip for each in addresses} & {
+            ipaddress.ip_network(network)[0],
+            ipaddress.ip_network(network)[-1],
+        }
 
 
 def test_the_rule_lets_ssh_in_from_each_family_and_leaves_out_what_is_empty() -> None:

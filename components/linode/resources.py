@@ -205,7 +205,9 @@ class PowerProvider(LinodeProvider):
         return found
 
     def create(self, props: dict[str, Any]) -> CreateResult:
-        return CreateResult(props["instance_id"], self._noted(props) | {"started": _token()})
+        # Not the machine's own id, by which commands see whether state knows the machine.
+        id_ = f"power/{props['instance_id']}"
+        return CreateResult(id_, self._noted(props) | {"started": _token()})
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         found = self.client.find_instance(int(props["instance_id"]))

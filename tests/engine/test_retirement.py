@@ -152,8 +152,10 @@ def restore_an_older_state(fleet: Fleet) -> None:
 
 def refresh_with_a_false_404(fleet: Fleet) -> None:
     """As an API that lags or errs does: the machine is there, and said not to be."""
-    fleet.cloud.set_fault({"linode": "get_instance"}[fleet.cloud_name], "404", node="a")
+    # Whoever asks, the provider among them.
+    fleet.cloud.set_fault({"linode": "get_instance"}[fleet.cloud_name], "404", node="a", times=3)
     fleet.run("refresh")
+    fleet.cloud.clear_faults()
     assert not [each for each in fleet.stack.state() if each["urn"].endswith("::a-server")]
 
 

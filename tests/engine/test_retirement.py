@@ -273,7 +273,7 @@ def test_what_state_has_lost_is_shown_by_every_report(fleet: Fleet) -> None:
     assert any(lost in seen for seen in surplus), findings
 
 
-@each_cloud
+@pytest.mark.parametrize("fleet", ["scaleway"], indirect=True)
 def test_one_node_can_be_destroyed_by_itself(fleet: Fleet) -> None:
     fleet.nodes("a", "b")
     fleet.run("up")

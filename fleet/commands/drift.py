@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fleet import masking
 from fleet.commands import output, pulumi
+from fleet.commands.objects import ownership
 from fleet.drift import Drift
 from fleet.drift.cloud import cloud_drift
 from fleet.drift.node import expected_nodes, look_at_all
 from fleet.drift.report import COLUMNS, Seen, document, markdown
 from fleet.masking import Mask
 
+SURPLUS = "surplus"
+"""What a retirement found at a refresh; here each object has a line of its own."""
 DRIFTED = 3
 """Exit code of drift, so that it is told from a command that could not look."""
 
@@ -42,11 +45,13 @@ def drift(
     """
     try:
         name = stack or pulumi.selected_stack()
-        found = sorted(cloud_drift(pulumi.refresh_events(stack=stack)))
+        found = list(cloud_drift(pulumi.refresh_events(stack=stack)))
         state = pulumi.read("stack", "export", "--show-secrets", stack=stack)
+        config = pulumi.config(stack)
+        found = sorted([each for each in found if each.property != SURPLUS] + _surplus(state, config))
         if nodes:
             found += asyncio.run(look_at_all(expected_nodes(state)))
-        mask = Mask(masking.of_state(state) | masking.of_config(pulumi.config(stack)))
+        mask = Mask(masking.of_state(state) | masking.of_config(config))
         found = [each.masked(mask) for each in found]
     except pulumi.PulumiError as error:
         typer.echo(str(error), err=True)
@@ -63,6 +68,16 @@ def drift(
     else:
         _show(name, found, new)
     raise typer.Exit(DRIFTED if found else 0)
+
+
+def _surplus(state: Mapping[str, Any], config: Mapping[str, Any]) -> list[Drift]:
+    """What carries the stack's owner id and the state does not know. Raises PulumiError."""
+    owner = ownership(state, config)
+    try:
+        objects = owner.surplus() if owner else []
+    except Exception as error:
+        raise pulumi.PulumiError(f"the clouds did not say what the stack owns: {error}") from error
+    return [Drift("cloud", each.node, f"{each.kind} {each.id}", "exists", "no", "yes") for each in objects]
 
 
 def _show(stack: str, found: Sequence[Drift], new: Sequence[Drift]) -> None:

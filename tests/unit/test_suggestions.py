@@ -101,7 +101,8 @@ def commanded(config: Config, fix: str) -> Config:
     return config
 
 
-CASES = [*WRONG, *OTHERS]
+# A key that holds brackets itself is spelt by no path of `put`.
+CASES = [case for case in [*WRONG, *OTHERS] if "(" not in case.path]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.path}={case.value!r:.40}" for case in CASES])

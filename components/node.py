@@ -126,8 +126,6 @@ class GpuNode(pulumi.ComponentResource):
     """`ready` when the gate passed; `provisioned` when it is switched off; `dry run`; `in cluster NAME`."""
     rollout: pulumi.Resource
     """Brings what is served up to date; what depends on it waits for that."""
-    served: pulumi.Resource
-    """Done when the node does what it is for: the gate, or what stands in its place."""
     objects: Sequence[Input[str]]
     """Ids of everything in the cloud that the node consists of."""
     membership: Membership | None
@@ -182,7 +180,6 @@ class GpuNode(pulumi.ComponentResource):
     def _serve_alone(self, name: str, args: GpuNodeArgs, machine: Machine) -> None:
         served = ServedModel(f"{name}-serving", args, machine, pulumi.ResourceOptions(parent=self))
         self.status, self.rollout, self.membership = served.status, served.rollout, None
-        self.served = served.gate or served.rollout
         if not args.node.serving.dry_run:
             # Of a cluster's machine, whose gate is the cluster's, the stack's own retirement takes care.
             Retirement(
@@ -190,7 +187,7 @@ class GpuNode(pulumi.ComponentResource):
                 owner=args.owner,
                 keep=machine.objects,
                 node=args.node.name,
-                opts=pulumi.ResourceOptions(parent=self, depends_on=[self.served]),
+                opts=pulumi.ResourceOptions(parent=self, depends_on=[served.gate or served.rollout]),
             )
 
     def _join(self, name: str, args: GpuNodeArgs, machine: Machine) -> None:
@@ -198,7 +195,6 @@ class GpuNode(pulumi.ComponentResource):
 
         part = Membership(f"{name}-membership", args, machine, pulumi.ResourceOptions(parent=self))
         self.status, self.rollout, self.membership = part.status, part.joined, part
-        self.served = part.joined
 
     def _provision(self, name: str, args: GpuNodeArgs, machine: Machine) -> list[pulumi.Resource]:
         """Run the phases that the node asks for, if any; what is served may need what they bring."""

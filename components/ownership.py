@@ -58,7 +58,7 @@ class FleetProvider(CloudProvider):
 
 
 class FleetOwnerProvider(FleetProvider):
-    update_on = frozenset({"labels"})
+    update_on = frozenset({"labels", "wanted"})
 
     def create(self, props: dict[str, Any]) -> CreateResult:
         # 32 characters: what Linode's tags have room for.
@@ -69,13 +69,6 @@ class FleetOwnerProvider(FleetProvider):
         wanted, former = set(props["wanted"]), set(props["places"]) - set(props["wanted"])
         left = {str(each.place) for each in owned.everything(self._config, map(Place.parse, former), id_)}
         return ReadResult(id_, {**props, "places": sorted(wanted | left)})
-
-    def diff(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
-        found = super().diff(id_, olds, news)
-        if set(news["wanted"]) <= set(olds["places"]):
-            found.stables = ["places"]
-        found.changes = found.changes or set(news["wanted"]) != set(olds["wanted"])
-        return found
 
     def update(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
         return UpdateResult({**news, "places": sorted({*olds["places"], *news["wanted"]})})

@@ -122,15 +122,12 @@ class RayCluster(pulumi.ComponentResource):
     """What the machines meet in, by what its cloud knows it."""
     status: Output[str]
     """`ready` when the gate passed; `provisioned` when it is switched off, or nothing is served."""
-    served: pulumi.Resource | None
-    """Done when the model answers; None where the cluster serves none."""
 
     def __init__(self, name: str, args: RayClusterArgs, opts: ResourceOptions | None = None) -> None:
         super().__init__("vllm-fleet:ray:RayCluster", name, None, opts)
         cluster, child = args.cluster, ResourceOptions(parent=self)
         token = ClusterToken(f"{name}-token", child)
-        network = _private_network(name, cluster, args.owner.id, child)
-        self.network = network
+        network = self.network = _private_network(name, cluster, args.owner.id, child)
 
         def member(index: int, node: settings.Node, head: GpuNode | None) -> GpuNode:
             own = Member(cluster, index, network, token.token, head.membership if head else None)
@@ -153,7 +150,6 @@ class RayCluster(pulumi.ComponentResource):
         workers = [member(index, node, head) for index, node in enumerate(cluster.workers, start=1)]
         members = [head, *workers]
         self.nodes = {node.name: made for node, made in zip(cluster.members, members, strict=True)}
-        self.served = None
         self.status = self._serve(name, args, members) if cluster.serve else Output.from_input("provisioned")
         self.register_outputs({"status": self.status})
 
@@ -191,10 +187,9 @@ class RayCluster(pulumi.ComponentResource):
             [each.server_id for each in members],
             ResourceOptions(parent=self, depends_on=[each.rollout for each in members]),
         )
-        self.served = served
         if not health.enabled:
             return Output.unsecret(served.stdout.apply(lambda _: "provisioned"))
-        gate = self.served = run_module(
+        gate = run_module(
             f"{name}-gate",
             "fleet.gate",
             contacts[0].apply(lambda known: {"target": known["target"], "hints": known["hints"]}),

@@ -17,6 +17,11 @@ PENDING_TAG = "vllm-fleet-pending"
 """On a server that is not in state yet: created by an update that has not finished with it."""
 
 
+def given_to(owner: str, tags: Iterable[str]) -> list[str]:
+    """The tags with another owner."""
+    return [*(tag for tag in tags if not tag.startswith(f"{OWNER_TAG}=")), f"{OWNER_TAG}={owner}"]
+
+
 def value_of(tags: Iterable[str], tag: str) -> str:
     """The value of a `tag=value` among plain tags; empty where there is none."""
     return next((each.partition("=")[2] for each in tags if each.startswith(f"{tag}=")), "")

@@ -458,7 +458,7 @@ def until(condition: Callable[[], object], deadline_s: float) -> bool:
 
     polling = Retrying(
         retry=retry_if_result(lambda done: not done),
-        wait=wait_exponential_jitter(initial=0.1, max=5, jitter=0.1),
+        wait=wait_exponential_jitter(multiplier=0.1, max=5, jitter=0.1),
         stop=stop_after_delay(deadline_s),
     )
     try:

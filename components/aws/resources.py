@@ -23,7 +23,6 @@ from pulumi import Input, Output, ResourceHookBinding
 from pulumi.dynamic import (
     ConfigureRequest,
     CreateResult,
-    DiffResult,
     ReadResult,
     Resource,
     UpdateResult,
@@ -86,12 +85,6 @@ class FirstBootProvider(AwsProvider):
         if key in ("ami", "subnet") and not news.get(key):
             return False  # none is asked for: the one it was made with stays
         return super().differs(key, {**olds, **(olds.get("made_with") or {})}, news)
-
-    def diff(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
-        found = super().diff(id_, olds, news)
-        if not found.replaces:
-            found.stables = list(self.decided)
-        return found
 
     def create(self, props: dict[str, Any]) -> CreateResult:
         Progress(props["node"]).reached(Stage.REQUEST_CREATE)

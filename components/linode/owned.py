@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from components.linode.credentials import Credentials
-from components.owned import Config, Owned, Place, in_parallel
-from components.tags import NODE_TAG, OWNER_TAG, value_of
+from components.owned import Config, Owned, Place, Removal
+from components.tags import NODE_TAG, OWNER_TAG, given_to, value_of
 
 if TYPE_CHECKING:
     from components.linode.api import Firewall, Instance, LinodeClient
@@ -65,21 +65,20 @@ class LinodeInventory:
         return [self._server(each, label) for label in labels for each in self._here(node_tag(label))]
 
     def remove(self, found: Sequence[Owned]) -> None:
-        machines = [int(each.id) for each in found if each.kind == "server"]
-        in_parallel(machines, self._api.delete_instance)
-        for each in found:
-            if each.kind == "firewall":
-                self._api.delete_firewall(int(each.id))
+        removal = Removal(found)
+        removal.of("server", lambda each: self._api.delete_instance(int(each.id)))
+        removal.of("firewall", lambda each: self._api.delete_firewall(int(each.id)))
+        removal.done()
 
     def adopt(self, found: Sequence[Owned], owner: str) -> None:
         for former in {each.owner for each in found}:
             ids = {int(each.id) for each in found if each.owner == former}
             for machine in self._api.instances(owner_tag(former)):
                 if machine.id in ids:
-                    self._api.update_instance(machine.id, tags=_given_to(owner, machine.tags))
+                    self._api.update_instance(machine.id, tags=given_to(owner, machine.tags))
             for firewall in self._api.firewalls(owner_tag(former)):
                 if firewall.id in ids:
-                    self._api.update_firewall(firewall.id, tags=_given_to(owner, firewall.tags))
+                    self._api.update_firewall(firewall.id, tags=given_to(owner, firewall.tags))
 
     def _here(self, tag: str) -> list[Instance]:
         return [each for each in self._api.instances(tag) if each.region == self._place.zone]
@@ -106,8 +105,3 @@ class LinodeInventory:
             place=self._place,
             owner=value_of(firewall.tags, OWNER_TAG),
         )
-
-
-def _given_to(owner: str, tags: Iterable[str]) -> list[str]:
-    """The tags with another owner."""
-    return [owner_tag(owner), *(tag for tag in tags if not tag.startswith(f"{OWNER_TAG}="))]

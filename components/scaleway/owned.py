@@ -10,7 +10,7 @@ from components.scaleway.api import ScalewayClient, Timeouts
 from components.scaleway.credentials import Credentials
 from components.scaleway.errors import PermissionDenied, doing
 from components.scaleway.models import PrivateNetwork, Server, Volume
-from components.tags import NODE_TAG, OWNER_TAG, PENDING_TAG, value_of
+from components.tags import NODE_TAG, OWNER_TAG, PENDING_TAG, given_to, value_of
 
 CLOUD = "scaleway"
 GB = 10**9
@@ -24,10 +24,14 @@ RUNNING = frozenset({"running", "starting", "stopped in place"})
 
 def inventory(config: Config, zone: str) -> ScalewayInventory:
     """See `components.owned.inventory`. Raises CredentialsError."""
-    seconds = config("scaleway:timeout")
-    timeouts = Timeouts(read_s=float(seconds)) if seconds else Timeouts()
     credentials = Credentials.of_stack(lambda key: config(f"scaleway:{key}"))
-    return ScalewayInventory(client_of(credentials, zone, timeouts))
+    return ScalewayInventory(client_of(credentials, zone, timeouts_of(config)))
+
+
+def timeouts_of(config: Config) -> Timeouts:
+    """As long as `scaleway:timeout` says, in seconds."""
+    seconds = config("scaleway:timeout")
+    return Timeouts(read_s=float(seconds)) if seconds else Timeouts()
 
 
 @lru_cache(maxsize=64)
@@ -119,14 +123,14 @@ class ScalewayInventory:
             match each.kind:
                 case "server":
                     server = client.get_server(each.id)
-                    client.update_server(each.id, tags=_given_to(owner, server.tags))
+                    client.update_server(each.id, tags=given_to(owner, server.tags))
                 case "volume":
                     volume = client.get_volume(each.id)
                     tags = [*volume.tags, *([f"{NODE_TAG}={each.label}"] if not volume.tags else [])]
-                    client.tag_volume(each.id, _given_to(owner, tags))
+                    client.tag_volume(each.id, given_to(owner, tags))
                 case "security group":
                     group = client.get_security_group(each.id)
-                    client.update_security_group(each.id, tags=_given_to(owner, group.tags))
+                    client.update_security_group(each.id, tags=given_to(owner, group.tags))
 
     def _server(self, server: Server) -> Owned:
         state = "not in state yet" if PENDING_TAG in server.tags else server.state
@@ -179,11 +183,6 @@ class ScalewayInventory:
             running=running,
             belongs_to=belongs_to,
         )
-
-
-def _given_to(owner: str, tags: Iterable[str]) -> list[str]:
-    """The tags with another owner."""
-    return [*(tag for tag in tags if not tag.startswith(f"{OWNER_TAG}=")), f"{OWNER_TAG}={owner}"]
 
 
 def delete_server(client: ScalewayClient, server_id: str, root_volume_id: str | None) -> None:

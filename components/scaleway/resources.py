@@ -26,13 +26,13 @@ from pulumi.dynamic import CheckResult, ConfigureRequest, CreateResult, ReadResu
 
 from components.dynamic import CloudProvider, gone
 from components.ownership import not_ours
-from components.scaleway.api import Rule, ScalewayClient, Timeouts, same_rules, sbs_root_volume_id
+from components.scaleway.api import Rule, ScalewayClient, same_rules, sbs_root_volume_id
 from components.scaleway.calls import merged
 from components.scaleway.credentials import Credentials
 from components.scaleway.errors import ScalewayError, in_operation
 from components.scaleway.models import SecurityGroup as Group
 from components.scaleway.models import Server as FoundServer
-from components.scaleway.owned import GB, STOP_DEADLINE_S, client_of, delete_server
+from components.scaleway.owned import GB, STOP_DEADLINE_S, client_of, delete_server, timeouts_of
 from components.tags import HOST_TAG, NODE_TAG, OWNER_TAG, PENDING_TAG, value_of
 from fleet.progress import Progress, Stage
 
@@ -58,8 +58,7 @@ class ScalewayProvider(CloudProvider):
     def configure(self, req: ConfigureRequest) -> None:
         super().configure(req)
         self._credentials = Credentials.of_stack(lambda key: req.config.get(f"scaleway:{key}"))
-        seconds = req.config.get("scaleway:timeout")
-        self._timeouts = Timeouts(read_s=float(seconds)) if seconds else Timeouts()
+        self._timeouts = timeouts_of(req.config.get)
 
     @staticmethod
     def explained(error: Exception, operation: str) -> Exception:

@@ -65,9 +65,8 @@ def _check_stack(name: str, *, clouds: bool, on_nodes: bool) -> list[Finding]:
     """Raises PulumiError."""
     from fleet.check import check_keeping  # noqa: PLC0415  --help does without
 
-    nodes.guard_output(name)
-    config, outputs = pulumi.config(name), pulumi.outputs(name)
-    state = pulumi.read("stack", "export", stack=name)
+    state, config = nodes.guard_output(name)
+    outputs = pulumi.outputs(name)
     findings = check_keeping(name, os.environ, Path())
     findings += asyncio.run(look(config, outputs, clouds=clouds, on_nodes=on_nodes))
     return findings + (surplus(state, config) if clouds else [])

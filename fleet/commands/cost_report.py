@@ -36,14 +36,15 @@ def cost_report(
     rate = default_rate() if usd_per_eur is None else ExchangeRate(usd_per_eur, date.today(), "--usd-per-eur")
     now = datetime.now(UTC)
     try:
-        past, complete = history(stack, now)
+        current = pulumi.read("stack", "export", stack=stack)
+        past, complete = history(stack, now, current)
         # What was done to the state by hand is in no history.
-        past.append((now, pulumi.read("stack", "export", stack=stack)))
+        past.append((now, current))
     except pulumi.PulumiError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from error
-    jobs, why_no_jobs = _jobs(stack, past[-1][1], now)
-    surplus, why_no_surplus = _surplus(stack, past[-1][1])
+    jobs, why_no_jobs = _jobs(stack, current, now)
+    surplus, why_no_surplus = _surplus(stack, current)
     bill = report(past, now, jobs=jobs, surplus=surplus, currency=currency, rate=rate)
     missing = {"jobs": why_no_jobs, "what the state does not know": why_no_surplus}
     reasons = [f"{what}: {why}" for what, why in missing.items() if why]
@@ -57,14 +58,13 @@ def cost_report(
         typer.echo(note, err=True)
 
 
-def history(stack: str | None, now: datetime) -> tuple[list[tuple[datetime, State]], bool]:
+def history(stack: str | None, now: datetime, current: State) -> tuple[list[tuple[datetime, State]], bool]:
     """The stack's states of this month and the last one before it, oldest first; and whether that is all.
 
     Pulumi Cloud keeps every state by its version, a file backend as checkpoints. Of other backends there is
     the current state alone. Raises PulumiError.
     """
     month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    current = pulumi.read("stack", "export", stack=stack)
     updates = pulumi.read("stack", "history", "--json", stack=stack)
     ended = [
         (datetime.fromisoformat(entry["endTime"]), entry["version"])

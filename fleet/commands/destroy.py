@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fleet.billing import node_urns, protected
 from fleet.commands import nodes, objects, pulumi
 from fleet.commands.nodes import StackName
+
+if TYPE_CHECKING:
+    from components.owned import Owned
 
 
 def destroy(
@@ -27,7 +32,7 @@ def destroy(
     """
     with nodes.told():
         state = pulumi.read("stack", "export", stack=stack)
-        found = objects.ownership(state, pulumi.config(stack))
+        owner = objects.ownership(state, pulumi.config(stack))
     urns = node_urns(state, node)
     if protected(state, node):
         typer.echo(
@@ -35,7 +40,8 @@ def destroy(
             err=True,
         )
         raise typer.Exit(1)
-    mine = [each for each in (found.everything() if found else []) if each.node == node]
+    with reported():
+        mine = owner.of_node(node) if owner else []
     if not urns and not mine:
         typer.echo(f"fleet: no node {node} in the state or in the clouds", err=True)
         raise typer.Exit(nodes.WRONG_CALL)
@@ -44,17 +50,23 @@ def destroy(
     if not yes:
         typer.echo("Nothing is removed yet; add --yes")
         return
-    remove(state, node, stack)
+    with reported():
+        remove(owner, mine, urns, stack)
 
 
-def remove(state: pulumi.State, node: str, stack: str | None) -> None:
-    """Delete what a node has in its cloud, then drop it from the state; exits with 1 if anything stays."""
-    found = objects.ownership(state, pulumi.config(stack))
+@contextmanager
+def reported() -> Iterator[None]:
+    """Ends the command with the message of what a cloud or the engine refused, and exit code 1."""
     try:
-        if found:
-            found.remove([each for each in found.everything() if each.node == node])
-        if urns := node_urns(state, node):
-            pulumi.destroy(urns, stack=stack)
+        yield
     except Exception as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from error
+
+
+def remove(owner: objects.Ownership | None, mine: list[Owned], urns: list[str], stack: str | None) -> None:
+    """Delete what a node has in its cloud, then drop it from the state. Raises StillThere, PulumiError."""
+    if owner:
+        owner.remove(mine)
+    if urns:
+        pulumi.destroy(urns, stack=stack)

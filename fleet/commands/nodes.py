@@ -42,17 +42,22 @@ OneNode = Annotated[str, typer.Argument(help="Name of the node.", autocompletion
 StackName = Annotated[str | None, typer.Option("--stack", "-s", help="Stack; the selected one if left out.")]
 
 
-def guard_output(stack: str | None) -> None:
-    """Mask what this command prints from now on: it shows what nodes and logs say. Raises PulumiError."""
+def guard_output(stack: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Mask what this command prints from now on: it shows what nodes and logs say. Raises PulumiError.
+
+    Returns what it had to read for that, secrets in clear: the stack's state and its configuration.
+    """
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415  --help does without
 
     from fleet import masking  # noqa: PLC0415
 
     with ThreadPoolExecutor() as both:
-        state = both.submit(pulumi.read, "stack", "export", "--show-secrets", stack=stack)
-        config = both.submit(pulumi.config, stack)
-        known = masking.of_state(state.result()) | masking.of_config(config.result())
+        reading = both.submit(pulumi.read, "stack", "export", "--show-secrets", stack=stack)
+        config = pulumi.config(stack)
+        state = reading.result()
+    known = masking.of_state(state) | masking.of_config(config)
     masking.guard_output(known | masking.of_environment(os.environ))
+    return state, config
 
 
 def find(wanted: str, stack: str | None) -> tuple[FleetNode, ...]:

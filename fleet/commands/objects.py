@@ -44,6 +44,10 @@ class Ownership:
         found: list[Owned] = owned.everything(self.setting, map(owned.Place.parse, self.places), self.owner)
         return found
 
+    def of_node(self, node: str) -> list[Owned]:
+        """What a node has of it."""
+        return [each for each in self.everything() if each.node == node]
+
     def surplus(self) -> list[Owned]:
         """Those that state does not know."""
         return [
@@ -85,6 +89,6 @@ def _ids(resources: list[Mapping[str, Any]]) -> set[str]:
     # A disk that came with its server is known by what the server says of it.
     for entry in resources:
         outputs = entry.get("outputs") or {}
-        ids |= {str(outputs[key]) for key in ("root_volume_id",) if outputs.get(key)}
-        ids |= {str((outputs.get("rootBlockDevice") or {}).get("volumeId", ""))}
+        disk = outputs.get("rootBlockDevice") or {}
+        ids |= {str(outputs.get("root_volume_id") or ""), str(disk.get("volumeId") or "")}
     return ids - {""}

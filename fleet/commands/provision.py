@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fleet.commands import nodes, pulumi
+from fleet.commands import nodes
 from fleet.commands.nodes import Nodes, StackName
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def provision(
     Example: fleet provision 'l4-*' --plan
     """
     with nodes.told():
-        specs = specs_of(nodes.find(wanted, stack), pulumi.config(stack))
-        nodes.guard_output(stack)
+        _, config = nodes.guard_output(stack)
+        specs = specs_of(nodes.find(wanted, stack), config)
     reports = asyncio.run(_run(specs, plan=plan, only=only or [], max_parallel=max_parallel))
     if as_json:
         typer.echo(json.dumps([asdict(report) for report in reports], indent=1))

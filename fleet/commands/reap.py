@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from fleet.billing import State, lifetimes, protected
+from fleet.billing import State, lifetimes, node_urns, protected
 from fleet.commands import pulumi
-from fleet.commands.destroy import remove
+from fleet.commands.destroy import remove, reported
+from fleet.commands.objects import ownership
 from fleet.cost import Lifetime, outlived
 
 
@@ -29,11 +30,16 @@ def reap(
     try:
         state = pulumi.read("stack", "export", stack=stack)
         nodes = pulumi.read("config", "get", "vllm-fleet:nodes", stack=stack)
-        left = reap_stack(state, nodes, datetime.now(UTC), lambda node: remove(state, node, stack), yes=yes)
+        owner = ownership(state, pulumi.config(stack)) if yes else None
     except pulumi.PulumiError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from error
-    if left:
+
+    def destroy(node: str) -> None:
+        with reported():
+            remove(owner, owner.of_node(node) if owner else [], node_urns(state, node), stack)
+
+    if reap_stack(state, nodes, datetime.now(UTC), destroy, yes=yes):
         raise typer.Exit(1)
 
 

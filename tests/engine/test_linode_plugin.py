@@ -46,18 +46,6 @@ MACHINE = """
 """
 
 
-@pytest.fixture(scope="module")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimCloud]:
-    with running_simcloud(tmp_path_factory.mktemp("cloud"), nodes="none") as running:
-        yield running
-
-
-@pytest.fixture
-def cloud(emulator: SimCloud) -> SimCloud:
-    emulator.reset()
-    return emulator
-
-
 @pytest.fixture
 def stack(cloud: SimCloud, pulumi: Callable[..., Stack]) -> Stack:
     env = {**cloud.environment, "USER_DATA": USER_DATA, "KEY": KEY}

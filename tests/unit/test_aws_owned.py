@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from components.aws import ec2, owned
 from components.aws.api import client_of
 from components.owned import Owned, StillThere
 from simcloud import aws
-from simcloud.testing import SimCloud, running_simcloud
+from simcloud.testing import SimCloud
 
 OWNER, LABEL = "0123456789abcdef0123456789abcdef", "test/a"
 UBUNTU = "ami-0d1a0000000000003"
@@ -32,12 +31,6 @@ IAM_REMOVAL = (
     *("DeleteInstanceProfile", "ListRoles", "ListRolePolicies", "DeleteRolePolicy", "DeleteRole"),
 )
 KINDS = ["server", "volume", "volume", "address", "security group", "key pair"]
-
-
-@pytest.fixture(scope="module")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimCloud]:
-    with running_simcloud(tmp_path_factory.mktemp("cloud"), nodes="none") as running:
-        yield running
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,12 @@ from fleet.aws import Credentials, CredentialsError
 from fleet.check import CloudRequest
 from fleet.settings import AwsNode
 from simcloud import aws
-from simcloud.testing import SimCloud, running_simcloud
+from simcloud.testing import SimCloud
 
 ACCOUNT = "123456789012"
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/deploy"
 OTHER_ROLE = f"arn:aws:iam::{ACCOUNT}:role/other"
 SERVICES = ("ec2", "sts", "iam", "ssm")
-
-
-@pytest.fixture(scope="module")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimCloud]:
-    with running_simcloud(tmp_path_factory.mktemp("cloud"), nodes="none") as running:
-        yield running
 
 
 @pytest.fixture

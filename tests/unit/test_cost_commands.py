@@ -287,7 +287,7 @@ def test_reap_leaves_a_protected_node_and_fails_so_that_someone_looks(stack: Sta
 
 def test_a_cost_report_follows_the_versions_of_the_state(stack: Stack) -> None:
     stack.versions = {"1": state(), "2": state(*node("a")), "3": state(*node("a"), *node("b"))}
-    past, complete = cost_report.history(None, NOW)
+    past, complete = cost_report.history(None, NOW, stack.current)
     assert complete
     # The state of 21 October was in force when November began; the one of September no longer.
     assert past == [
@@ -307,7 +307,7 @@ def test_a_cost_report_reads_the_checkpoints_of_a_file_backend(stack: Stack, tmp
         (folder / name).write_text(
             json.dumps({"version": 3, "checkpoint": {"latest": latest}}), encoding="utf-8"
         )
-    past, complete = cost_report.history(None, NOW)
+    past, complete = cost_report.history(None, NOW, stack.current)
     assert complete
     assert [(ended.day, len(billing.billed(seen))) for ended, seen in past] == [(1, 1), (5, 0)]
 

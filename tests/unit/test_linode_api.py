@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,23 +14,11 @@ from components.linode.api import LinodeClient, Profile
 from components.linode.credentials import Credentials, CredentialsError
 from components.linode.errors import LinodeError, mend_of
 from simcloud.linode import DEV_TOKEN
-from simcloud.testing import SimCloud, running_simcloud
+from simcloud.testing import SimCloud
 
 REGION, PLAN = "us-ord", "g2-gpu-rtx4000a1-s"
 MINE, OTHERS = "vllm-fleet-owner=mine", "vllm-fleet-owner=others"
 OPEN = {"inbound": [], "outbound": [], "inbound_policy": "ACCEPT", "outbound_policy": "ACCEPT"}
-
-
-@pytest.fixture(scope="module")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimCloud]:
-    with running_simcloud(tmp_path_factory.mktemp("cloud"), nodes="none") as running:
-        yield running
-
-
-@pytest.fixture
-def cloud(emulator: SimCloud) -> SimCloud:
-    emulator.reset()
-    return emulator
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -24,23 +24,11 @@ from components.linode.succession import (
 )
 from components.ownership import NotOurs
 from simcloud.linode import DEV_TOKEN
-from simcloud.testing import SimCloud, running_simcloud
+from simcloud.testing import SimCloud
 
 REGION, PLAN, IMAGE = "us-ord", "g2-gpu-rtx4000a1-s", "linode/ubuntu24.04"
 OPEN = {"inbound": [], "outbound": [], "inbound_policy": "ACCEPT", "outbound_policy": "ACCEPT"}
 KEY, OTHER_KEY = "ssh-ed25519 AAAAone=", "ssh-ed25519 AAAAother="
-
-
-@pytest.fixture(scope="module")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimCloud]:
-    with running_simcloud(tmp_path_factory.mktemp("cloud"), nodes="none") as running:
-        yield running
-
-
-@pytest.fixture
-def cloud(emulator: SimCloud) -> SimCloud:
-    emulator.reset()
-    return emulator
 
 
 @pytest.fixture

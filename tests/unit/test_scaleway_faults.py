@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +25,7 @@ from components.scaleway import owned, resources
 from components.scaleway.api import ScalewayClient, Timeouts
 from components.scaleway.credentials import Credentials
 from fleet.settings.nodes import SCALEWAY_GPU_IMAGE
-from simcloud.testing import SimCloud, running_simcloud
+from simcloud.testing import SimCloud
 
 ZONE = "fr-par-2"
 SPEED = 20
@@ -38,12 +38,6 @@ FAULTS = (*PASSING, *SPOILT, *REFUSING)
 AGAIN = ("lost_reply", "garbage", "403", "404")
 """Tried also where a call is made for the second time."""
 PARTS = {"server": 1, "volume": 1, "security_group": 1}
-
-
-@pytest.fixture(scope="module")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimCloud]:
-    with running_simcloud(tmp_path_factory.mktemp("cloud"), nodes="none") as running:
-        yield running
 
 
 @pytest.fixture

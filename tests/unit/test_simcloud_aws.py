@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,6 @@ UBUNTU = "ami-0d1a0000000000003"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGqDL2uu2vYdbMQtRIzRPCe7nPLdTm1BrxtX1lA1dVYz me"
 TAGS = [{"Key": "Name", "Value": "a"}, {"Key": "vllm-fleet-node", "Value": "test/a"}]
 LOST = (ConnectionClosedError, EndpointConnectionError)
-
-
-@pytest.fixture(scope="module")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimCloud]:
-    with running_simcloud(tmp_path_factory.mktemp("cloud"), nodes="none") as running:
-        yield running
-
-
-@pytest.fixture
-def cloud(emulator: SimCloud) -> SimCloud:
-    emulator.reset()
-    return emulator
 
 
 @pytest.fixture

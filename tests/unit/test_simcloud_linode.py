@@ -64,18 +64,6 @@ REGION_KEYS = words(
 PAGE_KEYS = words("data page pages results")
 
 
-@pytest.fixture(scope="module")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimCloud]:
-    with running_simcloud(tmp_path_factory.mktemp("cloud"), nodes="none") as running:
-        yield running
-
-
-@pytest.fixture
-def cloud(emulator: SimCloud) -> SimCloud:
-    emulator.reset()
-    return emulator
-
-
 class Sdk:
     """The vendor's client of one emulator."""
 

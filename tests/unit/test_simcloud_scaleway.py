@@ -77,18 +77,6 @@ TYPE_KEYS = words(
 )
 
 
-@pytest.fixture(scope="module")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimCloud]:
-    with running_simcloud(tmp_path_factory.mktemp("cloud"), nodes="none") as running:
-        yield running
-
-
-@pytest.fixture
-def cloud(emulator: SimCloud) -> SimCloud:
-    emulator.reset()
-    return emulator
-
-
 class Sdk:
     """The vendor's client of one emulator."""
 

@@ -147,13 +147,18 @@ async def retire(
     The retirement depends on no node in the engine's eyes: the engine would keep it for a node that failed
     while it deletes another from the state, and then refuse that state as inconsistent.
     """
-    statuses = [*(node.status for node in nodes.values()), *(each.status for each in clusters.values())]
+    # The nodes' own retirements come first: two at work on one object would be in each other's way.
+    awaited = [
+        *(node.status for node in nodes.values()),
+        *(node.retired for node in nodes.values() if node.retired),
+        *(cluster.status for cluster in clusters.values()),
+    ]
     objects = [
         *(id_ for node in nodes.values() for id_ in node.objects),
         *(cluster.network for cluster in clusters.values()),
     ]
     serving = pulumi.runtime.is_dry_run() or all(
-        [await pulumi.Output.from_input(each).is_known() for each in statuses]
+        [await pulumi.Output.from_input(each).is_known() for each in awaited]
     )
     Retirement(
         "retirement",

@@ -126,6 +126,8 @@ class GpuNode(pulumi.ComponentResource):
     """`ready` when the gate passed; `provisioned` when it is switched off; `dry run`; `in cluster NAME`."""
     rollout: pulumi.Resource
     """Brings what is served up to date; what depends on it waits for that."""
+    retired: Output[str] | None = None
+    """Known once nothing is left of the machine before; None where the stack's own retirement sees to it."""
     objects: Sequence[Input[str]]
     """Ids of everything in the cloud that the node consists of."""
     membership: Membership | None
@@ -182,13 +184,14 @@ class GpuNode(pulumi.ComponentResource):
         self.status, self.rollout, self.membership = served.status, served.rollout, None
         if not args.node.serving.dry_run:
             # Of a cluster's machine, whose gate is the cluster's, the stack's own retirement takes care.
-            Retirement(
+            retirement = Retirement(
                 f"{name}-retirement",
                 owner=args.owner,
                 keep=machine.objects,
                 node=args.node.name,
                 opts=pulumi.ResourceOptions(parent=self, depends_on=[served.gate or served.rollout]),
             )
+            self.retired = retirement.id
 
     def _join(self, name: str, args: GpuNodeArgs, machine: Machine) -> None:
         from components.ray_cluster import Membership  # noqa: PLC0415  few stacks have a cluster

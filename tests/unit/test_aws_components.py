@@ -10,7 +10,7 @@ import pytest
 
 from components.aws import ec2, owned
 from components.aws.api import AwsError, CredentialsError, client
-from components.aws.resources import FirstBootProvider
+from components.aws.resources import FirstBootProvider, machine_in_state
 from fleet.aws import Credentials
 from simcloud import aws
 from simcloud.testing import SimCloud, running_simcloud
@@ -214,3 +214,22 @@ def test_a_first_boot_describes_the_machine_that_was_adopted(
     # The one it was decided for is there: it stays.
     launched_for(api, "test/adopted", "decided-anew", once_in_state=False)
     assert FirstBootProvider().read("id", props).outs == props
+
+
+async def test_a_state_that_is_being_written_is_read_once_it_is_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The engine truncates a state in a file before it writes it: a reader may find it empty."""
+    urn, half_written = "urn:pulumi:test::fleet::aws:ec2/instance:Instance::a-server", 2
+    asked = []
+
+    async def invoke(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        asked.append(function)
+        if len(asked) <= half_written:
+            raise Exception("failed to load checkpoint: EOF")
+        return {"outputs": {urn: {"outputs": {"arn": "arn:aws:ec2:us-east-1:1:instance/i-1"}}}}
+
+    monkeypatch.setattr("pulumi.runtime.invoke_async", invoke)
+
+    assert await machine_in_state(urn) == "i-1"
+    assert asked == ["pulumi:pulumi:readStackResourceOutputs"] * (half_written + 1)

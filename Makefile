@@ -21,7 +21,7 @@ ACTIONLINT = { command -v go >/dev/null || { echo >&2 'missing: Go, which builds
 	&& go -C tools/actionlint tool actionlint $(CURDIR)/.github/workflows/*.yml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup env demo demo-vm demo-break demo-down test test-kills test-boot test-vm fuzz check schema format preview up-stack drift reap reap-jobs bench bench-boot clean
+.PHONY: help setup env demo demo-vm demo-break demo-down test test-kills test-faults test-boot test-vm fuzz check schema format preview up-stack drift reap reap-jobs bench bench-boot clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,11 +44,14 @@ demo-break: ## switch the demo's server off behind Pulumi's back
 demo-down: ## destroy the demo's node and stop the embedded cloud
 	@$(ON_DEV) python -m tools.demo down
 
-test: ## run every test but those that boot a virtual machine, and all the trials that kill the engine
-	@$(WITH) pytest -n 2 --dist worksteal -m "not vm and not kills"
+test: ## run every test but those that boot a virtual machine, and the long rows of trials below
+	@$(WITH) pytest -n 2 --dist worksteal -m "not vm and not kills and not faults"
 
 test-kills: ## kill the engine at every moment of up, rollout, replacement and destroy
-	@$(WITH) pytest -n 2 --dist worksteal tests/engine/test_kill.py tests/engine/test_kill_trials.py
+	@$(WITH) pytest -n 2 --dist worksteal tests/engine -k kill
+
+test-faults: ## spoil, refuse, delay and lose every reply of every cloud, from creation to destroy
+	@$(WITH) pytest -n 2 --dist worksteal tests/unit tests/engine -m faults
 
 test-boot: ## boot a virtual machine for each cloud, from pulumi up to ready; judge every rendered user data
 	@$(WITH) pytest tests/vm/test_rendered_variants.py tests/engine/test_boots.py

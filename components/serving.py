@@ -10,7 +10,7 @@ import pulumi
 from pulumi import Input, Output, ResourceOptions
 
 from components.command import reached_at, run_module
-from fleet import compose, layout, settings
+from fleet import compose, layout, served_files, settings
 from fleet.gateway import Gateway
 from fleet.userdata import WEIGHT_FLAGS
 
@@ -51,6 +51,7 @@ class ServedModel(pulumi.ComponentResource):
                 "compose": _compose_file(args),
                 "environment": compose.env_file(compose.plain_environment(serving)),
                 "owner": f"{pulumi.get_project()}/{pulumi.get_stack()}",
+                **_files(serving),
                 "prefetch": _fetched_ahead(serving),
                 "min_free_gb": args.rollout.min_free_disk_gb,
                 "replace": args.rollout.replace,
@@ -117,7 +118,17 @@ def _with_gateway(reached: Output[dict[str, object]], args: GpuNodeArgs) -> Outp
 
 
 def _compose_file(args: GpuNodeArgs, door: Gateway | None = None) -> str:
-    return compose.compose_file(args.node.serving, door, args.secrets.environment, args.network)
+    serving = args.node.serving
+    digest = served_files.digest(serving.files)
+    return compose.compose_file(serving, door, args.secrets.environment, args.network, digest)
+
+
+def _files(serving: settings.Serving) -> dict[str, object]:
+    """What the rollout is told of the files that the model is served with."""
+    if not serving.files:
+        return {}
+    named = [{"name": name, "source": str(source)} for name, source in sorted(serving.files.items())]
+    return {"files": named, "files_digest": served_files.digest(serving.files)}
 
 
 def _secret_environment(args: GpuNodeArgs) -> Input[str]:

@@ -55,7 +55,7 @@ def problem(operation: Event, status: int, parsed: Mapping[str, Any]) -> str:
     if error.get("Code") == UNREADABLE:
         return str(error["Message"])
     shape = operation.output_shape
-    # What a deletion answers beside its success depends on the age of the API; the next look shows its effect.
+    # What a deletion answers depends on the age of the API; the next look shows its effect.
     if status >= 300 or shape is None or not shape.members or operation.name.startswith("Delete"):
         return ""
     if not parsed.keys() & shape.members.keys():

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -21,6 +22,7 @@ from fleet.cost import HOURS_PER_MONTH, Cost, check_budget
 from fleet.fit import DEFAULT_VERSION, Architecture, FitReport, FitRequest, gpu, plan
 from fleet.fit.compatibility import compatible
 from fleet.fit.flags import supported
+from fleet.fit.memory import GIB
 from fleet.settings import Jobs, Node, Problem, Secrets, Serving, SettingsError, StackSettings
 
 MAX_SWAP_SHARE = 0.7
@@ -147,6 +149,8 @@ def find_model(serving: Serving, secrets: Secrets, *, ask_hub: bool = True) -> M
     try:
         if given is not None:
             return _model_of_file(str(given.config.expanduser()), given.weights_gib)
+        if folder := serving.model_folder:
+            return _model_of_file(str(folder / "config.json"), _weights_gib(folder))
         return _model_of_name(serving.model, token, ask_hub)
     except (OSError, ValueError) as error:
         raise UnknownModelError(
@@ -338,6 +342,11 @@ def _model_of_file(path: str, weights_gib: float | None) -> Model:
     if not isinstance(config, dict):
         raise ValueError(f"{path} is not a JSON object")
     return Model(Architecture.from_config(config), weights_gib)
+
+
+def _weights_gib(folder: Path) -> float | None:
+    """Size of the weights in a model's folder, as vLLM loads them; None where there are none."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / GIB or None
 
 
 _unknown: dict[str, str] = {}

@@ -16,6 +16,7 @@ from fleet import gateway, layout
 from fleet import network as networks
 from fleet.fit.flags import supported
 from fleet.gateway import Gateway
+from fleet.served_files import MOUNT
 from fleet.settings import DIRECT, Network, Secrets, Serving
 
 DOCKER_HUB = "https://index.docker.io/v1/"
@@ -68,10 +69,12 @@ def compose_document(
     door: Gateway | None = None,
     secret_names: Iterable[str] = (),
     network: Network = DIRECT,
+    files: str = "",
 ) -> dict[str, Any]:
     """The compose file as a document: plain compose, no Swarm keys. With `door`, a gateway before vLLM.
 
-    `secret_names` are the variables of `.env` that vLLM's container is given beside its own.
+    `secret_names` are the variables of `.env` that vLLM's container is given beside its own; `files` is the
+    digest of `serving.files`, empty without any.
     """
     own = {
         # Those of .env that are vLLM's; a name without a value is what .env says, or nothing.
@@ -81,6 +84,7 @@ def compose_document(
     }
     fetching = networks.environment(network)
     trusted = [f"{networks.BUNDLE_PATH}:{networks.BUNDLE_PATH}:ro"] if network.ca_certificates else []
+    delivered = [f"{layout.FILES_DIRECTORY}/{files}:{MOUNT}:ro"] if files else []
     given = {name: _literal(value) for name, value in serving.environment.items()}
     vllm = {
         "image": serving.image,
@@ -93,7 +97,12 @@ def compose_document(
         # Settings refuse these names; here, too, ours are what counts.
         "environment": {**own, **fetching, **given, **own},
         "ports": [f"127.0.0.1:{PORT}:{PORT}"],
-        "volumes": [f"{layout.MODELS_DIRECTORY}:/models", f"{layout.CACHE_DIRECTORY}:/cache", *trusted],
+        "volumes": [
+            f"{layout.MODELS_DIRECTORY}:/models",
+            f"{layout.CACHE_DIRECTORY}:/cache",
+            *delivered,
+            *trusted,
+        ],
         "command": serve_arguments(serving),
         "healthcheck": {
             "test": ["CMD", "curl", "-fsS", "-m", "5", f"http://127.0.0.1:{PORT}/health"],
@@ -131,11 +140,12 @@ def compose_file(
     door: Gateway | None = None,
     secret_names: Iterable[str] = (),
     network: Network = DIRECT,
+    files: str = "",
 ) -> str:
     """`/opt/llm/docker-compose.yml`, deterministic."""
     # By libyaml: a preview of a fleet waits for it.
     return yaml.dump(
-        compose_document(serving, door, secret_names, network),
+        compose_document(serving, door, secret_names, network, files),
         Dumper=yaml.CSafeDumper,
         sort_keys=False,
         allow_unicode=True,

@@ -14,6 +14,8 @@ STAGES_PATH = "/var/lib/vllm-fleet/stages.jsonl"
 """One JSON object a line for each step of the boot: stage, at (Unix seconds), seconds."""
 MODELS_DIRECTORY = "/var/lib/llm/models"
 """Downloaded weights; kept over rollouts."""
+FILES_DIRECTORY = "/var/lib/llm/files"
+"""Files delivered with releases, each release's in a folder named by their content."""
 CACHE_DIRECTORY = "/var/lib/llm/cache"
 """vLLM's compile cache; kept over rollouts."""
 AGENT_PORT = 8080
@@ -64,7 +66,7 @@ def deletion_problem(destination: str) -> str | None:
     if unclear := re.search(r"[^\w./@%+=:, -]", destination):
         return f"holds {unclear[0]!r}, which the node may read as something else; give a plain path"
     place = posixpath.normpath(f"/{destination.lstrip('/')}")
-    above = (*_SHARED, *_PARENTS, DIRECTORY, MODELS_DIRECTORY, CACHE_DIRECTORY)
+    above = (*_SHARED, *_PARENTS, DIRECTORY, MODELS_DIRECTORY, CACHE_DIRECTORY, FILES_DIRECTORY)
     if place == "/" or any(f"{each}/".startswith(f"{place}/") for each in above):
         return f"leads to {place}, which holds more than this sync; give a folder of its own, as /srv/files"
     if shared := next((each for each in _SHARED if f"{place}/".startswith(f"{each}/")), None):

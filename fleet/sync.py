@@ -19,6 +19,7 @@ MISSING_THERE = (
 )
 COMMAND_NOT_FOUND = 127
 CONNECT_TIMEOUT_S = 15
+CONTENT_ALONE = ("--copy-links", "--no-owner", "--no-group", "--chmod=D755,F644", "--partial")
 SILENCE_TIMEOUT_S = 60
 """Seconds without a byte after which rsync gives a node up."""
 
@@ -42,6 +43,8 @@ class Copy:
     delete: bool = False
     """Remove at the destination what the source does not have."""
     dry_run: bool = False
+    content_alone: bool = False
+    """Files as links lead to them, readable to all, whoever owns them here; what was cut off goes on."""
 
     def __post_init__(self) -> None:
         """Raises InventoryError where files of others would be deleted."""
@@ -77,6 +80,7 @@ def rsync(target: Target, copy: Copy) -> list[str]:
         *([] if target.user == "root" else ["--rsync-path", "sudo -n rsync"]),
         *(f"--exclude={pattern}" for pattern in copy.excludes),
         *(["--delete"] if copy.delete else []),
+        *(CONTENT_ALONE if copy.content_alone else []),
         *(["--dry-run"] if copy.dry_run else []),
         *("--", copy.source, f"{target.user}@{target.host}:{copy.destination}"),
     ]

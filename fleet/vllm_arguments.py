@@ -7,6 +7,8 @@ of arguments says asks here.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -57,14 +59,35 @@ READ_HERE = (
     "--max-num-batched-tokens",
     "--pipeline-parallel-size",
     "--revision",
-    "--download-dir",
     "--load-format",
-    "--hf-config-path",
-    "--tokenizer",
 )
 """More flags that something in this project acts upon."""
 
-_NAMES = frozenset({*OWNED, *FIXED, *READ_HERE, *KNOWN_FLAGS})
+PATHS = (
+    "--allowed-local-media-path",
+    "--chat-template",
+    "--download-dir",
+    "--generation-config",
+    "--hf-config-path",
+    "--io-processor-plugin",
+    "--log-config-file",
+    "--lora-modules",
+    "--mm-encoder-fp8-scale-path",
+    "--mm-encoder-fp8-scale-save-path",
+    "--model-loader-extra-config",
+    "--prompt-adapters",
+    "--qlora-adapter-name-or-path",
+    "--quantization-param-path",
+    "--reasoning-parser-plugin",
+    "--spec-model",
+    "--speculative-config",
+    "--speculative-model",
+    "--tokenizer",
+    "--tool-parser-plugin",
+)
+"""Flags whose values are paths, or hold some, of any release that is known here."""
+
+_NAMES = frozenset({*OWNED, *FIXED, *PATHS, *READ_HERE, *KNOWN_FLAGS})
 
 
 @dataclass(frozen=True)
@@ -100,6 +123,44 @@ def read(words: Sequence[str]) -> Iterator[Argument]:
 def values(words: Sequence[str]) -> dict[str, str | None]:
     """The value of each flag; of one that is given twice the last, as the parser has it."""
     return {each.flag: each.value for each in read(words)}
+
+
+def paths(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The absolute and home paths, and those from `./`, that flags name, each with its flag as written.
+
+    A dotted key (`--speculative-config.model /x`) belongs to its flag, and so does what JSON holds.
+    """
+    for each in read(words):
+        if each.value is None or each.flag.partition(".")[0] not in PATHS:
+            continue
+        if each.flag == "--chat-template" and re.search(r"[{}\n]", each.value):
+            continue  # the template itself, as vLLM takes it
+        for text in _texts(each.value):
+            if re.match(r"[/~]|\.\.?/", text):
+                yield each.written, text
+
+
+def _texts(value: str) -> Iterator[str]:
+    """The single texts in a flag's value: words, what follows a name and =, strings in JSON."""
+    rest = value.strip()
+    while rest:
+        try:
+            document, end = json.JSONDecoder().raw_decode(rest)
+        except ValueError:
+            word, _, rest = rest.partition(" ")
+            yield word.partition("=")[2] or word
+        else:
+            yield from _strings(document)
+            rest = rest[end:]
+        rest = rest.lstrip()
+
+
+def _strings(document: object) -> Iterator[str]:
+    if isinstance(document, str):
+        yield document
+    elif isinstance(document, dict | list):
+        for each in document.values() if isinstance(document, dict) else document:
+            yield from _strings(each)
 
 
 def abbreviated(flag: str) -> str | None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         plugin_pb2,
         provider_pb2,
         provider_pb2_grpc,
+        status_pb2,
     )
 else:
     sdk = find_spec("pulumi")
@@ -33,6 +34,7 @@ else:
         plugin_pb2,
         provider_pb2,
         provider_pb2_grpc,
+        status_pb2,
     )
 
     sys.path.pop(0)
@@ -45,4 +47,5 @@ __all__ = [
     "plugin_pb2",
     "provider_pb2",
     "provider_pb2_grpc",
+    "status_pb2",
 ]

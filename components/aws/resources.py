@@ -214,14 +214,15 @@ class PowerProvider(AwsProvider):
         progress.reached(Stage.PROVIDER_START, str(found["Placement"]["AvailabilityZone"]))
         progress.reached(Stage.PROVIDER_GET_IP, str(found.get("PublicIpAddress", "")))
         progress.reached(Stage.PROVIDER_SECURITY_GROUP)
-        return CreateResult(props["instance_id"], self._seen(props, found))
+        # Not the machine's own id, by which commands see whether state knows the machine.
+        return CreateResult(f"power/{props['instance_id']}", self._seen(props, found))
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
-        found = ec2.instance(self.ec2(props), id_)
+        found = ec2.instance(self.ec2(props), props["instance_id"])
         return gone() if found is None else ReadResult(id_, self._seen(props, found))
 
     def update(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
-        return UpdateResult(self._seen(news, ec2.start(self.ec2(news), id_)))
+        return UpdateResult(self._seen(news, ec2.start(self.ec2(news), news["instance_id"])))
 
     def delete(self, id_: str, props: dict[str, Any]) -> None:
         """Nothing: the machine goes once its successor serves, or with the stack."""
@@ -375,7 +376,7 @@ async def machine_in_state(urn: str) -> str:
     patient = AsyncRetrying(
         stop=stop_after_delay(STATE_READ_S), wait=wait_exponential(multiplier=0.05, max=2), reraise=True
     )
-    reply = await patient(
+    reply: Any = await patient(
         pulumi.runtime.invoke_async, "pulumi:pulumi:readStackResourceOutputs", {"stackName": stack}
     )
     known = ((reply or {}).get("outputs") or {}).get(urn) or {}

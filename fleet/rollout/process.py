@@ -23,7 +23,7 @@ from fleet.gateway import UNNOTICED_S
 from fleet.layout import DIRECTORY, GATEWAY_CHECK_PORT
 from fleet.masking import mask_of
 from fleet.progress import SYSTEM_CLOCK, Clock, Progress, Stage, pause_s
-from fleet.rollout import preflight
+from fleet.rollout import files, preflight
 from fleet.rollout.gating import Within, indented, verdict
 from fleet.rollout.release import SERVICE, Release, Unreadable, differences
 from fleet.rollout.session import Session
@@ -243,6 +243,10 @@ class _Rollout:
             raise RolloutFailed(self._headline(self._listed(problems)))
         if self._spec.dry_run:
             return Outcome("", "dry run: nothing is served yet, the files would be delivered")
+        try:
+            await self._send_files()
+        except files.NotDelivered as error:
+            raise RolloutFailed(self._headline(self._explained(error))) from None
         await self._store.put_in_place(self._release)
         state = (await self._node.run(["systemctl", "is-active", UNIT], check=False)).stdout.strip()
         if there and state not in {"inactive", "unknown"}:
@@ -264,11 +268,12 @@ class _Rollout:
             folder = await self._store.keep(self._release)
             self._begin("validate")
             await self._compose(folder, "config", "-q")
+            await self._send_files()
             self._begin("pull")
             await self._compose(folder, "pull", "--quiet", timeout_s=PULL_S)
             self._begin("prefetch")
             await self._prefetch(folder)
-        except (Failed, _Refused, CommandFailed, Timeout) as error:
+        except (Failed, _Refused, files.NotDelivered, CommandFailed, Timeout) as error:
             why = self._explained(error)
             if self._phase != "preflight" and self._release.digest != served.digest:
                 await self._store.drop(self._release.digest)
@@ -277,6 +282,11 @@ class _Rollout:
                 f"{self._headline(why)}\n  node:  nothing was switched; release {served.digest} "
                 f"{verdict(report)}"
             ) from None
+
+    async def _send_files(self) -> None:
+        if self._spec.files:
+            self._begin("files")
+            await files.send(self._node, self._spec, self._say)
 
     async def _check(self, served: Release) -> None:
         problems = list(preflight.of_files(self._release))
@@ -492,6 +502,8 @@ class _Rollout:
         """Why it failed, for people."""
         if isinstance(error, _Refused):
             return self._listed(error.problems)
+        if isinstance(error, files.NotDelivered):
+            return self._listed([str(error)])
         if isinstance(error, _NotReady):
             return indented(error.report.diagnosis)
         if isinstance(error, Failed):

@@ -14,6 +14,7 @@ import yaml
 
 from fleet import gateway
 from fleet.layout import COMPOSE_PATH, ENV_PATH
+from fleet.served_files import MOUNT
 
 SERVICE = "vllm"
 """The service of the compose file that serves the model."""
@@ -72,6 +73,15 @@ class Release:
     def images(self) -> list[str]:
         """The image of every service."""
         return [str(service.get("image", "")) for service in self.services.values()]
+
+    @property
+    def files(self) -> str:
+        """The digest of the files that are delivered with it; empty for none."""
+        for volume in self.services[SERVICE].get("volumes") or ():
+            source, _, target = str(volume).partition(":")
+            if target.partition(":")[0] == MOUNT:
+                return source.rpartition("/")[2]
+        return ""
 
     @property
     def container(self) -> str:

@@ -32,6 +32,15 @@ class Queue:
 
 
 @dataclass(frozen=True)
+class ServedFile:
+    """A file or folder of this machine that a release serves with."""
+
+    name: str
+    """Below `/files` in vLLM's container."""
+    source: Path
+
+
+@dataclass(frozen=True)
 class RolloutSpec:
     """What a node is to serve, how to reach it, and how to get there."""
 
@@ -44,6 +53,9 @@ class RolloutSpec:
     """The lines of `.env` that are no secret."""
     owner: str = "vllm-fleet"
     """Who rolls out: project/stack. The same owner takes its own unfinished rollout up again at once."""
+    files: tuple[ServedFile, ...] = ()
+    files_digest: str = ""
+    """Of their content when the update began; the folder's name on the node."""
     prefetch: str = ""
     """Model to download before the switch; empty: vLLM fetches what it needs."""
     min_free_gb: float = 100.0

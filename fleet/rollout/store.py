@@ -9,12 +9,19 @@ from __future__ import annotations
 import json
 import secrets
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fleet.layout import COMPOSE_PATH, DIRECTORY, DOCKER_CONFIG_PATH, ENV_PATH, UNITS_DIRECTORY
+from fleet.layout import (
+    COMPOSE_PATH,
+    DIRECTORY,
+    DOCKER_CONFIG_PATH,
+    ENV_PATH,
+    FILES_DIRECTORY,
+    UNITS_DIRECTORY,
+)
 from fleet.layout import ROLLOUT_DIRECTORY as ROLLOUT
 from fleet.progress import SYSTEM_CLOCK, Clock, pause_s
 from fleet.rollout.release import Release
@@ -38,6 +45,9 @@ WATCHDOG_FILES = {
 }
 
 RELEASES_KEPT = 5
+
+REMOVAL_S = 300.0
+"""Seconds for the removal of files: a model's weights among them."""
 
 BEAT_S = 15.0
 """Seconds between two signs of life of a rollout."""
@@ -192,6 +202,16 @@ class Store:
         for digest in there.stdout.split():
             if digest not in served.history:
                 await self.drop(digest)
+        await self._drop_files(served.history)
+
+    async def _drop_files(self, history: Iterable[str]) -> None:
+        """Forget the files that no release kept serves with."""
+        there = await self._session.run(["ls", "-1", FILES_DIRECTORY], check=False)
+        if not (found := there.stdout.split()):
+            return
+        kept = [release.files for digest in history if (release := await self.release(digest))]
+        if unused := [f"{FILES_DIRECTORY}/{name}" for name in found if name not in kept]:
+            await self._session.run(["rm", "-rf", "--", *unused], timeout_s=REMOVAL_S)
 
     async def _write_served(self, served: Served) -> None:
         await self._session.write_file(SERVED, json.dumps(asdict(served)).encode(), mode=0o644)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
 from pydantic import SecretStr
 
+from fleet.served_files import MOUNT
 from fleet.settings.expose import Expose, certificate_problem
-from fleet.settings.problems import Problem
+from fleet.settings.problems import Problem, printable
 from fleet.settings.ray import RayMachines
 from fleet.settings.stack import WATCHING_CONTAINERS, WATCHING_PORTS, Secrets, StackSettings
+from fleet.vllm_arguments import paths
+
+IN_CONTAINER = ("/models/", "/cache/", "/vllm-workspace/", "/tmp/", "/dev/shm/")  # noqa: S108  (not ours)
+"""Folders of vLLM's container in which something may be: mounted, the image's own, or made by vLLM."""
 
 LEFT_TO_NETWORK = "leave it out; network.no_proxy names what is reached directly"
 
@@ -30,6 +36,7 @@ def disagreements(
     if settings.expose is not None:
         yield from _gateway(settings.expose, settings.ray, names)
     yield from _containers(settings)
+    yield from _served_files(settings)
     if settings.secrets is not None:
         yield from _variables(settings, settings.secrets)
         yield from _keys(settings.expose, settings.secrets)
@@ -76,6 +83,46 @@ def _containers(settings: StackSettings) -> Iterator[Problem]:
             fix = f"leave it out, or write for example vllm-{machine.name}"
             yield Problem("serving.container_name", problem, fix, name)
             return
+
+
+def _served_files(settings: StackSettings) -> Iterator[Problem]:
+    """What vLLM is to read in its container is where the container sees something."""
+    for cluster in settings.ray:
+        if cluster.serving.files:
+            problem = f"vLLM of the Ray cluster {cluster.name} runs without a container that could see them"
+            yield Problem("serving.files", problem, "leave it out; provision.files copies to the machines")
+            return
+    for node in settings.nodes:
+        serving = node.serving
+        if serving.files and settings.secrets and settings.secrets.delivery == "cloud-init":
+            problem = "are delivered over SSH, so a node must not begin to serve by its user data"
+            yield Problem("serving.files", problem, "set secrets.delivery: ssh")
+            return
+        named = [("serving.model", "", serving.model)] if serving.model.startswith("/") else []
+        named += [("serving.extra_args", f"{flag} ", path) for flag, path in paths(serving.extra_args)]
+        for field, flag, path in named:
+            if wrong := _not_mounted(path, serving.files):
+                yield Problem(field, f"{flag}{printable(path)} of {node.name} {wrong[0]}", wrong[1], path)
+
+
+def _not_mounted(path: str, files: Collection[str]) -> tuple[str, str] | None:
+    """What is wrong with a path in vLLM's container, and the fix; None where something may be there."""
+    whole = posixpath.normpath(path)
+    top, name = [*whole.split("/"), "", ""][1:3]
+    if whole.startswith("/") and top == MOUNT.removeprefix("/"):
+        if name in files or (not name and files):
+            return None
+        known = f"; there are {', '.join(sorted(files))}" if files else ""
+        fix = f"add it: serving.files: {{{name or 'NAME'}: ./local/path}}{known}"
+        return "is in no entry of serving.files", fix
+    if whole.startswith(IN_CONTAINER):
+        return None
+    last = posixpath.basename(whole) or "NAME"
+    return (
+        "is not a path that vLLM's container has",
+        f"deliver it: serving.files: {{{last}: {printable(path)}}}, and write {MOUNT}/{last} here; weights "
+        f"on the node are in /models, and what the image brings in /vllm-workspace",
+    )
 
 
 def _variables(settings: StackSettings, secrets: Secrets) -> Iterator[Problem]:

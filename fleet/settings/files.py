@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from fleet.settings.nodes import AwsNode, LinodeNode
+from fleet.served_files import FilesError, listed
+from fleet.settings.nodes import AwsNode, BaseNode, LinodeNode
 from fleet.settings.problems import Problem, printable
 from fleet.settings.stack import StackSettings
 from fleet.ssh_key import NoPublicKey, has_passphrase, in_agent, is_public, public_key
+from fleet.sync import RsyncMissing
 
 
 def file_problems(settings: StackSettings, positions: Mapping[str, Sequence[int]]) -> Iterator[Problem]:
@@ -32,6 +35,8 @@ def file_problems(settings: StackSettings, positions: Mapping[str, Sequence[int]
                     printable(given.config),
                 )
             ] = None
+        for problem in _served(settings, position, node):
+            found[problem] = None
         where = "provision" if node.provision == settings.provision else f"nodes[{position}].provision"
         for key, path, folder_will_do in node.provision.local_paths():
             name = printable(path)
@@ -42,7 +47,34 @@ def file_problems(settings: StackSettings, positions: Mapping[str, Sequence[int]
                 found[
                     Problem(f"{where}.{key}", f"{name} is not a file", "give the path of your script", name)
                 ] = None
+    copied = [node.name for node in settings.nodes if node.serving.files or node.provision.files]
+    if copied and shutil.which("rsync") is None:
+        where = "serving.files" if any(node.serving.files for node in settings.nodes) else "provision.files"
+        yield Problem.said(where, str(RsyncMissing()))
     yield from found
+
+
+def _served(settings: StackSettings, position: int, node: BaseNode) -> Iterator[Problem]:
+    """What of `serving.files` is not there, or cannot be delivered."""
+    shared = settings.serving is not None and settings.serving.files == node.serving.files
+    where = "serving.files" if shared else f"nodes[{position}].serving.files"
+    for name, path in node.serving.files.items():
+        shown = printable(path)
+        if not exists(path):
+            yield Problem(
+                f"{where}.{name}", f"{shown} is not there", "give the path of a file or folder", shown
+            )
+            continue
+        try:
+            empty = not any(True for _ in listed(name, path))
+        except FilesError as error:
+            yield Problem.said(f"{where}.{name}", str(error), shown)
+        except OSError as error:
+            reason = f"{shown} cannot be read ({error.strerror})"
+            yield Problem(f"{where}.{name}", reason, "make it readable to you", shown)
+        else:
+            if empty:
+                yield Problem(f"{where}.{name}", f"{shown} holds no file", "leave it out", shown)
 
 
 def is_file(path: Path) -> bool:

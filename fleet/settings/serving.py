@@ -11,11 +11,13 @@ from fleet import vllm_arguments
 from fleet.fit.flags import unsupported_flag
 from fleet.fit.versions import VllmVersion
 from fleet.layout import GATEWAY_CHECK_PORT
+from fleet.served_files import MOUNT
 from fleet.settings.images import PinnedImage
 from fleet.settings.section import Section
 from fleet.settings.values import (
     ContainerEnvironment,
     ModelReference,
+    ServedFiles,
     VisibleDevices,
     VllmArguments,
     wrong,
@@ -75,6 +77,9 @@ class Serving(Section):
     """Most requests in one batch; vLLM's default if left out."""
     swap_space_gb: int | None = Field(default=None, ge=0, le=1024)
     """CPU swap per GPU in GiB; only vLLM before 0.18 has it."""
+    files: ServedFiles = Field(default_factory=dict)
+    """Files and folders of this machine that vLLM sees as `/files/NAME`, by that name: chat templates,
+    adapters, weights. They are delivered over SSH, with checksums, before what is served is switched."""
     extra_args: VllmArguments = ()
     """More `vllm serve` arguments, as a list of words."""
     environment: ContainerEnvironment = Field(default_factory=dict)
@@ -100,6 +105,13 @@ class Serving(Section):
     def served_name(self) -> str:
         """The model name a client puts in its requests."""
         return self.served_model_name or self.model
+
+    @property
+    def model_folder(self) -> Path | None:
+        """Where the model lies on this machine, of one that is delivered by `files`."""
+        top, _, inside = self.model.removeprefix(f"{MOUNT}/").partition("/")
+        delivered = self.model.startswith(f"{MOUNT}/") and top in self.files
+        return self.files[top].expanduser() / inside if delivered else None
 
     @property
     def vllm_version(self) -> VllmVersion | None:

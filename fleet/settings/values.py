@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import unicodedata
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
@@ -116,6 +117,16 @@ def _model_reference(value: str) -> str:
         raise wrong(
             "is neither a Hugging Face model (owner/name) nor an absolute path; write it like Qwen/Qwen3-8B"
         )
+    return value
+
+
+def _served_files(value: dict[str, Path]) -> dict[str, Path]:
+    for name in value:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+            raise wrong(
+                "has the name {name}, which is not one in /files; use letters, digits and . _ - alone",
+                name=name,
+            )
     return value
 
 
@@ -268,6 +279,7 @@ HuggingFaceToken = Annotated[SecretStr, AfterValidator(_hf_token)]
 
 
 ModelReference = Annotated[str, AfterValidator(_model_reference)]
+ServedFiles = Annotated[dict[str, Path], AfterValidator(_served_files)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 VllmArguments = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_extra_args)]
 Environment = Annotated[dict[str, str], AfterValidator(_environment)]

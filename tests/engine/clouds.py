@@ -17,7 +17,7 @@ from simcloud.testing import SimCloud
 PASSING = ("429", "500", "503", "timeout", "reset", "lost_reply")
 """Faults that are over when the same call is sent again."""
 LASTING = ("403", "quota", "out_of_stock")
-READ_TIMEOUT_S = "2"
+READ_TIMEOUT_S = "3"
 """How long the clients wait for a reply in a test: no call of an embedded cloud takes as long."""
 
 

@@ -36,6 +36,13 @@ every_cloud = pytest.mark.parametrize("fleet", CLOUDS, indirect=True)
 every_ready_cloud = pytest.mark.parametrize("ready_fleet", CLOUDS, indirect=True, scope="module")
 
 
+def each_cloud_in_turn(mark: pytest.MarkDecorator) -> pytest.MarkDecorator:
+    """Every cloud, of which one is tried every day and the others on demand."""
+    first, *others = CLOUDS
+    chosen = [first, *(pytest.param(name, marks=mark) for name in others)]
+    return pytest.mark.parametrize("fleet", chosen, indirect=True)
+
+
 class Fleet:
     """A stack of this project on the embedded clouds; its nodes are on one of them."""
 

@@ -54,6 +54,7 @@ def test_a_lost_machine_is_seen_everywhere_and_adopted_before_another_is_bought(
             assert said in refused.stdout
     assert "RunInstances" not in fleet.written(after=seen)
     bill = json.loads(fleet.command("cost-report", "--json").stdout)["nodes"]
+
     assert [each["node"] for each in bill if each["status"] == "not in the state, billed"] == ["a"]
     assert fleet.looked_at("--no-nodes")[0] == 3
 
@@ -194,6 +195,7 @@ def killed(fleet: Fleet, command: str, call: str, moment: str, *flags: str) -> N
     fleet.stack.unlock()
 
 
+@pytest.mark.kills
 def test_a_destroy_killed_at_any_moment_is_finished_by_the_next(fleet: Fleet) -> None:
     fleet.config["health"]["enabled"] = False
     for call, moment in MOMENTS:
@@ -203,6 +205,7 @@ def test_a_destroy_killed_at_any_moment_is_finished_by_the_next(fleet: Fleet) ->
         assert fleet.left() == [], (call, moment)
 
 
+@pytest.mark.kills
 def test_a_replacement_killed_at_any_moment_ends_with_one_machine(fleet: Fleet) -> None:
     fleet.config["health"]["enabled"] = False
     fleet.run("up")

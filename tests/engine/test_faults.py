@@ -11,15 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import pytest
 from clouds import LASTING, PASSING, Call
-from fleets import Fleet, every_cloud
+from fleets import Fleet, each_cloud_in_turn
 from harness import Result
 
 FOR_EVER = 1000
 """Times that a fault is met: as often as anybody tries."""
 
 
-@every_cloud
+@each_cloud_in_turn(pytest.mark.faults)
 def test_a_failing_call_is_repeated_or_explained_and_up_and_destroy_converge(fleet: Fleet) -> None:
     calls = fleet.promises.creating
     # Nodes are independent of each other: one update tries each call on a node of its own.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fleets import Fleet, every_cloud
+import pytest
+from fleets import Fleet, each_cloud_in_turn
 
 
 def killed_at(fleet: Fleet, moments: Mapping[str, tuple[str, str]], *others: str) -> None:
@@ -43,7 +44,7 @@ def moments_of(fleet: Fleet) -> dict[str, tuple[str, str]]:
     return {f"m{number}": moment for number, moment in enumerate(fleet.promises.moments)}
 
 
-@every_cloud
+@each_cloud_in_turn(pytest.mark.kills)
 def test_an_update_killed_at_any_moment_is_taken_up_by_the_next(fleet: Fleet) -> None:
     moments = moments_of(fleet)
     killed_at(fleet, moments, "at-its-gate")
@@ -55,7 +56,7 @@ def test_an_update_killed_at_any_moment_is_taken_up_by_the_next(fleet: Fleet) ->
     assert fleet.left() == []
 
 
-@every_cloud
+@each_cloud_in_turn(pytest.mark.kills)
 def test_destroy_after_a_kill_also_removes_what_never_reached_the_state(fleet: Fleet) -> None:
     moments = {node: moment for node, moment in moments_of(fleet).items() if moment[1] == "hold_after"}
     killed_at(fleet, moments)
@@ -64,7 +65,7 @@ def test_destroy_after_a_kill_also_removes_what_never_reached_the_state(fleet: F
     assert fleet.left() == []
 
 
-@every_cloud
+@each_cloud_in_turn(pytest.mark.kills)
 def test_another_machine_asked_for_after_a_kill_is_the_only_one(fleet: Fleet) -> None:
     killed_at(fleet, {"a": (fleet.promises.create_server, "hold_after")})
     fleet.config["nodes"][0] |= fleet.promises.host_part

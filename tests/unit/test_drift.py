@@ -201,7 +201,9 @@ async def test_no_secret_found_on_a_node_is_told(
     key = {masking._ENVELOPE: "1b47061264138c4ac30d75fd1eb44270", "plaintext": json.dumps(API_KEY)}
     told = {"op": "update", "urn": "urn:x::y", "type": "a:b:C", "old": {}, "new": {"outputs": {"x": API_KEY}}}
     monkeypatch.setattr(pulumi, "refresh_events", lambda **_: [{"resOutputsEvent": {"metadata": told}}])
-    monkeypatch.setattr(pulumi, "read", lambda *_, **__: {"deployment": {"resources": [{"outputs": key}]}})
+    monkeypatch.setattr(
+        pulumi, "read", lambda *_, **__: {"deployment": {"resources": [{"type": "t", "outputs": key}]}}
+    )
     monkeypatch.setattr(pulumi, "config", lambda *_: {})
 
     async def looked(_: object) -> list[Drift]:

@@ -19,13 +19,14 @@ import httpx
 import pytest
 from test_light_nodes import USER_KEY, Node, get, make_nodes, run, says, text, until, user_data
 
-from fleet import compose
+from fleet import compose, served_files
 from fleet.gate import Timeouts
+from fleet.layout import COMPOSE_PATH, FILES_DIRECTORY
 from fleet.progress import Progress
 from fleet.rollout.process import Outcome, RolloutFailed, roll_out
 from fleet.rollout.release import Release
-from fleet.rollout.spec import SECRET_ENVIRONMENT, Queue, RolloutSpec
-from fleet.rollout.store import JOURNAL, LOCK, OWNER, SERVED
+from fleet.rollout.spec import SECRET_ENVIRONMENT, Queue, RolloutSpec, ServedFile
+from fleet.rollout.store import JOURNAL, LOCK, OWNER, RELEASES_KEPT, SERVED
 from fleet.settings import Secrets, Serving
 from fleet.ssh import Target, connect
 from simcloud.light import ssh as light_ssh
@@ -81,13 +82,16 @@ class Operator:
 
     def spec(self, serving: dict[str, Any], **changes: Any) -> RolloutSpec:
         wanted = Serving(**{"model": MODEL, **serving})
+        digest = served_files.digest(wanted.files)
         host_key = self.node.published["ssh-host-public-keys"].decode().strip()
         spec = RolloutSpec(
             "l4-0",
             "scaleway",
             Target(self.node.boot.address, (host_key,), "root", self.node.port, self.key_path),
-            compose.compose_file(wanted),
+            compose.compose_file(wanted, files=digest),
             compose.env_file(compose.plain_environment(wanted)),
+            files=tuple(ServedFile(name, path) for name, path in wanted.files.items()),
+            files_digest=digest,
             prefetch=wanted.model,
             timeouts=Timeouts(ssh_s=10, install_s=10, ready_s=10, token_s=2, reboot_s=10),
             queue=Queue(self.directory / "queue", limit_s=10),
@@ -192,6 +196,50 @@ async def test_a_change_is_committed_and_the_same_again_is_nothing_to_do(operato
     assert {"docker-compose.yml", ".env", "inspect.json", "vllm.log", "nvidia-smi.txt"} <= set(kept)
     assert await operator.left() == []
     assert (await operator.roll_out({"model": OTHER})).note == "files are up to date"
+
+
+async def test_files_are_on_the_node_whole_before_the_switch_and_go_with_their_last_release(
+    operator: Operator, tmp_path: Path
+) -> None:
+    adapter, template = tmp_path / "sql", tmp_path / "chat.jinja"
+    (adapter / "deep").mkdir(parents=True)
+    (adapter / "deep" / "weights").write_bytes(b"weights")
+    (adapter / "config.json").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").write_text("{}")
+    template.write_text("first")
+    template.chmod(0o600)
+    wanted = {
+        "files": {"sql": adapter, "tool.jinja": template},
+        "extra_args": ("--chat-template", "/files/tool.jinja"),
+    }
+    folders: list[str] = []
+
+    async def delivered() -> list[str]:
+        return (await operator.on_node(f"ls {FILES_DIRECTORY}")).split()
+
+    for content in ("first", "second"):
+        template.write_text(content)
+        outcome = await operator.roll_out(wanted)
+        folder = f"{FILES_DIRECTORY}/{served_files.digest(wanted['files'])}"
+        folders.append(folder.rpartition("/")[2])
+        mounts = (await operator.on_node(f"cat {COMPOSE_PATH}")).splitlines()
+        assert f"    - {folder}:/files:ro" in mounts
+        there = {"tool.jinja": content, "sql/deep/weights": "weights", "sql/config.json": "{}"}
+        for name, held in there.items():
+            assert await operator.on_node(f"cat {folder}/{name}") == held
+        assert await operator.on_node(f"stat -c %a {folder}/tool.jinja") == "644"
+        assert await operator.on_node(f"test -L {folder}/sql/config.json || echo a file") == "a file"
+    assert sorted(await delivered()) == sorted(folders)
+    assert (await operator.roll_out(wanted)).note == "files are up to date"
+
+    # Its content is another by the time it is sent.
+    report = await operator.fails({**wanted, "max_model_len": 2048}, files_digest="0" * 16)
+    assert "changed after the update began; run `pulumi up` again" in report
+    assert f"{outcome.release} serves, gated in" in report
+
+    for length in range(1024, 1024 + RELEASES_KEPT):
+        await operator.roll_out({"max_model_len": length})
+    assert await delivered() == []
 
 
 PRIVATE = "registry.example.com:5000/vllm/vllm-openai:v0.9.2"

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -274,8 +275,14 @@ def emptied(engine: Engine) -> None:
     assert parts(engine.cloud) == {}
 
 
-@pytest.mark.parametrize("name", PHASES)
-@pytest.mark.parametrize(("fault", "skip"), [*((each, 0) for each in FAULTS), *((each, 1) for each in AGAIN)])
+def trials() -> Iterator[Any]:
+    """Each phase with each fault of a call's first reply, or its second; every seventh is tried every day."""
+    met = [*((fault, 0) for fault in FAULTS), *((fault, 1) for fault in AGAIN)]
+    for number, ((fault, skip), name) in enumerate(product(met, PHASES)):
+        yield pytest.param(name, fault, skip, marks=() if number % 7 == 0 else pytest.mark.faults)
+
+
+@pytest.mark.parametrize(("name", "fault", "skip"), trials())
 def test_a_fault_of_any_call_is_got_over_or_explained(
     cloud: SimCloud, counts: dict[str, Counter[str]], name: str, fault: str, skip: int
 ) -> None:
@@ -322,7 +329,7 @@ LOOKS = 4
 MAKING = ("create_security_group", "create_server")
 
 
-@pytest.mark.parametrize("misses", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("misses", [1, *(pytest.param(n, marks=pytest.mark.faults) for n in (2, 3, 4, 6))])
 @pytest.mark.parametrize("fault", ["lag", "list_lag"])
 @pytest.mark.parametrize("also", [None, "lost_reply", "html_502", "garbage"])
 def test_a_node_is_made_once_although_the_api_lags_behind(

@@ -12,9 +12,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any, ClassVar
 
-from tools.plugins.base import Call, Props, ProviderError, ResourceType, serve_provider
+from tools.plugins.base import Call, MadeInPart, Props, ProviderError, ResourceType, serve_provider
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, float(os.environ.get("AWS_READ_TIMEOUT_S", "60"))
 ATTEMPTS = 6
@@ -89,7 +90,25 @@ def ask(service: str, operation: str, **arguments: Any) -> Props:
             f"{service} {operation}: no reply from AWS ({error}). "
             f"Fix: check the network, aws:region and the credentials, then {AGAIN}"
         ) from None
-    return reply
+    found: Props = _whole(reply, f"{service} {operation}")
+    return found
+
+
+class Reply(dict[str, Any]):
+    """What AWS answered. What a resource cannot be without is an error by its name, as in the real plugin."""
+
+    def __init__(self, call: str, content: Mapping[str, Any] = MappingProxyType({})) -> None:
+        super().__init__(content)
+        self.call = call
+
+    def __missing__(self, key: str) -> Any:
+        raise ProviderError(f"{self.call}: AWS replied without {key}. Fix: {AGAIN}")
+
+
+def _whole(value: Any, call: str) -> Any:
+    if isinstance(value, Mapping):
+        return Reply(call, {key: _whole(each, call) for key, each in value.items()})
+    return [_whole(each, call) for each in value] if isinstance(value, list) else value
 
 
 def _mend(code: str) -> str:
@@ -248,7 +267,7 @@ class Instance(AwsType):
         if inputs.get("userDataBase64") and not inputs["userDataReplaceOnChange"]:
             raise ProviderError("userDataReplaceOnChange: the stand-in plugin only knows true")
         launched = ask("ec2", "run_instances", **self._launch(inputs), ClientToken=uuid.uuid4().hex)
-        id_ = launched["Instances"][0]["InstanceId"]
+        id_ = next(iter(launched["Instances"]), Reply("ec2 run_instances"))["InstanceId"]
         self._wait(call, id_, "running", call.timeout_s or CREATE_TIMEOUT_S)
         return id_, self.outputs(id_, inputs)
 
@@ -516,8 +535,12 @@ class SecurityGroup(AwsType):
             VpcId=inputs.get("vpcId"),
             TagSpecifications=specification("security-group", inputs.get("tags")),
         )
-        self._set_rules(made["GroupId"], inputs)
-        return made["GroupId"], self.outputs(made["GroupId"], inputs)
+        id_ = made["GroupId"]
+        try:
+            self._set_rules(id_, inputs)
+        except ProviderError as error:
+            raise MadeInPart(id_, inputs, error) from None
+        return id_, self.outputs(id_, inputs)
 
     def seen(self, id_: str, state: Props) -> Props | None:
         group = first("ec2", "describe_security_groups", "SecurityGroups", GroupIds=[id_])

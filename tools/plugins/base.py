@@ -18,10 +18,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import grpc
+from google.protobuf.any_pb2 import Any as Any_
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.struct_pb2 import ListValue, NullValue, Struct, Value
 
-from tools.protocol import engine_pb2, engine_pb2_grpc, plugin_pb2, provider_pb2, provider_pb2_grpc
+from tools.protocol import (
+    engine_pb2,
+    engine_pb2_grpc,
+    plugin_pb2,
+    provider_pb2,
+    provider_pb2_grpc,
+    status_pb2,
+)
 from tools.serving import CHANNEL_OPTIONS, serve
 
 # Marks of the wire format, from the SDK's `pulumi.runtime.rpc`.
@@ -57,6 +65,14 @@ class Secret:
 
 class ProviderError(Exception):
     """An operation failed. The message is what the user reads."""
+
+
+class MadeInPart(ProviderError):
+    """A creation failed after the object was made: the engine keeps it, and the next update finishes it."""
+
+    def __init__(self, id_: str, outputs: Props, reason: ProviderError) -> None:
+        super().__init__(str(reason))
+        self.id, self.outputs = id_, outputs
 
 
 def decode(value: Value) -> Any:
@@ -352,6 +368,16 @@ def _told(context: grpc.ServicerContext) -> Iterator[None]:
     """Tells the engine of a failed operation in its own words, without a Python traceback."""
     try:
         yield
+    except MadeInPart as part:
+        unknown, reason, details = grpc.StatusCode.UNKNOWN.value[0], str(part), Any_()
+        made = provider_pb2.ErrorResourceInitFailed(
+            id=part.id, properties=encode_props(part.outputs), reasons=[reason]
+        )
+        details.Pack(made)
+        status = status_pb2.Status(code=unknown, message=reason, details=[details])
+        # How gRPC carries what a status alone does not hold.
+        context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+        context.abort(grpc.StatusCode.UNKNOWN, reason)
     except ProviderError as error:
         context.abort(grpc.StatusCode.UNKNOWN, str(error))
 

@@ -18,7 +18,9 @@ PASSING = ("429", "500", "503", "timeout", "reset", "lost_reply")
 """Faults that are over when the same call is sent again."""
 LASTING = ("403", "quota", "out_of_stock")
 READ_TIMEOUT_S = "3"
-"""How long the clients wait for a reply in a test: no call of an embedded cloud takes as long."""
+"""Seconds that the clients wait for a reply in a test: no call of an embedded cloud takes as long."""
+FIRST_READ_TIMEOUT_S = "20"
+"""The same for AWS, where moto loads a service when it is asked for it first."""
 
 
 @dataclass(frozen=True)
@@ -519,4 +521,4 @@ AWS = Cloud(
 
 
 CLOUDS: Mapping[str, Cloud] = {"scaleway": SCALEWAY, "linode": LINODE, "aws": AWS}
-ENVIRONMENT = {"LINODE_READ_TIMEOUT_S": READ_TIMEOUT_S, "AWS_READ_TIMEOUT_S": READ_TIMEOUT_S}
+ENVIRONMENT = {"LINODE_READ_TIMEOUT_S": READ_TIMEOUT_S, "AWS_READ_TIMEOUT_S": FIRST_READ_TIMEOUT_S}

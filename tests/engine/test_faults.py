@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
-from clouds import LASTING, PASSING, Call
+from clouds import LASTING, PASSING, READ_TIMEOUT_S, Call
 from fleets import Fleet, each_cloud_in_turn
 from harness import Result
 
@@ -23,6 +23,8 @@ FOR_EVER = 1000
 @each_cloud_in_turn(pytest.mark.faults)
 def test_a_failing_call_is_repeated_or_explained_and_up_and_destroy_converge(fleet: Fleet) -> None:
     calls = fleet.promises.creating
+    fleet.cloud.console("ec2").describe_regions()  # loaded by now, it replies at once
+    fleet.stack.env["AWS_READ_TIMEOUT_S"] = READ_TIMEOUT_S
     # Nodes are independent of each other: one update tries each call on a node of its own.
     nodes = {call: call.lower().replace("_", "-") for call in calls}
     fleet.nodes(*nodes.values())

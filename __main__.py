@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pulumi
 
 from components import gateway, preview
+from components.access import refuse_a_key_that_opens_nothing
 from components.clouds import gpu_node
 from components.node import GpuNode, GpuNodeArgs
 from components.owned import Place
@@ -39,6 +40,7 @@ async def main() -> None:
         found = examine(raw, preview.choose_pins(found.settings))
     config, checks = found.settings, found.checks
     refuse_unheld_aws_settings(config)
+    await refuse_a_key_that_opens_nothing(config)
     nodes: dict[str, GpuNode] = {}
     owner = owner_of(config)
     doors = gateway.exposures(config, lambda name: nodes[name].public_ip)
@@ -78,7 +80,7 @@ async def main() -> None:
     pulumi.export("cost_per_hour", cost.total)
     pulumi.export("cost_per_month", cost.per_month)
     pulumi.export("currency", cost.currency)
-    await preview.tell(nodes, checks, cost, config.budget.rate)
+    await preview.tell(nodes, checks, cost, config.budget.rate, config.access)
     await declared(nodes.values())
     await retire(owner, nodes, clusters, config)
 

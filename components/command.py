@@ -6,15 +6,16 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pulumi
 from pulumi import Input, Output
 from pulumi_command import local
 
 from fleet import settings
+from fleet.ssh import Target
 
 if TYPE_CHECKING:
     from components.node import Machine
@@ -30,16 +31,31 @@ def reached_at(machine: Machine, access: settings.Access) -> Output[dict[str, ob
     )
     return known_later.apply(
         lambda known: {
-            "target": {
-                "host": known["host"],
-                "port": access.ssh_port,
-                "user": machine.ssh_user,
-                "private_key_path": str(access.ssh_private_key_path),
-                "host_keys": known["host_keys"],
-            },
+            "target": described(target_of(access, machine.ssh_user, known["host"], known["host_keys"])),
             "hints": known["hints"],
         }
     )
+
+
+def target_of(access: settings.Access, user: str, host: str, host_keys: Sequence[str]) -> Target:
+    """A machine as SSH reaches it."""
+    own, jump, through = access.ssh_private_key_path, access.jump_host, None
+    if jump:
+        key = jump.ssh_private_key_path or own
+        through = Target(jump.host, jump.host_keys, jump.user, jump.port, key)
+    return Target(host, tuple(host_keys), user, access.ssh_port, own, through)
+
+
+def described(target: Target) -> dict[str, Any]:
+    """The fields of a target as plain values."""
+    fields = {
+        "host": target.host,
+        "port": target.port,
+        "user": target.user,
+        "private_key_path": str(target.private_key_path),
+        "host_keys": list(target.host_keys),
+    }
+    return {**fields, "jump": described(target.jump)} if target.jump else fields
 
 
 def run_module(

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pulumi
 from pulumi import Input, Output
 
+from components.access import fingerprints, open_to_operators, ssh_command, tunnel_command
+from components.command import described, target_of
 from components.gateway import Exposure, Opening
 from components.ownership import FleetOwner, Retirement
 from components.serving import ServedModel
 from fleet import layout, observability, ray, settings
 from fleet.cost import Cost
-from fleet.ssh import Target, openssh
 
 if TYPE_CHECKING:
     from components.ray_cluster import Membership
@@ -102,6 +102,10 @@ class GpuNode(pulumi.ComponentResource):
     public_ip: Output[str]
     ssh: Output[dict[str, Any]]
     """Where SSH answers and by which host keys it is known: the fields of `fleet.ssh.Target`."""
+    ssh_keys: Sequence[str]
+    """Fingerprints of the keys that open it."""
+    reached_from: Output[str] | None
+    """Our own address as the node last saw it; None in a cluster."""
     ssh_command: Output[str]
     """Opens a shell on the node, the host verified against the pinned key."""
     tunnel_command: Output[str]
@@ -137,6 +141,7 @@ class GpuNode(pulumi.ComponentResource):
         node = args.node
         provisioned = self._provision(name, args, machine)
         machine = replace(machine, ready_when=[*machine.ready_when, *provisioned])
+        open_to_operators(name, args, machine, self)
         if args.member:
             self._join(name, args, machine)
         else:
@@ -148,9 +153,10 @@ class GpuNode(pulumi.ComponentResource):
         self.zone = node.location
         self.public_ip = machine.public_ip
         contact = Output.all(machine.public_ip, machine.host_keys).apply(
-            lambda known: _target(args.access, machine.ssh_user, *known)
+            lambda known: target_of(args.access, machine.ssh_user, *known)
         )
         self.ssh = contact.apply(described)
+        self.ssh_keys = fingerprints(args.access)
         self.ssh_command = contact.apply(ssh_command)
         self.ports = ports_of(args)
         self.tunnel_command = contact.apply(lambda target: tunnel_command(target, self.ports.values()))
@@ -182,6 +188,7 @@ class GpuNode(pulumi.ComponentResource):
     def _serve_alone(self, name: str, args: GpuNodeArgs, machine: Machine) -> None:
         served = ServedModel(f"{name}-serving", args, machine, pulumi.ResourceOptions(parent=self))
         self.status, self.rollout, self.membership = served.status, served.rollout, None
+        self.reached_from = served.reached_from
         if not args.node.serving.dry_run:
             # Of a cluster's machine, whose gate is the cluster's, the stack's own retirement takes care.
             retirement = Retirement(
@@ -198,6 +205,7 @@ class GpuNode(pulumi.ComponentResource):
 
         part = Membership(f"{name}-membership", args, machine, pulumi.ResourceOptions(parent=self))
         self.status, self.rollout, self.membership = part.status, part.joined, part
+        self.reached_from = None
 
     def _provision(self, name: str, args: GpuNodeArgs, machine: Machine) -> list[pulumi.Resource]:
         """Run the phases that the node asks for, if any; what is served may need what they bring."""
@@ -222,6 +230,8 @@ class GpuNode(pulumi.ComponentResource):
             "public_ip": self.public_ip,
             "ssh": self.ssh,
             "ssh_command": self.ssh_command,
+            "ssh_keys": self.ssh_keys,
+            "reached_from": self.reached_from,
             "tunnel_command": self.tunnel_command,
             "endpoint": self.endpoint,
             "model": self.model,
@@ -235,22 +245,6 @@ class GpuNode(pulumi.ComponentResource):
         }
 
 
-def described(target: Target) -> dict[str, Any]:
-    """The fields of a target as plain values."""
-    return {
-        "host": target.host,
-        "port": target.port,
-        "user": target.user,
-        "private_key_path": str(target.private_key_path),
-        "host_keys": list(target.host_keys),
-    }
-
-
-def ssh_command(target: Target) -> str:
-    """The command that opens a shell."""
-    return shlex.join(openssh(target))
-
-
 def ports_of(args: GpuNodeArgs) -> dict[str, int]:
     """What listens on the node's loopback, by name."""
     serving, member = args.node.serving, args.member
@@ -262,13 +256,3 @@ def ports_of(args: GpuNodeArgs) -> dict[str, int]:
         return {**watching}
     served = {"vllm": serving.port} if member.cluster.serve else {}
     return {**served, "ray": ray.DASHBOARD_PORT, **watching}
-
-
-def tunnel_command(target: Target, ports: Iterable[int]) -> str:
-    """The command that forwards these ports of the node's loopback to this machine's."""
-    forwards = [part for port in ports for part in ("-L", f"127.0.0.1:{port}:127.0.0.1:{port}")]
-    return shlex.join(openssh(target, "-N", "-o", "ExitOnForwardFailure=yes", *forwards))
-
-
-def _target(access: settings.Access, user: str, host: str, host_keys: Sequence[str]) -> Target:
-    return Target(host, tuple(host_keys), user, access.ssh_port, access.ssh_private_key_path)

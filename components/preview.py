@@ -7,6 +7,7 @@ is asked.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pulumi
 from components.node import GpuNode
 from fleet.checks import NodeCheck, cost_line
 from fleet.cost import Cost, ExchangeRate
-from fleet.settings import CheapestNode, Pin, Problem, SettingsError, StackSettings
+from fleet.settings import Access, CheapestNode, Pin, Problem, SettingsError, StackSettings
 
 
 def choose_pins(config: StackSettings) -> dict[str, Pin]:
@@ -58,7 +59,11 @@ def choose_pins(config: StackSettings) -> dict[str, Pin]:
 
 
 async def tell(
-    nodes: Mapping[str, GpuNode], checks: Mapping[str, NodeCheck], cost: Cost, rate: ExchangeRate
+    nodes: Mapping[str, GpuNode],
+    checks: Mapping[str, NodeCheck],
+    cost: Cost,
+    rate: ExchangeRate,
+    access: Access,
 ) -> None:
     """Attach to each node what was found out about it, and to the stack what it costs."""
     try:
@@ -71,10 +76,26 @@ async def tell(
         found = checks[name]
         cost_now = cost_line(found.cost, _per_hour(deployed.get(name), found.cost, rate))
         pulumi.log.info("\n".join([*found.facts, cost_now]), node)
-        for warning in found.warnings:
+        for warning in [*found.warnings, *_locked_out(name, deployed.get(name), access)]:
             pulumi.log.warn(warning, node)
     count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}"
     pulumi.log.info(f"{count}, {cost_line(cost, _per_hour(before, cost, rate))}")
+
+
+def _locked_out(name: str, deployed: Mapping[str, Any] | None, access: Access) -> list[str]:
+    """Whether the address from which the node was last reached could not reach it any more."""
+    told = (deployed or {}).get("reached_from")
+    try:
+        address = ip_address(told) if told else None
+    except ValueError:
+        return []
+    if address is None or any(address in ip_network(cidr, strict=False) for cidr in access.ssh_cidrs):
+        return []
+    return [
+        f"access.ssh_cidrs: {name} was last reached from {address}, which is in none of "
+        f"{', '.join(access.ssh_cidrs)}: from there this update locks you out and fails at SSH. "
+        f"Add {address}/{address.max_prefixlen}, or run it from an address that is in them"
+    ]
 
 
 def _per_hour(outputs: Mapping[str, Any] | None, now: Cost, rate: ExchangeRate) -> float | None:

@@ -12,6 +12,7 @@ from pulumi import Input, Output, ResourceOptions
 from components.command import reached_at, run_module
 from fleet import compose, layout, served_files, settings
 from fleet.gateway import Gateway
+from fleet.rollout.release import Release
 from fleet.userdata import WEIGHT_FLAGS
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ class ServedModel(pulumi.ComponentResource):
     """`ready`; `provisioned` with the gate switched off; `dry run` where nothing may be changed."""
     rollout: pulumi.Resource
     """The Command that delivers or rolls out."""
+    reached_from: Output[str]
+    """Our own address as the node saw it at the last rollout; empty where it could not tell."""
     gate: pulumi.Resource | None
     """The Command that waits until the model answers; None where it is switched off."""
 
@@ -75,6 +78,7 @@ class ServedModel(pulumi.ComponentResource):
             # would end the update for every other node too.
             ResourceOptions(parent=self, depends_on=[*machine.ready_when, *args.rollout_after]),
         )
+        self.reached_from = Output.unsecret(rollout.stdout).apply(_reached_from)
         if serving.dry_run or not health.enabled:
             status = "dry run" if serving.dry_run else "provisioned"
             self.status = Output.unsecret(rollout.stdout.apply(lambda _: status))
@@ -100,12 +104,34 @@ class ServedModel(pulumi.ComponentResource):
                 # For the mask alone: what the node says may hold any of them.
                 "FLEET_SECRET_ENVIRONMENT": Output.secret(_secret_environment(args)),
             },
-            # A new release is a new question, even where the gate's own inputs did not change.
-            [machine.server_id, rollout.stdout, *machine.starts],
+            # A new release is a new question, even where the gate's own inputs did not change. Not what the
+            # rollout reports: a preview would not know whether that will be another one.
+            [machine.server_id, _release(reached, args), *machine.starts],
             ResourceOptions(parent=self, depends_on=[rollout]),
         )
         self.status = Output.unsecret(gate.stdout.apply(lambda _: "ready"))
         self.register_outputs({"status": self.status})
+
+
+def _release(reached: Output[dict[str, object]], args: GpuNodeArgs) -> Output[str]:
+    """The digest of what is to be served."""
+    plain = compose.env_file(compose.plain_environment(args.node.serving))
+    # What is known later is awaited where it takes part alone: a preview then knows the digest otherwise.
+    compose_file: Input[str] = _compose_file(args)
+    if args.exposure:
+        compose_file = _with_gateway(reached, args).apply(lambda known: str(known["compose"]))
+    return Output.unsecret(
+        Output.all(compose_file, Output.secret(_secret_environment(args))).apply(
+            lambda known: Release(known[0].encode(), (plain + known[1]).encode()).digest
+        )
+    )
+
+
+def _reached_from(report: str) -> str:
+    try:
+        return str(json.loads(report).get("reached_from") or "")
+    except ValueError:
+        return ""
 
 
 def _with_gateway(reached: Output[dict[str, object]], args: GpuNodeArgs) -> Output[dict[str, object]]:

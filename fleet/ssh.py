@@ -11,13 +11,14 @@ import base64
 import binascii
 import hashlib
 import io
+import ipaddress
 import shlex
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from fleet import spec
 from fleet.progress import SYSTEM_CLOCK, Clock, Progress, Stage, pause_s
@@ -60,6 +61,8 @@ class Target:
     port: int = 22
     private_key_path: Path | None = None
     """None: the SSH agent's keys and the user's default ones."""
+    jump: Target | None = None
+    """The machine through which it is reached; None: straight."""
 
     @classmethod
     def parse(cls, raw: object) -> Target:
@@ -164,9 +167,12 @@ def fingerprint(public_key: str) -> str:
 class Connection:
     """An open SSH session. Made by `connect` or `wait_for_ssh`."""
 
-    def __init__(self, target: Target, connection: asyncssh.SSHClientConnection) -> None:
+    def __init__(
+        self, target: Target, connection: asyncssh.SSHClientConnection, jump: Connection | None = None
+    ) -> None:
         self.target = target
         self._connection = connection
+        self._jump = jump
 
     async def run(
         self, argv: Sequence[str], *, stdin: bytes | None = None, timeout_s: float = 30.0, check: bool = True
@@ -267,6 +273,8 @@ class Connection:
         """End the session."""
         self._connection.abort()
         await self._connection.wait_closed()
+        if self._jump:
+            await self._jump.close()
 
     async def _run(
         self, argv: Sequence[str], stdin: bytes | None, timeout_s: float, check: bool
@@ -353,7 +361,33 @@ def openssh(target: Target, *options: str) -> list[str]:
         *("-o", "UserKnownHostsFile=/dev/null", "-o", "StrictHostKeyChecking=yes"),
     ]
     port = [] if target.port == 22 else ["-p", str(target.port)]
-    return ["ssh", *own, *identity, *port, *trust, *options, f"{target.user}@{target.host}"]
+    through = [] if target.jump is None else ["-o", f"ProxyCommand={_through(target.jump)}"]
+    return ["ssh", *own, *identity, *port, *trust, *through, *options, f"{target.user}@{target.host}"]
+
+
+def _through(jump: Target) -> str:
+    """What OpenSSH starts to reach a machine through another; not `-J`, which cannot be told a host key."""
+    program, *words = openssh(jump)
+    # A % of its own is doubled there.
+    return f"{program} -W '[%h]:%p' {shlex.join(words).replace('%', '%%')}"
+
+
+async def reached_from(node: Connection) -> str:
+    """Our own address as the node sees it; empty where it does not tell. Raises ConnectionLost."""
+    import asyncssh  # noqa: PLC0415  loaded by now
+
+    try:
+        # Not by sudo, which passes this variable to nobody.
+        done = await node._connection.run("printenv SSH_CLIENT", timeout=DIAL_TIMEOUT_S)
+    except (TimeoutError, asyncssh.TimeoutError, asyncssh.ChannelOpenError):
+        return ""
+    except (asyncssh.Error, OSError) as error:
+        raise ConnectionLost(node.target, str(error)) from None
+    told = str(done.stdout or "").split()
+    try:
+        return str(ipaddress.ip_address(told[0])) if told else ""
+    except ValueError:
+        return ""
 
 
 @asynccontextmanager
@@ -422,12 +456,13 @@ async def _open(target: Target, timeout_s: float) -> Connection:
             return False
 
     options = _options(target, pinned)
+    jump = await _open(target.jump, timeout_s) if target.jump else None
     try:
-        async with asyncio.timeout(timeout_s):
-            dialed = await _dial(target.host, target.port)
-            connection = await asyncssh.connect(
-                target.host, target.port, sock=dialed, options=options, config=None, client_factory=Pinning
-            )
+        async with AsyncExitStack() as unless_open:
+            if jump:
+                unless_open.push_async_callback(jump.close)
+            connection = await _login(target, options, Pinning, jump, timeout_s)
+            unless_open.pop_all()
     except TimeoutError:
         raise Unreachable(target, "timeout", "no answer") from None
     except ConnectionRefusedError:
@@ -440,7 +475,25 @@ async def _open(target: Target, timeout_s: float) -> Connection:
         raise AuthenticationRefused(f"{target} refuses {offered}: {error.reason}") from None
     except (asyncssh.Error, OSError) as error:
         raise Unreachable(target, "unreachable", str(error) or type(error).__name__) from None
-    return Connection(target, connection)
+    return Connection(target, connection, jump)
+
+
+async def _login(
+    target: Target,
+    options: asyncssh.SSHClientConnectionOptions,
+    pinning: type[asyncssh.SSHClient],
+    jump: Connection | None,
+    timeout_s: float,
+) -> asyncssh.SSHClientConnection:
+    import asyncssh  # noqa: PLC0415  loaded by now
+
+    async with asyncio.timeout(timeout_s):
+        route: dict[str, Any] = (
+            {"tunnel": jump._connection} if jump else {"sock": await _dial(target.host, target.port)}
+        )
+        return await asyncssh.connect(
+            target.host, target.port, **route, options=options, config=None, client_factory=pinning
+        )
 
 
 def _host_key(line: str) -> asyncssh.SSHKey:

@@ -31,8 +31,8 @@ def main() -> int:
         )
         return lifeline.INTERRUPTED
     progress.note(Stage.WORKER_SSH_ACCESSIBLE, outcome.note)
-    # What depends on this Command runs again exactly when the release that is served changed.
-    sys.stdout.write(json.dumps({"node": spec.node, "release": outcome.release}) + "\n")
+    report = {"node": spec.node, "release": outcome.release, "reached_from": outcome.reached_from}
+    sys.stdout.write(json.dumps(report) + "\n")
     return 0
 
 

@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fleet import gate
 from fleet.diagnosis import (
@@ -30,7 +30,7 @@ from fleet.rollout.session import Session
 from fleet.rollout.spec import RolloutSpec
 from fleet.rollout.store import BEAT_S, LEASE_S, Journal, Locked, Store, Superseded
 from fleet.rollout.turnstile import RoundFailed, Turnstile, TurnTimeout, WaitingFor
-from fleet.ssh import CommandFailed, Completed, NothingListens, SshError, Timeout
+from fleet.ssh import CommandFailed, Completed, NothingListens, SshError, Timeout, reached_from
 
 UNIT = "vllm.service"
 PULL_S = 1800.0
@@ -70,6 +70,8 @@ class Outcome:
     release: str
     """Digest of the release that is served now; empty if there is none."""
     note: str
+    reached_from: str = ""
+    """Our own address as the node saw it; empty where it could not tell."""
 
 
 async def roll_out(
@@ -128,6 +130,7 @@ class _Rollout:
                 try:
                     async with self._alive():
                         outcome = await self._locked()
+                        outcome = replace(outcome, reached_from=await self._node.do(reached_from))
                 finally:
                     with suppress(SshError):
                         await self._store.unlock()

@@ -103,6 +103,9 @@ def _key_file(settings: StackSettings) -> Iterator[Problem]:
     def problem(what: str, fix: str) -> Problem:
         return Problem("access.ssh_private_key_path", f"{name} {what}", fix, name)
 
+    if "%" in str(path):
+        yield problem("has a % in it, which OpenSSH replaces by a part of the address", "rename the file")
+        return
     if not is_file(path):
         folder = exists(path)
         yield (

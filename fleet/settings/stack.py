@@ -24,6 +24,7 @@ from fleet.settings.values import (
     Cidr,
     HuggingFaceToken,
     NodeName,
+    PublicKey,
     RegistryHost,
     RegistryPassword,
     SecretEnvironment,
@@ -36,6 +37,21 @@ WATCHING_PORTS = {3001: "Grafana", 9090: "Prometheus", 9400: "DCGM exporter"}
 """Of what watches a node."""
 
 
+class JumpHost(Section):
+    """A machine through which nodes are reached."""
+
+    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?$", max_length=253)]
+    """Its name or address."""
+    host_keys: Annotated[tuple[PublicKey, ...], AsTuple] = Field(min_length=1)
+    """Its public host keys, as in `ssh-ed25519 AAAA…`; its administrator knows them."""
+    user: str = Field(default="root", pattern=r"^[a-z_][a-z0-9_-]{0,31}$")
+    """Whom to log in as there."""
+    port: int = Field(default=22, ge=1, le=65535)
+    """Port of its SSH server."""
+    ssh_private_key_path: Path | None = None
+    """Private key that opens it; the nodes' own if left out."""
+
+
 class Access(Section):
     """Who may reach the nodes, and with which key."""
 
@@ -43,6 +59,10 @@ class Access(Section):
     """Address ranges that may open SSH. There is no default: an open port is a decision."""
     ssh_private_key_path: Path
     """Private key that opens the nodes; its public half is registered with the cloud."""
+    authorized_keys: Annotated[tuple[PublicKey, ...], AsTuple] = ()
+    """Public keys that open the nodes beside that one: other operators', or the next one before a change."""
+    jump_host: JumpHost | None = None
+    """The machine through which nodes are reached, its address in `ssh_cidrs`; straight if left out."""
     ssh_port: int = Field(default=22, ge=1, le=65535)
     """Port the nodes' SSH server listens on; every cloud's images use 22."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import ipaddress
 import re
 import unicodedata
@@ -118,6 +120,24 @@ def _model_reference(value: str) -> str:
             "is neither a Hugging Face model (owner/name) nor an absolute path; write it like Qwen/Qwen3-8B"
         )
     return value
+
+
+def _public_key(value: str) -> str:
+    kind, blob, *_ = [*value.split(), "", ""]
+    try:
+        inside = base64.b64decode(blob, validate=True)
+    except binascii.Error:
+        inside = b""
+    # A key's data begins with its type, after that type's length in four bytes.
+    if value.startswith("-----BEGIN"):
+        raise wrong("is a private key; give the public one, the line in the file that ends in .pub")
+    if not kind or inside[4:].startswith(kind.encode()) is False or len(inside) < MIN_PUBLIC_KEY:
+        raise wrong("is no public key of OpenSSH; copy the line of a .pub file, as in ssh-ed25519 AAAA…")
+    return f"{kind} {blob}"
+
+
+MIN_PUBLIC_KEY = 40
+"""Bytes of the shortest one, of Ed25519, are 51."""
 
 
 def _served_files(value: dict[str, Path]) -> dict[str, Path]:
@@ -280,6 +300,7 @@ HuggingFaceToken = Annotated[SecretStr, AfterValidator(_hf_token)]
 
 ModelReference = Annotated[str, AfterValidator(_model_reference)]
 ServedFiles = Annotated[dict[str, Path], AfterValidator(_served_files)]
+PublicKey = Annotated[str, AfterValidator(_public_key)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 VllmArguments = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_extra_args)]
 Environment = Annotated[dict[str, str], AfterValidator(_environment)]

@@ -133,6 +133,10 @@ async def run_remote(machine: Machine, command: str, process: Process) -> int:
         return status
     if argv[:2] == ["rsync", "--server"]:
         command = shlex.join(_inside(machine, argv))
+    if argv == ["printenv", "SSH_CLIENT"]:
+        host, port, *_ = process.get_extra_info("peername")
+        process.stdout.write(f"{host} {port} {machine.ssh_port}\n".encode())
+        return 0
     if not argv or argv[0] not in HANDLERS:
         return await _on_host(machine, command, process)
     call = Call(machine, argv, process.stdout, process.stderr, process.stdin.read)
@@ -472,6 +476,14 @@ async def _sha256sum(call: Call) -> int:
         except OSError as error:
             raise Failed(f"sha256sum: {name}: {error.strerror}") from error
         call.out(f"{hashlib.sha256(data).hexdigest()}  {name}")
+    return 0
+
+
+@handles("sshd")
+async def _sshd(call: Call) -> int:
+    if call.args != ["-T"]:
+        raise Failed(f"sshd: unrecognized arguments: {shlex.join(call.args)}")
+    call.out("authorizedkeysfile .ssh/authorized_keys .ssh/authorized_keys2")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,11 @@ class _Server(asyncssh.SSHServer):
         return True
 
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
-        return username in USERS and key.public_data in _public_data(self._machine.authorized_keys)
+        home = "/root" if username == "root" else f"/home/{username}"
+        keys = list(self._machine.authorized_keys)
+        with suppress(OSError):
+            keys += self._machine.disk.read(f"{home}/.ssh/authorized_keys2").decode().splitlines()
+        return username in USERS and key.public_data in _public_data(keys)
 
     def session_requested(self) -> asyncssh.SSHServerSession[bytes]:
         machine = self._machine
@@ -96,7 +101,7 @@ async def _session(machine: Machine, process: commands.Process) -> None:
     machine.systemd.check_paths()
 
 
-def _public_data(lines: tuple[str, ...]) -> set[bytes]:
+def _public_data(lines: Iterable[str]) -> set[bytes]:
     known = set()
     for line in lines:
         with suppress(asyncssh.KeyImportError):

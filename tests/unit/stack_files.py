@@ -18,6 +18,7 @@ from cryptography.x509.oid import NameOID
 DELETE = "(removed)"
 SECURE = {"secure": "v1:9ykn6D+SlxVletZB:97xypI"}
 DAMAGED = "-----BEGIN CERTIFICATE-----\nMAAA\n-----END CERTIFICATE-----\n"
+PUBLIC_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 DIGEST = "@sha256:" + "0123456789abcdef" * 4
 
 
@@ -50,8 +51,7 @@ def folder_with_files(at: Path) -> Path:
     key = at / "id_ed25519"
     key.write_text("-----BEGIN OPENSSH PRIVATE KEY-----\n")
     key.chmod(0o600)
-    public = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
-    key.with_suffix(".pub").write_text(public)
+    key.with_suffix(".pub").write_text(PUBLIC_KEY)
     (at / "open_key").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\n")
     (at / "open_key").chmod(0o644)
     (at / "setup.sh").write_text("true\n")
@@ -325,6 +325,25 @@ WRONG = [
     Wrong("nodes.0.ttl_hours", "for ever", "nodes[0].ttl_hours", "is not a number"),
     Wrong("serving", [], "serving", "is not a set of keys"),
     Wrong("access", "open", "access", "is not a set of keys"),
+    Wrong("access.authorized_keys", ["ssh-ed25519 AAAA"], "access.authorized_keys[0]", "is no public key"),
+    Wrong("access.authorized_keys", ["id_ed25519.pub"], "access.authorized_keys[0]", "is no public key"),
+    Wrong(
+        "access.authorized_keys",
+        ["-----BEGIN X"],
+        "access.authorized_keys[0]",
+        "public",
+    ),
+    Wrong("access.jump_host", {"host": "bastion"}, "access.jump_host.host_keys", "missing"),
+    Wrong("access.jump_host", {"host": "-oX", "host_keys": [PUBLIC_KEY]}, "access.jump_host.host", ""),
+    Wrong(
+        "access.jump_host",
+        "access.jump_host.user",
+        "",
+    ),
+    Wrong("access.ssh_private_key_path", "id_%h", "access.ssh_private_key_path", "rename the file"),
+    Wrong("serving.model", "/opt/models/own", "serving.model", "write /files/own here"),
+    Wrong("serving.files", {"a/b": "setup.sh"}, "serving.files", "letters, digits"),
+    Wrong("serving.files", {"a.sh": "gone.sh"}, "serving.files.a.sh", "is not there"),
     Wrong("nodes", {"name": "a"}, "nodes", "is not a list"),
     Wrong("nodes", [], "nodes", "is empty"),
     Wrong("secrets", DELETE, "secrets", "pulumi config set --secret"),
@@ -416,6 +435,19 @@ RIGHT: list[dict[str, Any]] = [
     {"nodes": [], "serving": DELETE, "secrets": DELETE, "jobs": {"region": "us-east-1"}},
     {"nodes": DELETE, "serving": DELETE, "secrets": DELETE, "jobs": {"spot": True}},
     {"nodes": [], "serving": {}, "secrets": {}, "expose": {}, "jobs": {"timeout_minutes": 5}},
+    {"access.authorized_keys": [f"{PUBLIC_KEY} anna@example.com"]},
+    {
+        "access.jump_host": {
+            "host": "bastion.example.com",
+            "host_keys": [PUBLIC_KEY],
+            "user": "hop",
+            "port": 2222,
+        }
+    },
+    {
+        "serving.files": {"tool.jinja": "setup.sh"},
+        "serving.extra_args": ["--chat-template", "/files/tool.jinja"],
+    },
     {"nodes": [], "ray": [{"name": "pool", "cloud": "scaleway", "type": "L4-2-24G"}]},
     {"nodes": [], "ray": [{"name": "pool", "cloud": "scaleway", "serve": False, "count": 0}]},
     {"scaleway:projectId": "00000000-0000-0000-0000-000000000000", "aws:region": "eu-west-3"},

@@ -15,7 +15,7 @@ from fake_node import API_KEY, Answer, FakeNode, FastClock, vllm
 from fleet import ssh
 from fleet.progress import Progress
 from fleet.spec import SpecError
-from fleet.ssh import Target, connect, wait_for_ssh
+from fleet.ssh import Target, connect, openssh, wait_for_ssh
 
 
 @pytest.fixture
@@ -224,8 +224,61 @@ def test_a_target_is_parsed_strictly_and_every_problem_told_at_once() -> None:
     with pytest.raises(SpecError) as raised:
         Target.parse({"host": 7, "hosts": "x", "port": "22"})
     assert str(raised.value) == (
-        "target.hosts: unknown field; known are host, host_keys, user, port, private_key_path; "
+        "target.hosts: unknown field; known are host, host_keys, user, port, private_key_path, jump; "
         "target.host_keys: missing; "
         "target.host: must be a string, not int; "
         "target.port: must be a whole number, not str"
     )
+
+
+class JumpHost(asyncssh.SSHServer):
+    """Lets in one key, and passes connections on to wherever they are to lead."""
+
+    def __init__(self, key: asyncssh.SSHKey) -> None:
+        self.key = key
+        self.led_to: list[int] = []
+
+    def public_key_auth_supported(self) -> bool:
+        return True
+
+    def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+        return username == "hop" and key.public_data == self.key.public_data
+
+    def connection_requested(self, dest_host: str, dest_port: int, orig_host: str, orig_port: int) -> bool:
+        self.led_to.append(dest_port)
+        return True
+
+
+async def test_both_clients_reach_a_node_through_a_jump_host_and_verify_both(
+    node: FakeNode, tmp_path: Path
+) -> None:
+    own_key, host_key = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
+    key_path = tmp_path / "hop key"
+    own_key.write_private_key(key_path)
+    key_path.chmod(0o600)
+    node.key_path.chmod(0o600)
+    server = JumpHost(own_key)
+    node.commands["true"] = Answer()
+    async with asyncssh.listen(
+        "127.0.0.1", 0, server_factory=lambda: server, server_host_keys=[host_key]
+    ) as hop:
+        pinned = host_key.export_public_key().decode().strip()
+        jump = Target("127.0.0.1", (pinned,), "hop", hop.get_port(), key_path)
+        target = replace(node.target, jump=jump)
+        async with connect(target) as connection:
+            await connection.run(["true"])
+        words = [*openssh(target, "-o", "BatchMode=yes", "-o", "ConnectTimeout=20"), "true"]
+        process = await asyncio.create_subprocess_exec(*words, stderr=asyncio.subprocess.PIPE)
+        _, said = await process.communicate()
+        assert process.returncode == 0, said.decode()
+        assert server.led_to == [node.ssh_port] * 2
+        assert node.ran == ["true"] * 2
+
+        stranger = replace(target, jump=replace(jump, host_keys=target.host_keys))
+        with pytest.raises(ssh.HostKeyMismatch, match=str(hop.get_port())):
+            await wait_for_ssh(stranger, 1.0)
+        process = await asyncio.create_subprocess_exec(
+            *openssh(stranger, "-o", "BatchMode=yes"), "true", stderr=asyncio.subprocess.PIPE
+        )
+        assert await process.wait() == 255
+        assert server.led_to == [node.ssh_port] * 2

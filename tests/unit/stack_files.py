@@ -19,6 +19,7 @@ DELETE = "(removed)"
 SECURE = {"secure": "v1:9ykn6D+SlxVletZB:97xypI"}
 DAMAGED = "-----BEGIN CERTIFICATE-----\nMAAA\n-----END CERTIFICATE-----\n"
 PUBLIC_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+HOP = {"host": "bastion.example.com", "host_keys": [PUBLIC_KEY]}
 DIGEST = "@sha256:" + "0123456789abcdef" * 4
 
 
@@ -334,12 +335,8 @@ WRONG = [
         "public",
     ),
     Wrong("access.jump_host", {"host": "bastion"}, "access.jump_host.host_keys", "missing"),
-    Wrong("access.jump_host", {"host": "-oX", "host_keys": [PUBLIC_KEY]}, "access.jump_host.host", ""),
-    Wrong(
-        "access.jump_host",
-        "access.jump_host.user",
-        "",
-    ),
+    Wrong("access.jump_host", {**HOP, "host": "-oX"}, "access.jump_host.host", "is malformed"),
+    Wrong("access.jump_host", {**HOP, "user": "a b"}, "access.jump_host.user", "is malformed"),
     Wrong("access.ssh_private_key_path", "id_%h", "access.ssh_private_key_path", "rename the file"),
     Wrong("serving.model", "/opt/models/own", "serving.model", "write /files/own here"),
     Wrong("serving.files", {"a/b": "setup.sh"}, "serving.files", "letters, digits"),

@@ -74,6 +74,8 @@ def run(
         told_of = f"{job.id}: {job.script} on {job.type}"
         typer.echo(f"{told_of}: off after {job.minutes} min, {most(job.at_most)}", err=True)
         if not detach:
+            # What a job prints is not ours: it may hold any secret that the stack knows.
+            guard_output(pipeline, stack)
             follow(place, job.id)
 
 

@@ -13,6 +13,8 @@ from fleets import Fleet, node_config
 Operations = dict[str, Counter[str]]
 """How often each operation meets a resource, by the resource's name; unchanged ones are left out."""
 
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+
 UNTOLD = frozenset({"same", "refresh", "read", "create-replacement", "delete-replaced"})
 """No changes, and the steps of a replacement, which a preview sums up as `replace`."""
 
@@ -26,6 +28,7 @@ NODE_CHANGES: Mapping[str, Mapping[str, Any]] = {
     "extra-args": {"serving": {"extra_args": ["--enable-prefix-caching"]}},
     "port": {"serving": {"port": 8001}},
     "webui": {"serving": {"webui": True}},
+    "files": {"serving": {"files": {"Pulumi.yaml": "Pulumi.yaml"}}},
     "phases": {"provision": {"environment": {"CITY": "Lyon"}}},
 }
 """Settings of a node that need no other machine."""
@@ -57,6 +60,10 @@ tried = pytest.mark.parametrize("fleet", ["scaleway"], indirect=True)
 
 STACK_CHANGES: Mapping[str, Mapping[str, Any]] = {
     "a door for another operator": {"access": {"ssh_cidrs": ["127.0.0.1/32", "192.0.2.7/32"]}},
+    "another operator's key": {"access": {"authorized_keys": [KEY]}},
+    "a longer wait": {"health": {"ready_timeout_s": 90}},
+    "more room for the first deployment": {"rollout": {"min_free_disk_gb": 90}},
+    "a limit": {"budget": {"max_cost_per_hour": 50, "currency": "EUR"}},
 }
 """Settings of the stack, one after the other on one node."""
 

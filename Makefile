@@ -21,7 +21,7 @@ ACTIONLINT = { command -v go >/dev/null || { echo >&2 'missing: Go, which builds
 	&& go -C tools/actionlint tool actionlint $(CURDIR)/.github/workflows/*.yml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup env demo demo-vm demo-break demo-down test test-kills test-faults test-boot test-vm fuzz check schema format preview up-stack drift reap reap-jobs bench bench-boot clean
+.PHONY: help setup env demo demo-vm demo-break demo-down test test-kills test-faults test-trials test-boot test-vm fuzz check schema format preview up-stack drift reap reap-jobs bench bench-boot clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,13 +45,16 @@ demo-down: ## destroy the demo's node and stop the embedded cloud
 	@$(ON_DEV) python -m tools.demo down
 
 test: ## run every test but those that boot a virtual machine, and the long rows of trials below
-	@$(WITH) pytest -n 2 --dist worksteal -m "not vm and not kills and not faults"
+	@$(WITH) pytest -n 2 --dist worksteal -m "not vm and not kills and not faults and not trials"
 
 test-kills: ## kill the engine at every moment of up, rollout, replacement and destroy
 	@$(WITH) pytest -n 2 --dist worksteal tests/engine -k kill
 
 test-faults: ## spoil, refuse, delay and lose every reply of every cloud, from creation to destroy
 	@$(WITH) pytest -n 2 --dist worksteal tests/unit tests/engine -m faults
+
+test-trials: ## every row of trials whole, of which `make test` runs some: a machine lost, replaced or renamed in every way
+	@$(WITH) pytest -n 2 --dist worksteal tests/unit tests/engine -m "trials or kills or faults"
 
 test-boot: ## boot a virtual machine for each cloud, from pulumi up to ready; judge every rendered user data
 	@$(WITH) pytest tests/vm/test_rendered_variants.py tests/engine/test_boots.py

@@ -39,7 +39,11 @@ def meet_a_false_not_found(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize(
-    "lose", [*LOST.values(), meet_a_false_not_found], ids=[*LOST, "a false NotFound in a refresh"]
+    "lose",
+    [
+        *(pytest.param(lose, id=name, marks=pytest.mark.trials) for name, lose in LOST.items()),
+        pytest.param(meet_a_false_not_found, id="a false NotFound in a refresh"),
+    ],
 )
 def test_a_lost_machine_is_seen_everywhere_and_adopted_before_another_is_bought(
     fleet: Fleet, lose: Callable[[Fleet], None]
@@ -154,6 +158,7 @@ SPOILT = (
 )
 
 
+@pytest.mark.faults
 def test_no_reply_however_false_or_spoilt_leads_to_a_second_machine_or_a_leak(fleet: Fleet) -> None:
     fleet.config["health"]["enabled"] = False
     nodes = {fault: f"n{index}" for index, fault in enumerate(SPOILT)}

@@ -4,19 +4,21 @@ what state has lost is found by its owner, taken up or removed, and never bought
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from fleets import Fleet, node_config
+from fleets import Fleet, each_cloud_in_turn, every_cloud, node_config
 
-MIGRATED = ("scaleway", "linode", "aws")
-each_cloud = pytest.mark.parametrize("fleet", MIGRATED, indirect=True)
 taking_up = pytest.mark.parametrize("fleet", ["scaleway"], indirect=True)
 """Where the machine is a resource of this program's own, which takes up what it finds."""
 refusing = pytest.mark.parametrize("fleet", ["linode"], indirect=True)
 """Where the cloud's own provider makes the machine, and a person has to say which one it is to take."""
-ON_ERROR = pytest.mark.parametrize("go_on", ["", "true"], ids=["stop at errors", "go on after errors"])
+LONG = pytest.mark.trials
+ON_ERROR = pytest.mark.parametrize(
+    "go_on",
+    [pytest.param("", marks=LONG, id="stop at errors"), pytest.param("true", id="go on after errors")],
+)
 
 
 def servers(fleet: Fleet) -> dict[str, list[str]]:
@@ -33,7 +35,7 @@ def going_on(fleet: Fleet, go_on: str) -> None:
         fleet.stack.env["PULUMI_CONTINUE_ON_ERROR"] = go_on
 
 
-@each_cloud
+@every_cloud
 @ON_ERROR
 def test_a_replaced_machine_stays_until_its_successor_serves(fleet: Fleet, go_on: str) -> None:
     going_on(fleet, go_on)
@@ -59,7 +61,7 @@ def test_a_replaced_machine_stays_until_its_successor_serves(fleet: Fleet, go_on
     assert fleet.drift() is None
 
 
-@each_cloud
+@each_cloud_in_turn(LONG)
 @ON_ERROR
 def test_a_renamed_node_stays_until_the_new_one_serves(fleet: Fleet, go_on: str) -> None:
     going_on(fleet, go_on)
@@ -82,7 +84,7 @@ def test_a_renamed_node_stays_until_the_new_one_serves(fleet: Fleet, go_on: str)
     assert fleet.left() == []
 
 
-@each_cloud
+@every_cloud
 def test_a_rename_that_says_so_keeps_the_machine(fleet: Fleet) -> None:
     fleet.nodes("a", "b")
     fleet.run("up")
@@ -163,8 +165,16 @@ LOST = {"state delete": forget_the_server, "an older state": restore_an_older_st
 LOST_TO_A_PROVIDER = {**LOST, "a false 404": refresh_with_a_false_404}
 
 
+def one_every_day(ways: Mapping[str, Callable[[Fleet], None]]) -> pytest.MarkDecorator:
+    """Ways to lose a machine, of which the first is tried every day."""
+    first, *others = (pytest.param(lose, id=name) for name, lose in ways.items())
+    return pytest.mark.parametrize(
+        "lose", [first, *(pytest.param(*each.values, id=each.id, marks=LONG) for each in others)]
+    )
+
+
 @refusing
-@pytest.mark.parametrize("lose", LOST_TO_A_PROVIDER.values(), ids=LOST_TO_A_PROVIDER.keys())
+@one_every_day(LOST_TO_A_PROVIDER)
 def test_a_server_that_state_has_lost_is_refused_with_the_ways_out_and_adopted(
     fleet: Fleet, lose: Callable[[Fleet], None]
 ) -> None:
@@ -204,7 +214,7 @@ def test_a_server_that_state_has_lost_goes_with_fleet_destroy(fleet: Fleet) -> N
 
 
 @taking_up
-@pytest.mark.parametrize("lose", LOST.values(), ids=LOST.keys())
+@one_every_day(LOST)
 def test_a_server_that_state_has_lost_is_taken_up_and_not_bought_again(
     fleet: Fleet, lose: Callable[[Fleet], None]
 ) -> None:
@@ -219,8 +229,8 @@ def test_a_server_that_state_has_lost_is_taken_up_and_not_bought_again(
     assert fleet.left() == []
 
 
-@each_cloud
-@pytest.mark.parametrize("lose", LOST.values(), ids=LOST.keys())
+@every_cloud
+@one_every_day(LOST)
 def test_destroy_also_removes_what_state_has_lost(fleet: Fleet, lose: Callable[[Fleet], None]) -> None:
     fleet.run("up")
     lose(fleet)
@@ -228,7 +238,7 @@ def test_destroy_also_removes_what_state_has_lost(fleet: Fleet, lose: Callable[[
     assert fleet.left() == []
 
 
-@each_cloud
+@every_cloud
 def test_a_second_checkout_with_the_same_stack_name_buys_nothing(fleet: Fleet) -> None:
     fleet.run("up")
     before = servers(fleet)
@@ -255,7 +265,7 @@ def test_a_second_checkout_with_the_same_stack_name_buys_nothing(fleet: Fleet) -
     assert fleet.left() == []
 
 
-@each_cloud
+@every_cloud
 def test_what_state_has_lost_is_shown_by_every_report(fleet: Fleet) -> None:
     fleet.run("up")
     forget_the_server(fleet)

@@ -91,6 +91,7 @@ def test_what_was_changed_is_named_and_looking_writes_nothing(fleet: Fleet, tmp_
         ("a", "a-security-group", "rules"),
         ("a", "a-security-group", "inbound_default_policy"),
         ("a", "a-security-group", "tags"),
+        ("a", "a-security-group", "owned"),
         ("a", "a-server", "name"),
         ("a", "a-root-volume", "size_gb"),
         ("a", "/opt/llm/docker-compose.yml", "services.vllm.command --gpu-memory-utilization"),

@@ -69,7 +69,7 @@ def test_node_tags_of_stacks_whose_long_names_begin_alike_differ() -> None:
     assert node_tag(f"prod/{node}") == f"vllm-fleet-node=prod/{node}"
 
 
-def test_a_machine_and_its_successor_have_different_addresses_on_their_vlan() -> None:
+async def test_a_machine_and_its_successor_have_different_addresses_on_their_vlan() -> None:
     for network, size in (("10.77.0.0/24", 32), ("10.77.0.0/26", 20)):
         members = [
             Member(cluster(network), index, "vlan", Output.from_input(""), None) for index in range(size)

@@ -37,7 +37,7 @@ async def main() -> None:
     raw = settings.given(Resolved(pulumi.Config(settings.PROJECT)))
     found = examine(raw)
     if found.settings and found.unpinned:
-        found = examine(raw, preview.choose_pins(found.settings))
+        found = examine(raw, await preview.choose_pins(found.settings))
     config, checks = found.settings, found.checks
     refuse_unheld_aws_settings(config)
     await refuse_a_key_that_opens_nothing(config)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pulumi
 
+from components import own_state
 from components.command import reached_at, run_module
 from fleet import settings
 from fleet.settings import Problem, SettingsError
@@ -87,16 +88,11 @@ async def refuse_a_key_that_opens_nothing(config: settings.StackSettings) -> Non
 
 
 async def _deployed_keys() -> Mapping[str, Sequence[str]]:
-    stack = f"{pulumi.get_organization()}/{pulumi.get_project()}/{pulumi.get_stack()}"
-    reply = await pulumi.runtime.invoke_async("pulumi:pulumi:readStackOutputs", {"name": stack})
-    nodes = ((reply or {}).get("outputs") or {}).get("nodes") or {}
+    nodes = (await own_state.outputs()).get("nodes") or {}
     return {name: node["ssh_keys"] for name, node in nodes.items() if node.get("ssh_keys")}
 
 
 async def _machines_in_state(names: Iterable[str]) -> list[str]:
     """Those of the nodes whose machine the state knows: outputs stay after `fleet destroy`."""
-    stack = f"{pulumi.get_organization()}/{pulumi.get_project()}/{pulumi.get_stack()}"
-    reply = await pulumi.runtime.invoke_async("pulumi:pulumi:readStackResourceOutputs", {"stackName": stack})
-    urns: Mapping[str, Any] = (reply or {}).get("outputs") or {}
-    known = {urn.rpartition("::")[2] for urn in urns}
+    known = {urn.rpartition("::")[2] for urn in await own_state.resources()}
     return [name for name in names if f"{name}-server" in known]

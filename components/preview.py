@@ -6,20 +6,21 @@ is asked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 import pulumi
 
+from components import own_state
 from components.node import GpuNode
 from fleet.checks import NodeCheck, cost_line
 from fleet.cost import Cost, ExchangeRate
 from fleet.settings import Access, CheapestNode, Pin, Problem, SettingsError, StackSettings
 
 
-def choose_pins(config: StackSettings) -> dict[str, Pin]:
+async def choose_pins(config: StackSettings) -> dict[str, Pin]:
     """Choose for each node with `cloud: cheapest` that is not pinned, and pin it in the stack's file.
 
     A node that is deployed stays where it is. Raises SettingsError where nothing can be chosen.
@@ -29,7 +30,7 @@ def choose_pins(config: StackSettings) -> dict[str, Pin]:
         return {}
     from fleet.cheapest import choose, keep, pinned  # noqa: PLC0415  loads the whole catalog
 
-    deployed = _outputs(pulumi.runtime.invoke(*_own_outputs()).value).get("nodes") or {}
+    deployed = (await own_state.outputs()).get("nodes") or {}
     pins: dict[str, Pin] = {}
     problems: list[Problem] = []
     for index, node in unpinned.items():
@@ -47,7 +48,11 @@ def choose_pins(config: StackSettings) -> dict[str, Pin]:
         pulumi.log.info(f"{node.name}: {choice.why}")
     if problems:
         raise SettingsError(problems)
-    path = Path(f"Pulumi.{pulumi.get_stack()}.yaml")
+    _pin(Path(f"Pulumi.{pulumi.get_stack()}.yaml"), pins, pinned)
+    return pins
+
+
+def _pin(path: Path, pins: Mapping[str, Pin], pinned: Callable[[str, Mapping[str, Pin]], str]) -> None:
     try:
         path.write_text(pinned(path.read_text(encoding="utf-8"), pins), encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -55,7 +60,6 @@ def choose_pins(config: StackSettings) -> dict[str, Pin]:
             f"the choice is not pinned: {error}; write under the node: "
             + "; ".join(f"{name}: pinned: {dict(pin)}" for name, pin in pins.items())
         )
-    return pins
 
 
 async def tell(
@@ -67,7 +71,7 @@ async def tell(
 ) -> None:
     """Attach to each node what was found out about it, and to the stack what it costs."""
     try:
-        before = _outputs(await pulumi.runtime.invoke_async(*_own_outputs()))
+        before = await own_state.outputs()
     except Exception as error:  # a difference that cannot be told must not stop a preview
         pulumi.log.debug(f"the stack's own outputs cannot be read: {error}")
         before = {}
@@ -104,12 +108,3 @@ def _per_hour(outputs: Mapping[str, Any] | None, now: Cost, rate: ExchangeRate) 
         case {"cost_per_hour": int() | float() as amount, "currency": str() as currency}:
             return rate.convert(amount, currency, now.currency)
     return None
-
-
-def _own_outputs() -> tuple[str, dict[str, str]]:
-    name = f"{pulumi.get_organization()}/{pulumi.get_project()}/{pulumi.get_stack()}"
-    return "pulumi:pulumi:readStackOutputs", {"name": name}
-
-
-def _outputs(reply: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    return (reply or {}).get("outputs") or {}

@@ -12,7 +12,9 @@ from functools import cache
 from typing import Any
 
 import pulumi
+from tenacity import Retrying
 
+from components.own_state import PATIENTLY
 from fleet.settings import Problem, SettingsError, own_name
 from fleet.settings.problems import how_to_encrypt
 from fleet.stackfile import REFERENCE
@@ -73,5 +75,6 @@ def _resolved(value: Any, path: str) -> Any:
 @cache
 def _outputs(stack: str) -> tuple[dict[str, Any], set[str]]:
     """A stack's outputs, and the names of those that are secret."""
-    reply = pulumi.runtime.invoke("pulumi:pulumi:readStackOutputs", {"name": stack}).value or {}
+    asked = Retrying(**PATIENTLY)(pulumi.runtime.invoke, "pulumi:pulumi:readStackOutputs", {"name": stack})
+    reply = asked.value or {}
     return dict(reply.get("outputs") or {}), set(reply.get("secretOutputNames") or ())

@@ -27,8 +27,8 @@ from pulumi.dynamic import (
     Resource,
     UpdateResult,
 )
-from tenacity import AsyncRetrying, stop_after_delay, wait_exponential
 
+from components import own_state
 from components.aws import ec2, owned
 from components.aws.api import AGAIN, AwsError, client
 from components.dynamic import CloudProvider, gone
@@ -362,24 +362,12 @@ def _lost(node: str, machines: Iterable[ec2.Described]) -> LostMachine:
     )
 
 
-STATE_READ_S = 30
-"""Seconds in which the stack's state must have been readable once."""
-
-
 async def machine_in_state(urn: str) -> str:
     """Id of the instance that the stack's state has under a URN; empty where it has none.
 
     The engine does not tell a hook whether what it creates replaces something.
     """
-    stack = f"{pulumi.get_organization()}/{pulumi.get_project()}/{pulumi.get_stack()}"
-    # The engine rewrites a state in a file in place while it updates: who reads meanwhile finds half of it.
-    patient = AsyncRetrying(
-        stop=stop_after_delay(STATE_READ_S), wait=wait_exponential(multiplier=0.05, max=2), reraise=True
-    )
-    reply: Any = await patient(
-        pulumi.runtime.invoke_async, "pulumi:pulumi:readStackResourceOutputs", {"stackName": stack}
-    )
-    known = ((reply or {}).get("outputs") or {}).get(urn) or {}
+    known = (await own_state.resources()).get(urn) or {}
     # The last part of the ARN is the id.
     return str((known.get("outputs") or {}).get("arn") or "").rpartition("/")[2]
 

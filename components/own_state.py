@@ -18,7 +18,7 @@ PATIENTLY: Mapping[str, Any] = {
     "wait": wait_exponential(multiplier=0.05, max=2),
     "reraise": True,
 }
-"""How to read a state in a file: an engine that updates rewrites it in place, and who reads then finds half."""
+"""How to read a state in a file: an engine that updates rewrites it in place, and a reader may find half."""
 
 
 async def outputs() -> Mapping[str, Any]:

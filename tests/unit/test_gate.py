@@ -19,7 +19,7 @@ import pytest
 from fake_node import API_KEY, MODEL, Answer, FakeNode, FastClock, cloud_init, container, vllm
 
 from fleet import gate
-from fleet.diagnosis import INSTALL_MARKS, SERVING_MARKS, Context, Fault, Hints, diagnose, marked, quote
+from fleet.diagnosis import INSTALL_MARKS, Context, Fault, Hints, diagnose, marked, quote
 from fleet.gate import GateSpec, Report, Timeouts
 from fleet.progress import Progress, Stage
 from fleet.spec import SpecError
@@ -434,9 +434,8 @@ def test_quoted_lines_hold_no_control_characters() -> None:
 
 def test_marks_are_sought_in_their_order_and_quoted_from_the_end() -> None:
     log = ["No space left on device (1)", "No space left on device (2)", "No space left on device (3)"]
-    found = marked([*log, "CUDA out of memory"], SERVING_MARKS)
+    found = marked([*log, "Unable to locate package x"], INSTALL_MARKS)
     assert found and found.fault is Fault.DISK_FULL and found.seen == tuple(log[1:])
-    assert marked(["INFO: Application startup complete."], SERVING_MARKS) is None
     assert marked(["Setting up docker-ce"], INSTALL_MARKS) is None
 
 

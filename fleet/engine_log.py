@@ -25,12 +25,14 @@ from fleet.engine_faults import (
 
 LONGEST_TEXT = 8_000_000
 """Characters of a log's end that are read."""
-MOST_LINES = 50_000
+MOST_LINES = 20_000
 LONGEST_LINE = 16_384
 """Characters of a line that are read: vLLM lists its architectures in one of about 8,000."""
-LOOKED_THROUGH = 4_000
-"""Characters of a line in which patterns are looked for; those that look ahead see the rest."""
-MOST_PROCESSES = 64
+LOOKED_THROUGH = 2_000
+"""Characters of a line in which a pattern is looked for: messages begin with what they are about."""
+HEAD = 400
+"""The same for lines that tell how far a start has come."""
+MOST_PROCESSES = 16
 """Processes whose last exceptions are compared, those that spoke last."""
 MESSAGE_LINES = 12
 """Lines of an exception's message: huggingface_hub writes seven."""
@@ -102,7 +104,8 @@ class _Line:
 
 
 def _lines(text: str) -> list[_Line]:
-    return [_line(line[:LONGEST_LINE]) for line in _BREAK.split(text[-LONGEST_TEXT:])[-MOST_LINES:]]
+    split = [line for line in _BREAK.split(text[-LONGEST_TEXT:]) if line and not line.isspace()]
+    return [_line(line[:LONGEST_LINE]) for line in split[-MOST_LINES:]]
 
 
 def _line(line: str) -> _Line:
@@ -154,13 +157,13 @@ def _starts(lines: Sequence[_Line]) -> list[_Start]:
     """The starts in a log, each with the lines since it last answered a request."""
     starts = [_Start()]
     for line in lines:
-        if _BEGIN.search(line.text, 0, LOOKED_THROUGH):
+        if _BEGIN.search(line.text, 0, HEAD):
             starts.append(_Start())
         start = starts[-1]
-        if _SERVES.search(line.text, 0, LOOKED_THROUGH):
+        if _SERVES.search(line.text, 0, HEAD):
             start.serves = True
             start.lines.clear()
-        elif line.quiet and _LOADS.search(line.text, 0, LOOKED_THROUGH):
+        elif line.quiet and _LOADS.search(line.text, 0, HEAD):
             start.loads = True
         start.lines.append(line)
     return starts
@@ -209,7 +212,7 @@ class _Process:
         text = line.text
         if line.quiet:
             self.error = None
-            if _LOADS.search(text, 0, LOOKED_THROUGH):
+            if _LOADS.search(text, 0, HEAD):
                 self.chain = []  # it went on
         elif text.lstrip().startswith(_TRACEBACK):
             self.frames, self.error, self.in_traceback = [], None, True
@@ -259,8 +262,8 @@ def _chains(lines: Sequence[_Line]) -> list[list[_Error]]:
 
 def _judge(start: _Start) -> Reading:
     lines = start.lines
-    stops = any(_STOPS.search(line.text, 0, LOOKED_THROUGH) for line in lines)
-    dies = any(_DIES.search(line.text, 0, LOOKED_THROUGH) for line in lines)
+    stops = any(_STOPS.search(line.text, 0, HEAD) for line in lines)
+    dies = any(_DIES.search(line.text, 0, HEAD) for line in lines)
     chains = _chains(lines)
     if start.serves and not dies:
         # What one request meets ends no server; but without a template no chat works.
@@ -273,34 +276,48 @@ def _judge(start: _Start) -> Reading:
 
 def _in_exceptions(chains: Sequence[Sequence[_Error]]) -> Reading:
     """The fault of the first sign that fits any chain."""
-    unnamed = [chain for chain in chains if not any(_proof(sign, chain) for sign in EXCEPTIONS)]
-    for sign in EXCEPTIONS:
-        for chain in chains:
-            if proof := _proof(sign, chain):
-                if sign.fault is Fault.NCCL_FAILED and unnamed:
-                    break  # its peers may have ended for another reason
-                return _named(sign.fault, proof, chain)
+    first = [(chain, _first_match(chain)) for chain in chains]
+    unnamed = [chain for chain, match in first if not match]
+    matches = sorted((match for _, match in first if match), key=lambda match: match.rank)
+    # Where a peer ended for a reason unknown, that NCCL lost it explains nothing.
+    if matches and not (unnamed and EXCEPTIONS[matches[0].rank].fault is Fault.NCCL_FAILED):
+        return _named(matches[0])
     if not unnamed:
         return Reading()
-    innermost = (unnamed[-1][0].lines[0], unnamed[-1][-1].lines[0])
-    return Reading(seen=tuple(dict.fromkeys(innermost)))
+    innermost, outermost = unnamed[-1][0].lines[0], unnamed[-1][-1].lines[0]
+    return Reading(seen=tuple(dict.fromkeys((innermost, outermost))))
+
+
+@dataclass(frozen=True)
+class _Match:
+    rank: int
+    """Of the sign among all: the exact ones come first."""
+    proof: tuple[str, ...]
+    chain: Sequence[_Error]
+
+
+def _first_match(chain: Sequence[_Error]) -> _Match | None:
+    found = ((rank, _proof(sign, chain)) for rank, sign in enumerate(EXCEPTIONS))
+    return next((_Match(rank, proof, chain) for rank, proof in found if proof), None)
 
 
 def _proof(sign: Sign, chain: Sequence[_Error]) -> tuple[str, ...]:
     """The line that a sign fits, with the next of its message; empty if there is none."""
     for error in chain:
         for number, line in enumerate(error.lines):
-            found = sign.pattern.search(line)
-            if found and found.start() < LOOKED_THROUGH:
+            # The list of architectures is long, and has to be seen to its end.
+            end = LONGEST_LINE if sign.fault is Fault.ARCHITECTURE_UNKNOWN else LOOKED_THROUGH
+            if sign.pattern.search(line, 0, end):
                 rest = [more.strip() for more in error.lines[number + 1 :] if more.strip()]
                 return (line.strip(), *rest[:1])
     return ()
 
 
-def _named(fault: Fault, proof: tuple[str, ...], chain: Sequence[_Error]) -> Reading:
+def _named(match: _Match) -> Reading:
+    fault, proof = EXCEPTIONS[match.rank].fault, match.proof
     fix = fault.fix
     if fault is Fault.OUT_OF_GPU_MEMORY:
-        called = " ".join(name for error in chain for name in error.frames)
+        called = " ".join(name for error in match.chain for name in error.frames)
         fault = next((phase for phase, pattern in PHASES if pattern.search(called)), fault)
         fix = fault.fix
     elif fault is Fault.KV_CACHE_TOO_SMALL and (fits := FIT_LENGTH.search(proof[0])):

@@ -116,11 +116,13 @@ class Fault(Enum):
         "the NVIDIA driver does not answer",
         "the driver is not installed for the running kernel, or needs the reboot that did not happen",
         "{sudo} nvidia-smi; {sudo} dkms status; {sudo} dmesg --level=err,warn",
+        "restart the node (fleet ssh NODE -- sudo reboot); where that does not help, replace it",
     )
     DOCKER_DEAD = (
         "dockerd does not run",
         "its configuration is broken (/etc/docker/daemon.json), or its disk is full",
         "{sudo} journalctl -u docker -n 50 --no-pager",
+        "correct its configuration, or free its disk; what it says: fleet ssh NODE -- sudo journalctl -u docker",
     )
     ENV_MISSING = (
         "/opt/llm/.env is not there, so vllm.service waits for it",
@@ -131,6 +133,7 @@ class Fault(Enum):
         "the compose file is invalid",
         "/opt/llm/docker-compose.yml was changed by hand, or a setting does not fit this compose version",
         "{sudo} docker compose --project-directory /opt/llm config -q",
+        "correct the setting that the line names; `pulumi up` puts the stack's own compose file back",
     )
     IMAGE_REFUSED = (
         "the container image is refused",
@@ -269,6 +272,12 @@ class Fault(Enum):
         "too many requests from this address or token in a short time (429)",
         "{logs}",
         "set secrets.hf_token, which raises the limit, and run `pulumi up` again some minutes later",
+    )
+    HUB_CERTIFICATE_UNKNOWN = (
+        "vLLM does not trust the certificate that it is shown for the Hugging Face hub",
+        "a proxy on the way opens TLS with an authority of its own",
+        "{sudo} curl -sSI https://huggingface.co",
+        "add that authority to network.ca_certificates",
     )
     HUB_FAILING = (
         "the Hugging Face hub answers with an error of its own",

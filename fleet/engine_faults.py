@@ -44,7 +44,10 @@ EXCEPTIONS = _signs(
         r"Free memory on device.{0,120}is less than (?:desired GPU memory|the engine's budget)"
         r"|Error in memory profiling\. Initial free memory",
     ),
-    (Fault.DISK_FULL, r"No space left on device(?!: '/dev/shm)|\[Errno 122\] Disk quota exceeded"),
+    (
+        Fault.DISK_FULL,
+        r"^(?!.{0,1000}/dev/shm).{0,1500}No space left on device|\[Errno 122\] Disk quota exceeded",
+    ),
     (
         Fault.HUB_OFFLINE,
         r"OfflineModeIsEnabled|offline mode is enabled|outgoing traffic has been disabled",
@@ -59,7 +62,8 @@ EXCEPTIONS = _signs(
         Fault.TOKEN_REFUSED,
         r"GatedRepoError|Cannot access gated repo|trying to access a gated repo|is a gated repository"
         r"|Access to model .{1,200} is restricted|Invalid user token"
-        r"|Invalid credentials in Authorization header|User Access Token .{0,80}is expired",
+        r"|Invalid credentials in Authorization header|User Access Token .{0,80}is expired"
+        r"|LocalTokenNotFoundError",
     ),
     (
         Fault.MODEL_PATH_MISSING,
@@ -82,6 +86,7 @@ EXCEPTIONS = _signs(
         r"does not appear to have a file named config\.json|Could not detect config format"
         r"|No supported config format found in",
     ),
+    (Fault.HUB_CERTIFICATE_UNKNOWN, r"CERTIFICATE_VERIFY_FAILED|certificate verify failed"),
     (
         Fault.HUB_UNREACHABLE,
         r"We couldn't connect to '?https?://|LocalEntryNotFoundError|CAS service error"
@@ -221,8 +226,10 @@ TOOLS = _signs(
     (
         Fault.REGISTRY_LOGIN_DENIED,
         r"unauthorized: (?:authentication required|incorrect username|unauthenticated|access )"
-        r"|no basic auth credentials|\bdenied: |/v2/\S{0,300} unauthorized$|401 Unauthorized$"
-        r"|Your authorization token has expired",
+        r"|no basic auth credentials|error from registry: denied|/v2/\S{0,300} unauthorized$"
+        r"|\bdenied: (?:denied|requested access|permission[_ ]|installation not|User: |access forbidden"
+        r"|Your authorization)"
+        r"|(?:Head|Get) \"https?://\S{1,300}\": .{0,100}401 Unauthorized",
     ),
     (
         Fault.REGISTRY_UNREACHABLE,
@@ -230,7 +237,7 @@ TOOLS = _signs(
         r"|network is unreachable|server misbehaving)|TLS handshake timeout"
         r"|Get \"https?://\S{1,300}\": (?:context deadline exceeded|net/http|EOF|proxyconnect)",
     ),
-    (Fault.DISK_FULL, r"no space left on device(?!: '/dev/shm)"),
+    (Fault.DISK_FULL, r"^(?!.{0,1000}/dev/shm).{0,1500}no space left on device"),
     (Fault.PORT_TAKEN, r"port is already allocated|address already in use"),
     (Fault.DRIVER_NOT_LOADED, r"nvml error: driver not loaded|couldn't communicate with the NVIDIA driver"),
     (Fault.DRIVER_MISMATCH, r"driver/library version mismatch"),
@@ -256,7 +263,8 @@ TOOLS = _signs(
     (
         Fault.OUT_OF_HOST_MEMORY,
         r"exited with code 137\b|\"OOMKilled\": ?true|\bout of memory: kill(?:ed)? process"
-        r"|\boom-kill:|^Killed$",
+        r"|\boom-kill:|^Killed$"
+        r"|Failed core proc\(s\): \{.{0,300}: -9[,}]",
     ),
 )
 """What a line outside of exceptions says: argument parsers, Docker, registries, NVIDIA's tools, kernel."""

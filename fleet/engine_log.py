@@ -8,8 +8,10 @@ stays without a name. The text is hostile: it is cut to a bounded size and read 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from fleet.diagnosis import Failed, Fault
@@ -32,6 +34,9 @@ LOOKED_THROUGH = 2_000
 """Characters of a line in which a pattern is looked for: messages begin with what they are about."""
 HEAD = 400
 """The same for lines that tell how far a start has come."""
+TOOLS_HEAD = 1_000
+TOOLS_LINES = 500
+"""Last lines in which a tool's error is looked for."""
 MOST_PROCESSES = 16
 """Processes whose last exceptions are compared, those that spoke last."""
 MESSAGE_LINES = 12
@@ -70,7 +75,9 @@ def read(text: str, *, ended: bool = False) -> Reading:
 
 # --- Lines ---
 
-_NOISE = re.compile(r"\x1b\[[0-9;?]{0,20}[A-Za-z]|\[[01](?:;\d{1,3})?m(?=\()|[\x00-\x08\x0e-\x1f\x7f-\x9f]")
+_NOISE = re.compile(
+    r"\x1b\[[0-9;?]{0,20}[A-Za-z]|(?:ESC|\ufffd)?\[\d{1,2}(?:;\d{1,3}){1,2}m|[\x00-\x08\x0e-\x1f\x7f-\x9f]"
+)
 """Colours and control characters; some terminals and pages lose the escape alone."""
 _BREAK = re.compile(r"\r?\n|[\r\x0b\x0c\x85\u2028\u2029]")
 _LEVELS = r"DEBUG|INFO|WARNING|ERROR|CRITICAL|FATAL"
@@ -78,7 +85,8 @@ _PREFIXES = (
     re.compile(r"[A-Za-z0-9][\w.-]{0,63} {1,40}\| ?"),  # compose
     re.compile(r"\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?\]?(?: |$)"),
     re.compile(r"[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \S{1,64} [\w.@-]{1,64}(?:\[\d{1,9}\])?: "),  # journal
-    re.compile(r"\[rank\d{1,4}\]:(?: |$)"),
+    re.compile(r"\[rank\d{1,4}\]: ?"),
+    re.compile(r"[A-Z]{4,8} \d{4}-\d\d-\d\dT[\d:.]{8,18}Z \[resource\.labels\.[^\]]{1,120}\] "),  # Google's
 )
 _PROCESS = re.compile(
     r"\((?P<process>[^()]{0,80}(?:\([^()]{0,80}\)[^()]{0,40})?\bpid=\d{1,9}[^()]{0,80})\)(?: |$)"
@@ -108,8 +116,16 @@ def _lines(text: str) -> list[_Line]:
     return [_line(line[:LONGEST_LINE]) for line in split[-MOST_LINES:]]
 
 
+def _unwrapped(line: str) -> str:
+    """The text of a line in the file that Docker itself keeps."""
+    if line.startswith('{"log":"'):
+        with suppress(ValueError, KeyError, AttributeError):
+            return str(json.loads(line)["log"]).rstrip("\n")
+    return line
+
+
 def _line(line: str) -> _Line:
-    line = _NOISE.sub("", line)
+    line = _NOISE.sub("", _unwrapped(line))
     process, level = "", ""
     for _ in range(6):
         if found := _PROCESS.match(line):
@@ -129,13 +145,17 @@ def _line(line: str) -> _Line:
 _BEGIN = re.compile(
     r"vLLM API server version|█.{0,60} version \d|With `vllm serve`, you should provide the model|^usage: "
     r"|^Attaching to |^ *(?:\S )?Container \S{1,80} +(?:Starting|Started|Recreated|Created)\b"
-    r"|Started .{0,80}vllm.{0,40}\.service"
+    r"|^Start(?:ing|ed) vllm"
 )
 _LOADS = re.compile(
     r"Starting to load model|Initializing an? .{0,10}LLM engine|Loading weights took|Model loading took"
     r"|weights took|KV cache size|Graph capturing finished|init engine |Memory profiling takes"
 )
 """What a process says that has got past its arguments and the model's config."""
+_GOES_ON = re.compile(
+    rf"{_LOADS.pattern}|Resolved architecture|Using max model len|Chunked prefill is enabled"
+)
+"""What a process says that has survived its last exception."""
 _SERVES = re.compile(
     r"Application startup complete|Uvicorn running on |\"(?:GET|POST) /\S{0,200} HTTP/1\.\d\" 200"
 )
@@ -172,7 +192,9 @@ def _starts(lines: Sequence[_Line]) -> list[_Start]:
 # --- Exceptions ---
 
 _TRACEBACK = "Traceback (most recent call last)"
-_FRAME = re.compile(r'\s*File "[^"]{1,400}", line \d{1,7}, in (\S{1,120})')
+_FRAME = re.compile(r'\s*File "([^"]{1,400})", line \d{1,7}, in (\S{1,120})')
+_HELPERS = ("multiprocessing/resource_tracker.py",)
+"""Files whose own exceptions, on the way out, explain nothing."""
 _LINK = re.compile(r"The above exception was the direct cause|During handling of the above exception")
 _NAME = r"(?:[A-Za-z_]\w{0,80}\.){0,8}"
 _RAISED = re.compile(
@@ -212,15 +234,16 @@ class _Process:
         text = line.text
         if line.quiet:
             self.error = None
-            if _LOADS.search(text, 0, HEAD):
-                self.chain = []  # it went on
-        elif text.lstrip().startswith(_TRACEBACK):
+            if _GOES_ON.search(text, 0, HEAD):
+                self.chain = []
+        elif _TRACEBACK in text[:HEAD]:
             self.frames, self.error, self.in_traceback = [], None, True
         elif _LINK.match(text):
             self.linked, self.error = True, None
         elif frame := _FRAME.match(text):
-            self.frames.append(frame[1])
+            self.frames.append(frame[2])
             self.error = None
+            self.ignored = self.ignored or frame[1].endswith(_HELPERS)
         elif _IGNORED.match(text.lstrip()):
             self.ignored, self.error = True, None
         elif text.lstrip().startswith(_FOOTER):
@@ -330,10 +353,8 @@ def _named(match: _Match) -> Reading:
 
 def _in_tools(lines: Sequence[_Line]) -> Reading:
     """The last line that says what is wrong outside of an exception."""
-    for line in reversed(lines):
-        if line.quiet or not line.text:
-            continue
-        text = line.text[:LOOKED_THROUGH]
+    spoken = [line.text[:TOOLS_HEAD] for line in lines if not line.quiet]
+    for text in reversed(spoken[-TOOLS_LINES:]):
         for sign in TOOLS:
             if sign.pattern.search(text):
                 return Reading(sign.fault, (text.strip(),), sign.fault.fix)

@@ -7,13 +7,14 @@ does not help: the container dies again and again, the unit failed, Docker is do
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from typing import Any
 
 from fleet import engine_log
 from fleet.diagnosis import Failed, Fault
 from fleet.progress import Clock
-from fleet.ssh import Connection
+from fleet.ssh import Completed, Connection
 
 ENV_PATH = "/opt/llm/.env"
 UNIT = "vllm.service"
@@ -25,6 +26,9 @@ LOG_LINES = 200
 """Last lines of the log that each look reads."""
 WHOLE_START = 2000
 """Lines that hold a whole start of vLLM, a traceback of each of eight workers included."""
+
+STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z ")
+"""The time that Docker writes before a line, always of the same width."""
 
 ENV_GRACE_S = 20.0
 """Seconds for `.env` to arrive: its delivery may be under way."""
@@ -78,6 +82,14 @@ class Watch(ABC):
         return lines
 
 
+def _in_order(logs: Completed) -> str:
+    """Both streams of `docker logs --timestamps` as one text, without the times."""
+    lines = [line for line in f"{logs.stdout}\n{logs.stderr}".split("\n") if line]
+    if all(map(STAMP.match, lines)):
+        lines.sort(key=lambda line: line.partition(" ")[0])
+    return "\n".join(STAMP.sub("", line, count=1) for line in lines)
+
+
 async def _unit_state(node: Connection, unit: str, *properties: str) -> dict[str, str]:
     shown = await node.run(["systemctl", "show", unit, f"--property={','.join(properties)}"], check=False)
     return dict(line.split("=", 1) for line in shown.stdout.splitlines() if "=" in line)
@@ -99,8 +111,8 @@ class ContainerWatch(Watch):
         return document["RestartCount"] if document and document["State"]["Status"] == "running" else None
 
     async def log(self, node: Connection, count: int = LOG_LINES) -> list[str]:
-        done = await node.run(["docker", "logs", "--tail", str(count), self._container], check=False)
-        return self._remember(f"{done.stdout}\n{done.stderr}")
+        words = ["docker", "logs", "--timestamps", "--tail", str(count), self._container]
+        return self._remember(_in_order(await node.run(words, check=False)))
 
     async def _look(self, node: Connection) -> str:
         document = await self._inspect(node)

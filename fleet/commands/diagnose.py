@@ -113,16 +113,20 @@ def _of_node(name: str, stack: str | None) -> str:
 
     from fleet.commands.logs import Source, log_command  # noqa: PLC0415
     from fleet.commands.running import failures  # noqa: PLC0415
+    from fleet.diagnosis import quote  # noqa: PLC0415
     from fleet.runner import Job, Outcome, run  # noqa: PLC0415
 
     with nodes.told():
         nodes.guard_output(stack)
         node = nodes.find_one(name, stack)
-        job = Job(node.name, node, log_command(node, Source.VLLM, NODE_LINES, follow=False))
+        # One stream keeps tracebacks, which go to standard error, in their place among the other lines.
+        command = f"{log_command(node, Source.VLLM, NODE_LINES, follow=False)} 2>&1"
+        job = Job(node.name, node, command)
     written: list[bytes] = []
     results = asyncio.run(run([job], lambda _, __, more: written.extend(more), timeout_s=NODE_S))
     if results[0].outcome != Outcome.OK:
-        for line in failures(results):
+        said = [each.decode(errors="replace") for each in written[-1:]]
+        for line in [*failures(results), *(f"  {quote(each)}" for each in said)]:
             typer.echo(line, err=True)
         raise typer.Exit(UNREACHED)
     return b"\n".join(written).decode(errors="replace")

@@ -122,7 +122,7 @@ class Fault(Enum):
         "dockerd does not run",
         "its configuration is broken (/etc/docker/daemon.json), or its disk is full",
         "{sudo} journalctl -u docker -n 50 --no-pager",
-        "correct its configuration, or free its disk; what it says: fleet ssh NODE -- sudo journalctl -u docker",
+        "correct its configuration or free its disk; its log: fleet ssh NODE -- sudo journalctl -u docker",
     )
     ENV_MISSING = (
         "/opt/llm/.env is not there, so vllm.service waits for it",

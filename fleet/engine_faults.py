@@ -282,6 +282,9 @@ WRAPPERS = re.compile(
 )
 """Exceptions that say no more than that something else failed, here or in another process."""
 
+CUDA_WARNING = "UserWarning: CUDA initialization: "
+"""What torch writes before vLLM says that there is no GPU."""
+
 FIT_LENGTH = re.compile(
     r"estimated maximum model length is (\d{1,9})|can be stored in KV cache \((\d{1,9})\)", re.IGNORECASE
 )

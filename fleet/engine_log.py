@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from fleet.diagnosis import Failed, Fault
 from fleet.engine_faults import (
+    CUDA_WARNING,
     EXCEPTIONS,
     FIT_LENGTH,
     MODEL_LENGTH,
@@ -286,7 +287,7 @@ def _chains(lines: Sequence[_Line]) -> list[list[_Error]]:
 def _judge(start: _Start) -> Reading:
     lines = start.lines
     stops = any(_STOPS.search(line.text, 0, HEAD) for line in lines)
-    dies = any(_DIES.search(line.text, 0, HEAD) for line in lines)
+    dies = any(not line.quiet and _DIES.search(line.text, 0, HEAD) for line in lines)
     chains = _chains(lines)
     if start.serves and not dies:
         # What one request meets ends no server; but without a template no chat works.
@@ -294,7 +295,17 @@ def _judge(start: _Start) -> Reading:
         template = found.fault is Fault.CHAT_TEMPLATE_MISSING
         return found if template else _in_tools([] if stops else lines)
     found = _in_exceptions(chains)
+    if found.fault is Fault.GPU_MISSING:
+        return _of_cuda(lines) or found
     return found if found.fault or chains else _in_tools([] if stops and start.serves else lines)
+
+
+def _of_cuda(lines: Sequence[_Line]) -> Reading | None:
+    """Why no GPU is seen, where torch has warned about it."""
+    warned = [line.text for line in lines if CUDA_WARNING in line.text[:LOOKED_THROUGH]]
+    chain = [_Error(warned[-1:], ())]
+    match = _first_match(chain) if warned else None
+    return _named(match) if match else None
 
 
 def _in_exceptions(chains: Sequence[Sequence[_Error]]) -> Reading:

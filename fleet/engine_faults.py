@@ -187,7 +187,7 @@ EXCEPTIONS = _signs(
     (Fault.PORT_TAKEN, r"\[Errno 98\]"),
     (
         Fault.OUT_OF_HOST_MEMORY,
-        r"^MemoryError\b|\[Errno 12\] Cannot allocate memory"
+        r"^MemoryError:?$|MemoryError: Unable to allocate|\[Errno 12\] Cannot allocate memory"
         r"|DefaultCPUAllocator: (?:can't allocate|not enough)|killed due to the node running low on memory",
     ),
     (Fault.NCCL_FAILED, r"NCCL error\b|\bnccl(?:System|UnhandledCuda|Internal)Error\b"),

@@ -69,7 +69,8 @@ def read(text: str, *, ended: bool = False) -> Reading:
     reading = Reading()
     for start in reversed(_starts(_lines(text))):
         reading = _judge(start)
-        if reading.fault or reading.seen or start.serves or (start.loads and not ended):
+        over = start.serves or start.dies or (start.loads and not ended)
+        if reading.fault or reading.seen or over:
             return reading
     return reading
 
@@ -164,14 +165,18 @@ _DIES = re.compile(
     r"EngineDeadError|EngineCore encountered a(?:n issue| fatal error)|EngineCore failed to start"
     r"|died unexpectedly|Background loop (?:has errored|is stopped)|Engine loop has died"
 )
+_FAILS = re.compile(f"{_DIES.pattern}|{WRAPPERS.pattern}", WRAPPERS.flags)
+"""The same of one that does not serve yet: no request can have met it."""
 _STOPS = re.compile(r"\[shutdown\]|signal=SIG|^Shutting down$|Waiting for application shutdown")
 
 
 @dataclass
 class _Start:
     lines: list[_Line] = field(default_factory=list)
-    serves: bool = False
     loads: bool = False
+    serves: bool = False
+    dies: bool = False
+    """After it served, if it did."""
 
 
 def _starts(lines: Sequence[_Line]) -> list[_Start]:
@@ -182,8 +187,10 @@ def _starts(lines: Sequence[_Line]) -> list[_Start]:
             starts.append(_Start())
         start = starts[-1]
         if _SERVES.search(line.text, 0, HEAD):
-            start.serves = True
+            start.serves, start.dies = True, False
             start.lines.clear()
+        elif not line.quiet and (_DIES if start.serves else _FAILS).search(line.text, 0, HEAD):
+            start.dies = True
         elif line.quiet and _LOADS.search(line.text, 0, HEAD):
             start.loads = True
         start.lines.append(line)
@@ -199,7 +206,8 @@ _HELPERS = ("multiprocessing/resource_tracker.py",)
 _LINK = re.compile(r"The above exception was the direct cause|During handling of the above exception")
 _NAME = r"(?:[A-Za-z_]\w{0,80}\.){0,8}"
 _RAISED = re.compile(
-    rf"{_NAME}(?!\w*Warning\b)(?:\w{{0,80}}(?:Error|Exception|error)(?:_\w{{1,60}})?|OfflineModeIsEnabled)"
+    rf"{_NAME}(?!\w*Warning\b)(?:\w{{1,80}}(?:Error|Exception|error)(?:_\w{{1,60}})?|Exception"
+    r"|OfflineModeIsEnabled)"
     r"(?:\([\w.]{1,80}\))?(?::(?: |$)|$)"
     r"|\s*Value error, "
 )
@@ -285,26 +293,20 @@ def _chains(lines: Sequence[_Line]) -> list[list[_Error]]:
 
 
 def _judge(start: _Start) -> Reading:
-    lines = start.lines
-    stops = any(_STOPS.search(line.text, 0, HEAD) for line in lines)
-    dies = any(not line.quiet and _DIES.search(line.text, 0, HEAD) for line in lines)
-    chains = _chains(lines)
-    if start.serves and not dies:
-        # What one request meets ends no server; but without a template no chat works.
-        found = _in_exceptions(chains)
-        template = found.fault is Fault.CHAT_TEMPLATE_MISSING
-        return found if template else _in_tools([] if stops else lines)
-    found = _in_exceptions(chains)
+    found = _in_exceptions(_chains(start.lines))
+    # What one request meets ends no server; but without a template no chat works.
+    if start.serves and not start.dies and found.fault is not Fault.CHAT_TEMPLATE_MISSING:
+        found = Reading()
     if found.fault is Fault.GPU_MISSING:
-        return _of_cuda(lines) or found
-    return found if found.fault or chains else _in_tools([] if stops and start.serves else lines)
+        return _warned_by_torch(start.lines) or found
+    stopped = start.serves and any(_STOPS.search(line.text, 0, HEAD) for line in start.lines)
+    return found if found.fault or found.seen or stopped else _in_tools(start.lines)
 
 
-def _of_cuda(lines: Sequence[_Line]) -> Reading | None:
-    """Why no GPU is seen, where torch has warned about it."""
-    warned = [line.text for line in lines if CUDA_WARNING in line.text[:LOOKED_THROUGH]]
-    chain = [_Error(warned[-1:], ())]
-    match = _first_match(chain) if warned else None
+def _warned_by_torch(lines: Sequence[_Line]) -> Reading | None:
+    """Why no GPU is seen, where torch has said so in a warning."""
+    warnings = [line.text for line in lines if CUDA_WARNING in line.text[:LOOKED_THROUGH]]
+    match = _first_match([_Error(warnings[-1:], ())])
     return _named(match) if match else None
 
 

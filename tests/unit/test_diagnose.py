@@ -126,6 +126,8 @@ def test_the_last_start_counts() -> None:
 def test_a_start_that_has_only_begun_says_nothing() -> None:
     loading = "INFO 07-10 08:00:00 [gpu_model_runner.py:1770] Starting to load model x..."
     assert name_of("\n".join([START, OOM, START])) == "out_of_gpu_memory"
+    wrapper = "RuntimeError: Engine core initialization failed. See root cause above."
+    assert name_of("\n".join([START, OOM, START, wrapper])) is None
     assert name_of("\n".join([START, OOM, START, loading])) is None
     assert name_of("\n".join([START, OOM, START, loading]), ended=True) == "out_of_gpu_memory"
 
@@ -144,6 +146,11 @@ def test_an_exception_that_its_own_process_survived_is_no_cause() -> None:
     assert name_of(limited) == "hub_rate_limited"
     assert name_of(f"{limited}\n(W pid=1) {loaded}") is None
     assert name_of(f"{limited}\n(W pid=2) {loaded}") == "hub_rate_limited"
+
+
+def test_a_tool_that_begins_its_line_with_error_raises_no_exception() -> None:
+    assert name_of("Error: pull access denied for x/y, repository does not exist") == "image_refused"
+    assert name_of("Error: No such container: vllm") is None
 
 
 def test_what_nccl_lost_is_no_cause_where_a_peer_ended_for_another_reason() -> None:

@@ -1,7 +1,8 @@
 """Patterns that name a fault in what vLLM, Docker, NVIDIA's tools and Ray write; see `fleet.engine_log`.
 
-Each is the wording of a raise site, read from vLLM 0.6.3, 0.9.2, 0.14.1 and 0.32.0, huggingface_hub 2.4 and
-transformers 5.24, or seen in logs that users published; the comments name releases where the wording changed.
+Those of vLLM, huggingface_hub and transformers are the wording of raise sites, read in vLLM 0.6.3, 0.9.2,
+0.14.1 and 0.32.0, huggingface_hub 2.4 and transformers 5.24; the comments name releases where it changed.
+Those of Docker, registries, NVIDIA, torch and Ray come from logs that users published, or are known wording.
 Gaps are bounded, so that a hostile line costs no more than its length.
 """
 
@@ -26,7 +27,7 @@ def _signs(*table: tuple[Fault, str]) -> tuple[Sign, ...]:
 
 
 EXCEPTIONS = _signs(
-    # Since 0.10 the message also says which length fits; up to V0's end (0.10) it gave a number of tokens.
+    # V0 (0.6.3, 0.9.2) names the tokens that fit, V1 the memory, and the length that fits (0.9.2 and later).
     (
         Fault.KV_CACHE_TOO_SMALL,
         r"max seq len \(\d+\).{0,120}larger than the "
@@ -38,7 +39,7 @@ EXCEPTIONS = _signs(
         Fault.OUT_OF_GPU_MEMORY,
         r"CUDA out of memory|torch\.(?:cuda\.)?OutOfMemoryError|CUDA error: out of memory",
     ),
-    # "Initial free memory" is 0.8's way to say it.
+    # "Initial free memory": another process gave memory back while vLLM counted it (0.6.3 to 0.32.0).
     (
         Fault.GPU_MEMORY_TAKEN,
         r"Free memory on device.{0,120}is less than (?:desired GPU memory|the engine's budget)"
@@ -137,7 +138,7 @@ EXCEPTIONS = _signs(
         r"SafetensorError: (?:Error while deserializing header|.{0,60}(?:IncompleteBuffer|HeaderToo))"
         r"|PytorchStreamReader failed reading zip archive",
     ),
-    # "helper … not found" up to 0.10, "has not been registered" where the server meets it first.
+    # "helper … not found" in 0.6.3 and 0.9.2, "parser … not found" in 0.14.1 and 0.32.0.
     (
         Fault.REASONING_PARSER_UNKNOWN,
         r"invalid reasoning parser: |Reasoning parser '.{1,80}' not found"

@@ -269,7 +269,9 @@ async def _readiness(node: FleetNode, api_key: str | None, limits: Timeouts) -> 
         token = f", a token in {report.first_token_s:.2f} s" if report.first_token_s is not None else ""
         return Finding(node.name, "readiness", Status.OK, f"serves {node.model}{token}")
     seen = f"{report.diagnosis.summary}: {' | '.join(report.diagnosis.seen)}"
-    return Finding(node.name, "readiness", Status.FAILED, seen, report.diagnosis.next_command)
+    return Finding(
+        node.name, "readiness", Status.FAILED, seen, report.diagnosis.fix or report.diagnosis.next_command
+    )
 
 
 def _hints(node: FleetNode) -> Hints:
@@ -284,4 +286,6 @@ def _failed(node: FleetNode, name: str, fault: Fault, seen: Sequence[str]) -> Fi
     """A finding in the words that every diagnosis uses."""
     found = diagnose(fault, Stage.READY, _context(node), seen)
     said = ": ".join(filter(None, [found.summary, " | ".join(found.seen)]))
-    return Finding(node.name, name, Status.FAILED, said, f"{found.cause}; look with: {found.next_command}")
+    return Finding(
+        node.name, name, Status.FAILED, said, f"{found.fix or found.cause}; look with: {found.next_command}"
+    )

@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("check:check", "Clouds and nodes of a stack, every failure with its mend."),
     "cost-report": ("cost_report:cost_report", "What a stack is billed for."),
     "destroy": ("destroy:destroy", "Remove one node from its cloud and from the state."),
+    "diagnose": ("diagnose:diagnose", "Why vLLM did not start, from its own log."),
     "drift": ("drift:drift", "Where clouds and nodes are no longer what the state says."),
     "exec": ("exec:execute", "Run a command on nodes, side by side."),
     "fit": ("fit:fit", "Whether a model fits a GPU, and what would."),

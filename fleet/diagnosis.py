@@ -1,7 +1,8 @@
 """What went wrong on the way to a ready node: the fault, what was seen, why, and the next command to run.
 
-One table of faults, one of the log marks that betray them. A diagnosis is four short lines, with secrets
-masked, whoever finds it: the provider, the gate or a rollout.
+One table of faults; the patterns that find them in the engine's log are in `fleet.engine_faults`, those of an
+installation's log here. A diagnosis is four short lines, with secrets masked, whoever finds it: the provider,
+the gate or a rollout.
 """
 
 from __future__ import annotations
@@ -115,11 +116,13 @@ class Fault(Enum):
         "the NVIDIA driver does not answer",
         "the driver is not installed for the running kernel, or needs the reboot that did not happen",
         "{sudo} nvidia-smi; {sudo} dkms status; {sudo} dmesg --level=err,warn",
+        "restart the node (fleet ssh NODE -- sudo reboot); where that does not help, replace it",
     )
     DOCKER_DEAD = (
         "dockerd does not run",
         "its configuration is broken (/etc/docker/daemon.json), or its disk is full",
         "{sudo} journalctl -u docker -n 50 --no-pager",
+        "correct its configuration or free its disk; its log: fleet ssh NODE -- sudo journalctl -u docker",
     )
     ENV_MISSING = (
         "/opt/llm/.env is not there, so vllm.service waits for it",
@@ -130,26 +133,63 @@ class Fault(Enum):
         "the compose file is invalid",
         "/opt/llm/docker-compose.yml was changed by hand, or a setting does not fit this compose version",
         "{sudo} docker compose --project-directory /opt/llm config -q",
+        "correct the setting that the line names; `pulumi up` puts the stack's own compose file back",
     )
     IMAGE_REFUSED = (
         "the container image is refused",
         "serving.image names a repository or tag that does not exist, or that needs a login",
         "{sudo} docker compose --project-directory /opt/llm pull",
+        "correct serving.image; a private registry needs its login in secrets.registries",
     )
     REGISTRY_UNREACHABLE = (
         "the image registry does not answer",
-        "it is down or limits the rate, or the node has no way out to the internet",
+        "it is down, or the node has no way out to the internet",
         "{sudo} docker compose --project-directory /opt/llm pull",
+        "set network.https_proxy or network.registry_mirrors if the node needs one; otherwise run "
+        "`pulumi up` again",
+    )
+    REGISTRY_LOGIN_DENIED = (
+        "the image registry refuses its login",
+        "the registry wants a login that it was not given, or the one given is wrong or may not pull",
+        "{sudo} docker compose --project-directory /opt/llm pull",
+        "set or correct the registry's login in secrets.registries",
+    )
+    REGISTRY_RATE_LIMITED = (
+        "the image registry limits the rate",
+        "too many pulls from this address in a short time; Docker Hub counts them by address without a login",
+        "{sudo} docker compose --project-directory /opt/llm pull",
+        "set a login in secrets.registries, or a mirror in network.registry_mirrors, or try again in "
+        "some hours",
+    )
+    REGISTRY_CERTIFICATE_UNKNOWN = (
+        "the node does not trust the image registry's certificate",
+        "an authority of your own signed it, it has expired, or it is for another name",
+        "{sudo} docker compose --project-directory /opt/llm pull",
+        "add the authority to network.ca_certificates",
+    )
+    REGISTRY_PLAIN_HTTP = (
+        "the image registry speaks plain HTTP",
+        "Docker asks registries by HTTPS alone, and that port answers without TLS",
+        "{sudo} docker compose --project-directory /opt/llm pull",
+        "give the registry a certificate, or name its HTTPS port in serving.image",
     )
     DISK_FULL = (
         "the node's disk is full",
-        "image, weights and caches need more than the root volume has; raise root_volume_gb",
+        "image, weights and caches need more than the root volume has",
         "{sudo} df -h / && {sudo} docker system df",
+        "raise root_volume_gb",
     )
     PORT_TAKEN = (
         "the port is taken on the node",
-        "another process or container listens there; stop it, or choose another serving.port",
+        "another process or container listens there",
         "{sudo} ss -ltnp",
+        "stop what listens there, or choose another serving.port",
+    )
+    CONTAINER_NAME_TAKEN = (
+        "another container has the name already",
+        "a container that this stack did not make is called serving.container_name",
+        "{sudo} docker ps -a",
+        "remove that container, or choose another serving.container_name",
     )
     SERVICE_FAILED = (
         "vllm.service failed",
@@ -158,45 +198,271 @@ class Fault(Enum):
     )
     OUT_OF_GPU_MEMORY = (
         "vLLM ran out of GPU memory",
-        "weights, activations and KV cache do not fit, or another process holds memory: lower "
-        "serving.max_model_len or max_num_seqs, take a smaller quantization, or a larger GPU",
+        "weights, activations and KV cache do not fit, or another process holds memory",
         "{sudo} nvidia-smi",
+        "lower serving.max_model_len or serving.max_num_seqs, serve a smaller quantization, or take a "
+        "larger GPU",
+    )
+    GPU_MEMORY_LOADING = (
+        "vLLM ran out of GPU memory while it loaded the weights",
+        "the weights alone do not fit the GPUs that this model is spread over",
+        "{sudo} nvidia-smi",
+        "raise serving.tensor_parallel_size, serve a smaller quantization, or take a larger GPU",
+    )
+    GPU_MEMORY_PROFILING = (
+        "vLLM ran out of GPU memory in its first trial run",
+        "the weights fit, but one full batch of activations does not",
+        "{sudo} nvidia-smi",
+        "lower serving.max_num_seqs or serving.max_model_len, or --max-num-batched-tokens in "
+        "serving.extra_args",
+    )
+    GPU_MEMORY_SAMPLER = (
+        "vLLM ran out of GPU memory while it warmed up the sampler",
+        "serving.max_num_seqs requests need more memory at once than is left beside the KV cache",
+        "{sudo} nvidia-smi",
+        "lower serving.max_num_seqs (256 is a good start) or serving.gpu_memory_utilization",
+    )
+    GPU_MEMORY_GRAPHS = (
+        "vLLM ran out of GPU memory while it captured CUDA graphs",
+        "graphs take memory that serving.gpu_memory_utilization does not count",
+        "{sudo} nvidia-smi",
+        "lower serving.gpu_memory_utilization or serving.max_num_seqs, or add --enforce-eager to "
+        "serving.extra_args",
+    )
+    GPU_MEMORY_TAKEN = (
+        "the GPU's memory is taken before vLLM starts",
+        "another process holds it, or an earlier container has not ended yet",
+        "{sudo} nvidia-smi",
+        "end the other process, or lower serving.gpu_memory_utilization",
     )
     KV_CACHE_TOO_SMALL = (
         "the KV cache is too small for one request of full length",
-        "too little memory is left beside the weights: lower serving.max_model_len to the length named, "
-        "raise gpu_memory_utilization (at most 0.95), or take a larger GPU",
+        "too little GPU memory is left beside the weights",
         "{logs}",
+        "lower serving.max_model_len, raise serving.gpu_memory_utilization (at most 0.95), or take a "
+        "larger GPU",
     )
     OUT_OF_HOST_MEMORY = (
         "the container was killed for want of main memory",
         "loading the weights or serving.swap_space_gb needs more RAM than the type has",
         "{sudo} free -h && {sudo} dmesg --level=err,warn",
+        "lower serving.swap_space_gb, or take a type with more RAM",
+    )
+    CONTEXT_TOO_LONG = (
+        "serving.max_model_len is above what the model was made for",
+        "the model's own config gives a shorter length (max_position_embeddings, model_max_length)",
+        "{logs}",
+        "lower serving.max_model_len to the model's own length",
+    )
+    BATCH_TOO_SMALL = (
+        "a batch holds fewer tokens than one request may have",
+        "--max-num-batched-tokens in serving.extra_args is below serving.max_model_len, or below "
+        "serving.max_num_seqs",
+        "{logs}",
+        "raise --max-num-batched-tokens in serving.extra_args, or lower serving.max_model_len",
+    )
+    HUB_UNREACHABLE = (
+        "the Hugging Face hub does not answer",
+        "the node has no way out to huggingface.co, its name does not resolve, or the hub is down",
+        "{sudo} curl -sSI https://huggingface.co",
+        "set network.https_proxy if the node needs one, or deliver the weights with serving.files",
+    )
+    HUB_RATE_LIMITED = (
+        "the Hugging Face hub limits the rate",
+        "too many requests from this address or token in a short time (429)",
+        "{logs}",
+        "set secrets.hf_token, which raises the limit, and run `pulumi up` again some minutes later",
+    )
+    HUB_CERTIFICATE_UNKNOWN = (
+        "vLLM does not trust the certificate that it is shown for the Hugging Face hub",
+        "a proxy on the way opens TLS with an authority of its own",
+        "{sudo} curl -sSI https://huggingface.co",
+        "add that authority to network.ca_certificates",
+    )
+    HUB_FAILING = (
+        "the Hugging Face hub answers with an error of its own",
+        "the hub has an outage (5xx)",
+        "{logs}",
+        "run `pulumi up` again later (status.huggingface.co says when), or deliver the weights with "
+        "serving.files",
+    )
+    HUB_OFFLINE = (
+        "the model is not on the node, and offline mode forbids its download",
+        "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set in serving.environment or in the image",
+        "{logs}",
+        "remove it from serving.environment, or deliver the weights with serving.files",
+    )
+    MODEL_PATH_MISSING = (
+        "serving.model is a path that holds no model",
+        "nothing is there inside the container, or not a model's config.json",
+        "{logs}",
+        "deliver the model with serving.files and name it /files/NAME in serving.model",
+    )
+    CONFIG_MISSING = (
+        "the model has no config.json",
+        "serving.model names a repository of adapters, GGUF files or something else than a model's weights",
+        "{logs}",
+        "name a repository or folder in serving.model that holds config.json and the weights beside it",
+    )
+    WEIGHTS_MISSING = (
+        "the model has no weights that vLLM can read",
+        "its repository or folder holds a config, but no *.safetensors, *.bin or *.pt of the format "
+        "asked for",
+        "{logs}",
+        "correct serving.model, or --load-format in serving.extra_args",
+    )
+    WEIGHTS_DAMAGED = (
+        "a file of the model's weights is damaged or incomplete",
+        "its download was cut off, or git-lfs left a pointer in its place",
+        "{logs}",
+        "remove the model from the node's cache and run `pulumi up` again, or deliver it again with "
+        "serving.files",
+    )
+    ARCHITECTURE_UNKNOWN = (
+        "this image's vLLM does not know the model's architecture",
+        "the model is newer than the image, or of a kind that vLLM does not serve",
+        "{logs}",
+        "pin a newer serving.image, or serve another model",
+    )
+    REMOTE_CODE_NOT_TRUSTED = (
+        "the model brings code of its own, and vLLM was not told to run it",
+        "its repository holds Python files that it needs",
+        "{logs}",
+        "read that code; if you trust it, add --trust-remote-code to serving.extra_args",
+    )
+    QUANTIZATION_UNKNOWN = (
+        "this image's vLLM does not know the quantization",
+        "serving.quantization, or the model's own config, names a method that this release does not have",
+        "{logs}",
+        "leave serving.quantization out, or pin a serving.image whose vLLM has the method",
+    )
+    QUANTIZATION_MISMATCH = (
+        "serving.quantization does not fit the model",
+        "the model's weights are quantized in another way, or not at all",
+        "{logs}",
+        "leave serving.quantization out: vLLM reads the method from the model's config",
+    )
+    QUANTIZATION_UNSUPPORTED = (
+        "the quantization does not work on this GPU or with this dtype",
+        "the method needs a newer GPU, or another type of activations",
+        "{logs}",
+        "set serving.dtype to one that the log names, serve another quantization, or take a newer GPU",
+    )
+    DTYPE_UNSUPPORTED = (
+        "bfloat16 does not work on this GPU",
+        "its compute capability is below 8.0 (Turing, as the T4, or older)",
+        "{logs}",
+        "set serving.dtype: half, or take a newer GPU",
+    )
+    HEADS_NOT_DIVISIBLE = (
+        "the model cannot be divided among that many GPUs",
+        "its attention heads are not a multiple of serving.tensor_parallel_size",
+        "{logs}",
+        "set serving.tensor_parallel_size to a divisor of the number of heads that the log names",
+    )
+    TOO_FEW_GPUS = (
+        "the model is to be spread over more GPUs than there are",
+        "serving.tensor_parallel_size is above the number of GPUs that vLLM or Ray sees",
+        "{sudo} nvidia-smi",
+        "lower serving.tensor_parallel_size, show more GPUs in serving.visible_devices, or take a "
+        "larger type",
+    )
+    REASONING_PARSER_UNKNOWN = (
+        "this image's vLLM does not know the reasoning parser",
+        "--reasoning-parser in serving.extra_args names none that it has",
+        "{logs}",
+        "name one of those that the log lists in serving.extra_args, or pin a newer serving.image",
+    )
+    TOOL_PARSER_UNKNOWN = (
+        "this image's vLLM does not know the tool-call parser",
+        "--tool-call-parser in serving.extra_args names none that it has",
+        "{logs}",
+        "name one of those that the log lists in serving.extra_args, or pin a newer serving.image",
+    )
+    TOOL_PARSER_MISSING = (
+        "automatic tool choice is on, but no parser is named",
+        "serving.extra_args has --enable-auto-tool-choice without --tool-call-parser",
+        "{logs}",
+        "add --tool-call-parser NAME to serving.extra_args",
+    )
+    CHAT_TEMPLATE_MISSING = (
+        "the model has no chat template",
+        "its tokenizer brings none, or --chat-template names a file that is not in the container",
+        "{logs}",
+        "deliver a template with serving.files, and add --chat-template /files/NAME to serving.extra_args",
     )
     MODEL_NOT_FOUND = (
         "the model does not exist on the hub, or is not visible without a token",
         "serving.model is misspelt, or secrets.hf_token is missing for a private model",
         "{logs}",
+        "correct serving.model, or set secrets.hf_token",
     )
     TOKEN_REFUSED = (
         "the Hugging Face hub refuses access to the model",
-        "secrets.hf_token is wrong or expired, or its owner has not accepted the model's terms",
+        "secrets.hf_token is missing, wrong or expired, or its owner has not accepted the model's terms",
         "{logs}",
+        "accept the model's terms on its page on the hub, and set secrets.hf_token to a token of that "
+        "account",
     )
     BAD_FLAG = (
         "vLLM refuses its arguments",
         "serving.extra_args holds a flag or value this image's vLLM does not know",
         "{logs}",
+        "correct or remove that flag in serving.extra_args, or pin a serving.image whose vLLM has it",
+    )
+    AMBIGUOUS_FLAG = (
+        "a flag in serving.extra_args may mean several",
+        "it is the beginning of more than one flag of this image's vLLM",
+        "{logs}",
+        "write the flag in full in serving.extra_args",
+    )
+    BAD_JSON_ARGUMENT = (
+        "vLLM cannot read an argument that must be JSON",
+        "its value in serving.extra_args is no valid JSON, or not of the shape that the flag takes",
+        "{logs}",
+        "write that value in serving.extra_args as one word of valid JSON, with double quotes inside",
     )
     DRIVER_TOO_OLD = (
         "the NVIDIA driver is too old for the image's CUDA",
-        "the image needs a newer driver branch than the node has; pin an older image or a newer driver",
+        "the image needs a newer driver branch than the node has",
         "{sudo} nvidia-smi",
+        "pin an older serving.image, or take a node with a newer driver_branch",
+    )
+    DRIVER_MISMATCH = (
+        "the NVIDIA driver in the kernel is not the one on disk",
+        "the driver was upgraded without a reboot",
+        "{sudo} nvidia-smi; {sudo} cat /proc/driver/nvidia/version",
+        "restart the node: fleet ssh NODE -- sudo reboot",
+    )
+    FABRIC_MANAGER_MISSING = (
+        "the GPUs wait for NVIDIA's fabric manager",
+        "GPUs joined by NVSwitch need nvidia-fabricmanager, of the driver's own version (CUDA error 802)",
+        "{sudo} systemctl status nvidia-fabricmanager",
+        "start nvidia-fabricmanager on the node, or replace the node by one whose image brings it",
+    )
+    KERNELS_MISSING = (
+        "the image has no code for this GPU",
+        "its CUDA kernels were not built for the GPU's compute capability",
+        "{sudo} nvidia-smi",
+        "pin a serving.image that supports the GPU (a newer one for a new GPU), or take another GPU",
     )
     GPU_MISSING = (
         "the container sees no GPU",
         "Docker lacks the NVIDIA container runtime, or serving.visible_devices names none that is there",
         "{sudo} docker info && {sudo} nvidia-smi",
+        "correct serving.visible_devices; where the runtime is missing, replace the node",
+    )
+    GPU_LOST = (
+        "the container has lost its GPU",
+        "systemd was reloaded while the container ran, which takes away its devices (NVML: Unknown Error)",
+        "{sudo} nvidia-smi && {sudo} systemctl restart vllm.service",
+        "restart vLLM: fleet ssh NODE -- sudo systemctl restart vllm.service",
+    )
+    NCCL_FAILED = (
+        "the GPUs cannot talk to each other (NCCL)",
+        "too little shared memory, a wrong network interface between nodes, or a GPU that fails",
+        "{sudo} nvidia-smi topo -m",
+        "raise serving.shm_size_gb; set NCCL_DEBUG: INFO in serving.environment to see which call fails",
     )
     EXIT_LOOP = (
         "the vLLM container keeps exiting",
@@ -244,66 +510,13 @@ class Fault(Enum):
         "{logs}",
     )
 
-    def __init__(self, summary: str, cause: str, next_command: str) -> None:
+    def __init__(self, summary: str, cause: str, next_command: str, fix: str = "") -> None:
         self.summary = summary
         self.cause = cause
         self.next_command = next_command
+        self.fix = fix
+        """The change that helps, as this project's settings; empty where the next command comes first."""
 
-
-SERVING_MARKS: tuple[tuple[Fault, str], ...] = (
-    (Fault.DISK_FULL, r"no space left on device"),
-    (Fault.BAD_FLAG, r"error: (unrecognized arguments|argument .+: (invalid|expected|not allowed))"),
-    (
-        Fault.KV_CACHE_TOO_SMALL,
-        r"max(imum)? (seq|model) len.* is larger than|larger than the available KV cache memory"
-        r"|No available memory for the cache blocks",
-    ),
-    (
-        Fault.OUT_OF_GPU_MEMORY,
-        r"CUDA out of memory|torch\.(cuda\.)?OutOfMemoryError|CUDA error: out of memory"
-        r"|Free memory on device .* is less than desired",
-    ),
-    (
-        Fault.DRIVER_TOO_OLD,
-        r"CUDA error 80[34]|Error 80[34]:|driver on your system is too old"
-        r"|CUDA driver version is insufficient|unsatisfied condition: cuda"
-        r"|forward compatibility was attempted",
-    ),
-    (
-        Fault.GPU_MISSING,
-        r"No CUDA GPUs are available|Failed to infer device type|nvidia-container-cli: initialization error"
-        r"|unknown or invalid runtime name: nvidia|could not select device driver|unknown device",
-    ),
-    (
-        Fault.MODEL_NOT_FOUND,
-        r"RepositoryNotFoundError|Repository Not Found for url|is not a valid model identifier"
-        r"|404 Client Error",
-    ),
-    (
-        Fault.TOKEN_REFUSED,
-        r"GatedRepoError|gated repo|Invalid user token|Invalid credentials in Authorization header"
-        r"|40[13] Client Error|Access to model .* is restricted",
-    ),
-    (
-        Fault.IMAGE_REFUSED,
-        r"pull access denied|manifest unknown|manifest for .* not found|repository .* not found"
-        r"|requested access to the resource is denied|unauthorized: |no basic auth credentials",
-    ),
-    (
-        Fault.REGISTRY_UNREACHABLE,
-        r"toomanyrequests|error response from daemon: Get \"https?://|TLS handshake timeout"
-        r"|(lookup|dial tcp) .*(no such host|connection refused|i/o timeout|no route to host)",
-    ),
-    (Fault.PORT_TAKEN, r"port is already allocated|address already in use"),
-    (
-        Fault.COMPOSE_INVALID,
-        r"docker-compose\.yml: |yaml: |additional propert(y|ies) .*not allowed|invalid compose project"
-        r"|services\.\S+ must be|has neither an image nor a build|undefined (volume|network)"
-        r"|env file .* not found",
-    ),
-    (Fault.DOCKER_DEAD, r"Cannot connect to the Docker daemon"),
-)
-"""Lines of vLLM's and compose's logs that name their fault; the first entry found in a log wins."""
 
 INSTALL_MARKS: tuple[tuple[Fault, str], ...] = (
     (Fault.DISK_FULL, r"no space left on device"),
@@ -322,7 +535,10 @@ INSTALL_MARKS: tuple[tuple[Fault, str], ...] = (
 )
 """Lines of cloud-init's log that name their fault."""
 
-_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+_CONTROL = re.compile(
+    r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+)
+"""Colours, control characters, and those that turn the direction of text."""
 
 
 @dataclass(frozen=True)
@@ -435,6 +651,8 @@ class Diagnosis:
     """What proves it: quoted lines, secrets masked."""
     cause: str
     next_command: str
+    fix: str = ""
+    """The change that helps, as settings; empty where the next command comes first."""
 
     def __str__(self) -> str:
         return "\n".join(
@@ -442,7 +660,7 @@ class Diagnosis:
                 f"{self.node} stopped at {self.stage}: {self.summary}",
                 f"  seen:  {' | '.join(self.seen) or 'nothing more'}",
                 f"  cause: {self.cause}",
-                f"  next:  {self.next_command}",
+                f"  next:  {self.fix or self.next_command}",
             ]
         )
 
@@ -450,14 +668,18 @@ class Diagnosis:
 class Failed(Exception):
     """Raised where a fault is found, with the lines that prove it."""
 
-    def __init__(self, fault: Fault, seen: Iterable[str] = ()) -> None:
+    def __init__(self, fault: Fault, seen: Iterable[str] = (), fix: str = "") -> None:
         super().__init__(fault.summary)
         self.fault = fault
         self.seen = tuple(seen)
+        self.fix = fix or fault.fix
+        """The fault's own, or one with figures from its proof."""
 
 
-def diagnose(fault: Fault, stage: Stage, context: Context, seen: Iterable[str] = ()) -> Diagnosis:
-    """The diagnosis of a fault found on the way to `stage`."""
+def diagnose(
+    fault: Fault, stage: Stage, context: Context, seen: Iterable[str] = (), fix: str = ""
+) -> Diagnosis:
+    """The diagnosis of a fault found on the way to `stage`; `fix` is one more exact than the fault's own."""
     words = context.words()
     return Diagnosis(
         fault=fault.name.lower(),
@@ -469,6 +691,7 @@ def diagnose(fault: Fault, stage: Stage, context: Context, seen: Iterable[str] =
         ],
         cause=fault.cause.format_map(words),
         next_command=context.command(fault.next_command),
+        fix=fix or fault.fix,
     )
 
 

@@ -232,7 +232,7 @@ class _Gate:
         try:
             await self._through_the_stages()
         except Failed as failed:
-            diagnosis = diagnose(failed.fault, self._stage, self._spec.context, failed.seen)
+            diagnosis = diagnose(failed.fault, self._stage, self._spec.context, failed.seen, failed.fix)
         finally:
             await self._drop()
         return Report(

@@ -7,18 +7,28 @@ does not help: the container dies again and again, the unit failed, Docker is do
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from typing import Any
 
-from fleet.diagnosis import SERVING_MARKS, Failed, Fault, marked
+from fleet import engine_log
+from fleet.diagnosis import Failed, Fault
 from fleet.progress import Clock
-from fleet.ssh import Connection
+from fleet.ssh import Completed, Connection
 
 ENV_PATH = "/opt/llm/.env"
 UNIT = "vllm.service"
 
 RESTARTS_TOLERATED = 3
 """Restarts seen by one watch before an unexplained exit counts as a loop; Docker doubles its pauses."""
+
+LOG_LINES = 200
+"""Last lines of the log that each look reads."""
+WHOLE_START = 2000
+"""Lines that hold a whole start of vLLM, a traceback of each of eight workers included."""
+
+STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z ")
+"""The time that Docker writes before a line, always of the same width."""
 
 ENV_GRACE_S = 20.0
 """Seconds for `.env` to arrive: its delivery may be under way."""
@@ -55,7 +65,7 @@ class Watch(ABC):
         """How often vLLM was restarted by what runs it; None if it does not run."""
 
     @abstractmethod
-    async def log(self, node: Connection) -> list[str]:
+    async def log(self, node: Connection, count: int = LOG_LINES) -> list[str]:
         """Its last lines."""
 
     @abstractmethod
@@ -70,6 +80,14 @@ class Watch(ABC):
         if lines and lines[-1] != self._last_line:
             self._last_line, self._last_line_at = lines[-1], self._clock.now()
         return lines
+
+
+def _in_order(logs: Completed) -> str:
+    """Both streams of `docker logs --timestamps` as one text, without the times."""
+    lines = [line for line in f"{logs.stdout}\n{logs.stderr}".split("\n") if line]
+    if all(map(STAMP.match, lines)):
+        lines.sort(key=lambda line: line.partition(" ")[0])
+    return "\n".join(STAMP.sub("", line, count=1) for line in lines)
 
 
 async def _unit_state(node: Connection, unit: str, *properties: str) -> dict[str, str]:
@@ -92,9 +110,9 @@ class ContainerWatch(Watch):
         document = await self._inspect(node)
         return document["RestartCount"] if document and document["State"]["Status"] == "running" else None
 
-    async def log(self, node: Connection) -> list[str]:
-        done = await node.run(["docker", "logs", "--tail", "200", self._container], check=False)
-        return self._remember(f"{done.stdout}\n{done.stderr}")
+    async def log(self, node: Connection, count: int = LOG_LINES) -> list[str]:
+        words = ["docker", "logs", "--timestamps", "--tail", str(count), self._container]
+        return self._remember(_in_order(await node.run(words, check=False)))
 
     async def _look(self, node: Connection) -> str:
         document = await self._inspect(node)
@@ -120,14 +138,14 @@ class ContainerWatch(Watch):
         self._exits = self._exits + 1 if state["Status"] in {"exited", "dead"} else 0
         lines = await self.log(node)
         if grown or self._exits > 1:
-            found = marked(lines, SERVING_MARKS)
-            if found:
-                raise found
+            reading = engine_log.read("\n".join(await self.log(node, WHOLE_START)), ended=True)
+            if reading.failed:
+                raise reading.failed
             if state.get("OOMKilled") or state.get("ExitCode") == 137:
                 raise Failed(Fault.OUT_OF_HOST_MEMORY, [f"exit code {state.get('ExitCode')}", *lines[-1:]])
             if grown >= RESTARTS_TOLERATED or self._exits > 1:
                 status = f"{state['Status']}, exit code {state.get('ExitCode')}, restarted {restarts} times"
-                raise Failed(Fault.EXIT_LOOP, [status, *(line for line in lines[-2:] if line)])
+                raise Failed(Fault.EXIT_LOOP, [status, *(reading.seen or lines[-2:])])
         again = f", restarted {restarts} times" if restarts else ""
         return f"container {state['Status']}{again}: {self._last_line}"
 
@@ -137,11 +155,11 @@ class ContainerWatch(Watch):
         active, retrying = state.get("ActiveState", "unknown"), state.get("SubState") == "auto-restart"
         lines = await self._journal(node, UNIT, 40)
         if active == "failed" or retrying:
-            found = marked(lines, SERVING_MARKS)
-            if found:
-                raise found
+            reading = engine_log.read("\n".join(lines), ended=True)
+            if reading.failed:
+                raise reading.failed
             if active == "failed":
-                raise Failed(Fault.SERVICE_FAILED, lines[-2:])
+                raise Failed(Fault.SERVICE_FAILED, reading.seen or lines[-2:])
         if active == "inactive":
             await self._expect_env(node)
         return f"{UNIT} {active}: {self._last_line}"
@@ -169,8 +187,8 @@ class UnitWatch(Watch):
         state = await _unit_state(node, self._unit, "ActiveState", "NRestarts")
         return int(state.get("NRestarts") or 0) if state.get("ActiveState") == "active" else None
 
-    async def log(self, node: Connection) -> list[str]:
-        return await self._journal(node, self._unit, 200)
+    async def log(self, node: Connection, count: int = LOG_LINES) -> list[str]:
+        return await self._journal(node, self._unit, count)
 
     async def _look(self, node: Connection) -> str:
         state = await _unit_state(node, self._unit, "ActiveState", "NRestarts")
@@ -178,9 +196,10 @@ class UnitWatch(Watch):
         self._first_restarts = restarts if self._first_restarts is None else self._first_restarts
         lines = await self.log(node)
         if restarts > self._first_restarts or active == "failed":
-            if found := marked(lines, SERVING_MARKS):
-                raise found
+            reading = engine_log.read("\n".join(await self.log(node, WHOLE_START)), ended=True)
+            if reading.failed:
+                raise reading.failed
             if active == "failed" or restarts - self._first_restarts >= RESTARTS_TOLERATED:
                 status = f"{self._unit} is {active}, restarted {restarts} times"
-                raise Failed(Fault.EXIT_LOOP, [status, *lines[-2:]])
+                raise Failed(Fault.EXIT_LOOP, [status, *(reading.seen or lines[-2:])])
         return f"{self._unit} {active}: {self._last_line}"

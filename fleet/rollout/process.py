@@ -8,14 +8,12 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
-from fleet import gate
+from fleet import engine_log, gate
 from fleet.diagnosis import (
-    SERVING_MARKS,
     Context,
     Failed,
     Fault,
     diagnose,
-    marked,
     quote,
     ssh_fault,
 )
@@ -459,7 +457,8 @@ class _Rollout:
         except CommandFailed as error:
             lines = f"{error.completed.stdout}\n{error.completed.stderr}".strip().splitlines()
             fault = UNMARKED.get(words[0], Fault.SERVICE_FAILED)
-            raise marked(lines, SERVING_MARKS) or Failed(fault, lines[-2:]) from None
+            reading = engine_log.read("\n".join(lines), ended=True)
+            raise (reading.failed or Failed(fault, reading.seen or lines[-2:])) from None
 
     def _begin(self, phase: str) -> None:
         self._phase = phase
@@ -517,7 +516,8 @@ class _Rollout:
             failed = ssh_fault(error)
         else:
             return quote(str(error), self._secrets)
-        return indented(diagnose(failed.fault, Stage.WORKER_SSH_ACCESSIBLE, self._context, failed.seen))
+        stage = Stage.WORKER_SSH_ACCESSIBLE
+        return indented(diagnose(failed.fault, stage, self._context, failed.seen, failed.fix))
 
     def _listed(self, problems: Iterable[str]) -> str:
         mask = mask_of(tuple(self._secrets))

@@ -19,7 +19,7 @@ import pytest
 from fake_node import API_KEY, MODEL, Answer, FakeNode, FastClock, cloud_init, container, vllm
 
 from fleet import gate
-from fleet.diagnosis import INSTALL_MARKS, SERVING_MARKS, Context, Fault, Hints, diagnose, marked, quote
+from fleet.diagnosis import INSTALL_MARKS, Context, Fault, Hints, diagnose, marked, quote
 from fleet.gate import GateSpec, Report, Timeouts
 from fleet.progress import Progress, Stage
 from fleet.spec import SpecError
@@ -277,21 +277,58 @@ CRASHES = {
 }
 
 
-@pytest.mark.parametrize("fault", CRASHES)
-async def test_a_container_that_dies_again_and_again_ends_the_wait_with_its_reason(
-    node: FakeNode, fault: str
-) -> None:
+def dies_again_and_again(node: FakeNode, log: Answer) -> None:
     restarts = iter(range(100))
     node.http = not_listening
     node.commands["docker inspect vllm"] = lambda: container(
         "restarting", restarts=next(restarts), exit_code=1
     )
-    node.commands["docker logs"] = Answer(f"INFO starting\n{CRASHES[fault]}\n", stderr="")
+    node.commands["docker logs"] = log
+
+
+@pytest.mark.parametrize("fault", CRASHES)
+async def test_a_container_that_dies_again_and_again_ends_the_wait_with_its_reason(
+    node: FakeNode, fault: str
+) -> None:
+    dies_again_and_again(node, Answer(f"INFO starting\n{CRASHES[fault]}\n"))
     time = FastClock()
     report = await check(node, time)
     assert fault_of(report) == fault
     assert time.seconds < 60, "far less than the 1800 s it might have waited"
     assert report.diagnosis and CRASHES[fault][:60] in " ".join(report.diagnosis.seen)
+
+
+async def test_the_next_step_after_a_failed_start_is_the_setting_that_helps(node: FakeNode) -> None:
+    message = (
+        "(EngineCore_DP0 pid=109) ValueError: To serve at least one request with the models's max seq len "
+        "(262144), (24.0 GiB KV cache is needed, which is larger than the available KV cache memory "
+        "(3.18 GiB). Based on the available memory, the estimated maximum model length is 34736."
+    )
+    dies_again_and_again(node, Answer(f"{message}\nRuntimeError: Engine core initialization failed.\n"))
+    report = await check(node)
+    assert fault_of(report) == "kv_cache_too_small"
+    assert "\n  next:  set serving.max_model_len to 34736 or less" in str(report.diagnosis)
+
+
+async def test_a_failed_start_without_a_name_is_quoted_by_its_innermost_exception(node: FakeNode) -> None:
+    log = "KeyError: 'rope_theta'\nRuntimeError: Engine core initialization failed.\nlast line\n"
+    dies_again_and_again(node, Answer(log))
+    report = await check(node)
+    assert fault_of(report) == "exit_loop"
+    assert report.diagnosis and report.diagnosis.seen[1:] == ("KeyError: 'rope_theta'",)
+
+
+async def test_both_streams_of_a_container_are_read_in_the_order_of_time(node: FakeNode) -> None:
+    def at(second: int, text: str) -> str:
+        return f"2026-11-30T10:00:{second:02}.000000000Z {text}\n"
+
+    begins = "INFO 07-10 08:00:00 [api_server.py:1395] vLLM API server version 0.9.2"
+    stdout = at(0, begins) + at(2, begins)
+    stderr = at(1, "OSError: [Errno 98] Address already in use") + at(3, "MemoryError")
+    dies_again_and_again(node, Answer(stdout, stderr=stderr))
+    report = await check(node)
+    assert fault_of(report) == "out_of_host_memory"
+    assert report.diagnosis and report.diagnosis.seen == ("MemoryError",)
 
 
 async def test_a_mark_in_the_log_of_a_container_that_runs_is_no_reason_to_give_up(node: FakeNode) -> None:
@@ -434,9 +471,8 @@ def test_quoted_lines_hold_no_control_characters() -> None:
 
 def test_marks_are_sought_in_their_order_and_quoted_from_the_end() -> None:
     log = ["No space left on device (1)", "No space left on device (2)", "No space left on device (3)"]
-    found = marked([*log, "CUDA out of memory"], SERVING_MARKS)
+    found = marked([*log, "Unable to locate package x"], INSTALL_MARKS)
     assert found and found.fault is Fault.DISK_FULL and found.seen == tuple(log[1:])
-    assert marked(["INFO: Application startup complete."], SERVING_MARKS) is None
     assert marked(["Setting up docker-ce"], INSTALL_MARKS) is None
 
 

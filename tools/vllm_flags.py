@@ -1,8 +1,8 @@
 """`python -m tools.vllm_flags [RELEASE …]`: brings what `fleet.engine` knows of vLLM's arguments up to date.
 
 Without a release, every one on PyPI since 0.6.6 that the data lacks is read. A wheel is 200 to 500 MB, its
-argument definitions are 1 MB: only those are fetched, by ranges of the wheel's own zip directory. `--wheel FILE` reads
-one that is here already.
+argument definitions are 1 MB: only those are fetched, by ranges, as the wheel's own zip directory has them.
+`--wheel FILE` reads one that is here already.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import httpx
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
@@ -36,14 +36,16 @@ Table = dict[str, dict[str, Any]]
 def main(arguments: list[str]) -> int:
     """Exit status 1 where a release is not on PyPI."""
     parser = argparse.ArgumentParser(prog="python -m tools.vllm_flags", description=__doc__)
-    parser.add_argument("releases", nargs="*", metavar="RELEASE", help="as PyPI names it: 0.33.0, 0.8.5.post1")
+    parser.add_argument(
+        "releases", nargs="*", metavar="RELEASE", help="as PyPI names it: 0.33.0, 0.8.5.post1"
+    )
     parser.add_argument("--wheel", action="append", default=[], type=Path, help="a wheel on this machine")
     parser.add_argument("--target", default=TARGET, type=Path, help="the data to update")
     given = parser.parse_args(arguments)
     data = json.loads(given.target.read_text()) if given.target.exists() else {}
     options, features = expanded(data, "flags"), expanded(data, "parser")
     for wheel in given.wheel:
-        _add(wheel.name.split("-")[1], wheel.open("rb"), options, features)
+        _add(wheel.name.split("-")[1], wheel.open("rb", buffering=0), options, features)
     if given.releases or not given.wheel:
         with httpx.Client(timeout=60, follow_redirects=True) as client:
             on_pypi = wheels(client)
@@ -58,8 +60,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _add(release: str, wheel: IO[bytes] | io.RawIOBase, options: Table, features: Table) -> None:
-    with zipfile.ZipFile(io.BufferedReader(wheel, BLOCK)) as archive:  # type: ignore[arg-type]
+def _add(release: str, wheel: io.RawIOBase, options: Table, features: Table) -> None:
+    with zipfile.ZipFile(io.BufferedReader(wheel, BLOCK)) as archive:
         files = sources(archive)
     key = str_of(number(release))
     options[key], features[key] = read_arguments(files), read_features(files)
@@ -120,7 +122,9 @@ class RemoteFile(io.RawIOBase):
         reply = self._client.get(self._url, headers={"Range": f"bytes={first}-{last}"})
         reply.raise_for_status()
         if reply.status_code != httpx.codes.PARTIAL_CONTENT:
-            raise SystemExit(f"{self._url} is not served in ranges; fetch it with pip download, and give --wheel")
+            raise SystemExit(
+                f"{self._url} is not served in ranges; fetch it with pip download, and give --wheel"
+            )
         return reply.content
 
 

@@ -1,9 +1,9 @@
 """Reads the arguments of `vllm serve` off vLLM's sources, without importing them.
 
 Up to 0.8.4 every argument is one `add_argument` call. Since then most get their keywords from the fields of
-configuration dataclasses (`get_kwargs` in `vllm/engine/arg_utils.py`), so the statements that build the parser
-are followed one by one: what a call to `get_kwargs` returns is computed from the fields' annotations by the
-rules of that function.
+configuration dataclasses (`get_kwargs` in `vllm/engine/arg_utils.py`), so the statements that build the
+parser are followed one by one: what a call to `get_kwargs` returns is computed from the fields' annotations
+by the rules of that function.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ SOURCES = (
     "vllm/config/*.py",
     "vllm/model_executor/layers/quantization/__init__.py",
     "vllm/entrypoints/*cli_args.py",
+    "vllm/entrypoints/cli/serve.py",
+    "vllm/scripts.py",
     "vllm/utils.py",
     "vllm/utils/__init__.py",
     "vllm/utils/argparse_utils.py",
@@ -48,16 +50,19 @@ class SourceError(ValueError):
 
 
 def read_arguments(files: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """The options of vLLM's server, by long name, from its source files (path in the wheel → text).
-
-    They are those of `make_arg_parser`: images up to 0.10 start `vllm.entrypoints.openai.api_server`, which
-    lacks what `vllm serve` added to them by itself then.
-    """
+    """The options of `vllm serve`, by long name, from its source files (path in the wheel → text)."""
     source = _Source(files)
     parser = _Parser(source)
     # argparse's own; it counts where a flag is abbreviated.
     parser.options["--help"] = {"also": ["-h"], "takes": "none"}
     parser.run(source.function("make_arg_parser").body, {})
+    for path in ("vllm/scripts.py", "vllm/entrypoints/cli/serve.py"):
+        for node in ast.walk(source.trees[path]) if path in source.trees else ():
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "serve_parser.add_argument":
+                parser.add(node, {})
+    # The parser takes any name, the engine refuses at its start those that are not among its methods.
+    methods = source.listed(source.values["QUANTIZATION_METHODS"])
+    parser.options["--quantization"]["choices"] = sorted(methods or ()) or None
     if len(parser.options) < 100:
         raise SourceError(f"only {len(parser.options)} arguments were found; the parser is built another way")
     return dict(sorted(parser.options.items()))
@@ -128,7 +133,7 @@ class _Source:
                 found[node.target.id] = node.annotation, str(text)
         return found
 
-    # --- annotations ---------------------------------------------------------------------------------------
+    # --- annotations ------------------------------------------------------------------------------------
 
     def hints(self, node: ast.expr) -> Iterator[Hint]:
         """The parts of an annotation, as `get_type_hints` of `arg_utils.py` has them."""
@@ -180,7 +185,7 @@ class _Source:
                 if kind == "Literal":
                     yield from values
 
-    # --- values --------------------------------------------------------------------------------------------
+    # --- values -----------------------------------------------------------------------------------------
 
     def listed(self, node: ast.expr) -> list[Any] | None:
         """The values that an expression lists; None where the source alone does not say."""
@@ -190,18 +195,21 @@ class _Source:
                 for each in node.elts
             ]
             return None if None in parts else [value for part in parts if part for value in part]
-        if isinstance(node, ast.Dict):
-            return [key.value for key in node.keys if isinstance(key, ast.Constant)]
         if isinstance(node, ast.BinOp):
             left, right = self.listed(node.left), self.listed(node.right)
             return None if left is None or right is None else left + right
         if isinstance(node, ast.Name) and node.id in self.values:
             return self.listed(self.values[node.id])
-        if isinstance(node, ast.ListComp):
-            return self._enumerated(_last(node.generators[0].iter))
         if isinstance(node, ast.Call):
             return self._called(node)
-        return list(self._literals(node)) or None
+        return self._keys_or_members(node) or list(self._literals(node)) or None
+
+    def _keys_or_members(self, node: ast.expr) -> list[Any] | None:
+        if isinstance(node, ast.Dict):
+            return [key.value for key in node.keys if isinstance(key, ast.Constant)]
+        if isinstance(node, ast.ListComp):
+            return self._enumerated(_last(node.generators[0].iter))
+        return None
 
     def _called(self, node: ast.Call) -> list[Any] | None:
         name = _last(node.func)
@@ -209,7 +217,9 @@ class _Source:
             return list(self._literals(node.args[0])) or None
         if name in ("list", "sorted", "tuple") and node.args:
             return self.listed(node.args[0])
-        return self.listed(node.func.value) if isinstance(node.func, ast.Attribute) and name == "keys" else None
+        return (
+            self.listed(node.func.value) if isinstance(node.func, ast.Attribute) and name == "keys" else None
+        )
 
     def _enumerated(self, name: str) -> list[Any] | None:
         body = self.classes[name].body if name in self.classes else []
@@ -250,10 +260,17 @@ class _Parser:
         if isinstance(call, ast.List) and isinstance(node.target, ast.Tuple):
             for each in call.elts:
                 values = each.elts if isinstance(each, ast.Tuple) else []
-                own = {_last(to): value.value for to, value in zip(node.target.elts, values, strict=False)
-                       if isinstance(value, ast.Constant)}
+                own = {
+                    _last(to): value.value
+                    for to, value in zip(node.target.elts, values, strict=False)
+                    if isinstance(value, ast.Constant)
+                }
                 self.run(node.body, names | own)
-        if isinstance(call, ast.Call) and _last(call.func) == "items" and isinstance(call.func, ast.Attribute):
+        if (
+            isinstance(call, ast.Call)
+            and _last(call.func) == "items"
+            and isinstance(call.func, ast.Attribute)
+        ):
             fields = self._value(call.func.value, names)
             for name, keywords in fields.items() if isinstance(fields, dict) else ():
                 self._register([f"--{name.replace('_', '-')}"], keywords)
@@ -319,7 +336,10 @@ class _Parser:
             method = self.source.method(holder, name)
         if method is None:
             return None
-        own = {"cls": within if written in ("super()", "cls") else holder, "within": self._holder(holder, name)}
+        own = {
+            "cls": within if written in ("super()", "cls") else holder,
+            "within": self._holder(holder, name),
+        }
         parameters = [each.arg for each in method.args.args if each.arg not in ("self", "cls")]
         for parameter, argument in zip(parameters, node.args, strict=False):
             own[parameter] = self._value(argument, names)
@@ -351,11 +371,11 @@ class _Parser:
             return made
         return None
 
-    # --- one argument ----------------------------------------------------------------------------------------
+    # --- one argument -----------------------------------------------------------------------------------
 
     def add(self, node: ast.Call, names: dict[str, Any]) -> None:
         """An `add_argument` call."""
-        spellings = [
+        written = [
             each.value if isinstance(each, ast.Constant) else names.get(_last(each)) for each in node.args
         ]
         keywords: Keywords = {}
@@ -364,7 +384,7 @@ class _Parser:
                 keywords |= self._value(keyword.value, names) or {}
             else:
                 self._set(keywords, keyword.arg, keyword.value)
-        spellings = [each for each in spellings if isinstance(each, str) and each.startswith("-")]
+        spellings = [each for each in written if isinstance(each, str) and each.startswith("-")]
         if spellings:
             self._register(spellings, keywords)
 
@@ -392,6 +412,8 @@ class _Parser:
     def _type(self, node: ast.expr) -> str:
         if isinstance(node, ast.Call) and node.args:
             return self._type(node.args[0])
+        if isinstance(node, ast.Lambda):
+            return "lowered" if ".lower().replace('-', '_')" in ast.unparse(node) else "text"
         name = _last(node)
         if name == "from_cli" and isinstance(node, ast.Attribute):
             method = self.source.method(_last(node.value), name)
@@ -407,7 +429,7 @@ class _Parser:
             others = sorted(each.replace("_", "-") for each in spellings if each != long[0])
             self.options[name] = ({"also": others} if others else {}) | option
 
-    # --- what get_kwargs makes of a dataclass ----------------------------------------------------------------
+    # --- what get_kwargs makes of a dataclass -----------------------------------------------------------
 
     def _fields(self, class_name: str) -> dict[str, Keywords]:
         found = self.source.fields(class_name)
@@ -430,7 +452,9 @@ class _Parser:
             method = self.source.method(str(kinds["dataclass"]), "from_cli")
             return {"type": "text" if method and "eval(" in ast.unparse(method) else "json"}
         if "Literal" in kinds:
-            return _of_literals([value for kind, values in hints if kind == "Literal" for value in values], kinds)
+            return _of_literals(
+                [value for kind, values in hints if kind == "Literal" for value in values], kinds
+            )
         for kind in ("tuple", "list", "set"):
             if kind in kinds:
                 return self._collection(kind, kinds[kind] or [])

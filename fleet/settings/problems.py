@@ -320,6 +320,6 @@ def _shown(path: Path, value: Any) -> str:
 
 
 def _hidden(path: Path, value: Any) -> bool:
-    secret = set(path) & {"secrets", "environment", "extra_args"} and path[-1] != "delivery"
+    secret = set(path) & {"secrets", "environment", "args", "extra_args"} and path[-1] != "delivery"
     login = bool(set(path) & URLS) and "@" in str(value)
     return bool(secret) or login or bool(SECRET.search(str(value)))

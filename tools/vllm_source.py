@@ -75,7 +75,6 @@ def read_features(files: Mapping[str, str]) -> dict[str, bool]:
         "dotted": "create_nested_dict" in text,
         "lists": 'endswith("+")' in text,
         "disable": "class EnableDisableAction" in text,
-        "level": '"-O"' in text,
     }
     return {name: True for name, has in found.items() if has}
 
@@ -118,7 +117,10 @@ class _Source:
 
     def bases(self, class_name: str) -> list[str]:
         node = self.classes.get(class_name)
-        return [base.id for base in node.bases if isinstance(base, ast.Name)] if node else []
+        bases = (
+            [base.value if isinstance(base, ast.Subscript) else base for base in node.bases] if node else []
+        )
+        return [_last(base) for base in bases]
 
     def fields(self, class_name: str) -> dict[str, tuple[ast.expr, str]]:
         """The fields of a dataclass: annotation and documentation, those of its bases first."""

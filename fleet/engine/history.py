@@ -53,4 +53,9 @@ def elsewhere(
         why = f"{flag} exists since vLLM {since}, the image has {version}"
         return why, "leave it out or pin a newer one"
     why = f"{flag} is gone since vLLM {until}, the image has {version}"
-    return why, f"instead: {INSTEAD[flag]}" if flag in INSTEAD else "leave it out"
+    return why, way_out(flag)
+
+
+def way_out(flag: str) -> str:
+    """What to do without a flag."""
+    return f"instead: {INSTEAD[flag]}" if flag in INSTEAD else "leave it out"

@@ -44,8 +44,7 @@ class Release:
     options: Mapping[str, Option]
     """By long name."""
     features: frozenset[str]
-    """What its parser understands beside argparse: `dotted` keys and `lists` in them, `disable` pairs, an
-    optimization `level` after -O."""
+    """What its parser understands beside argparse: `dotted` keys and `lists` in them, `disable` pairs."""
     exact: bool = True
     """Whether it is the release that was asked for; else the nearest one that is known stands for it."""
 

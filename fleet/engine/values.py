@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fleet.engine.releases import Option
+from fleet.masking import mask_of
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([kKmMgGtT])")
 _DECIMAL, _BINARY = (
@@ -108,5 +109,6 @@ _EXAMPLES = {
 
 
 def shown(text: str) -> str:
-    """A value as a sentence may have it."""
-    return repr(text if len(text) <= 40 else f"{text[:39]}…")
+    """A value as a sentence may have it: cut, and without what looks like a secret."""
+    masked = mask_of(())(text)
+    return repr(masked if len(masked) <= 40 else f"{masked[:39]}…")

@@ -94,7 +94,7 @@ class _Reader:
         self.arguments: list[Argument] = []
         self.findings: list[Finding] = []
         self.values: dict[str, Any] = {}
-        self.nested: dict[str, dict[str, Any]] = {}
+        self.nested: dict[tuple[str, str], dict[str, Any]] = {}
         self.seen: set[tuple[str, tuple[str, ...]]] = set()
 
     def read(self, words: Sequence[str]) -> Parsed:
@@ -103,7 +103,7 @@ class _Reader:
             word = words[index]
             index += 1
             if not is_flag(word):
-                why = f"has the word {word!r}, which belongs to no flag"
+                why = f"has the word {values.shown(word)}, which belongs to no flag"
                 self._found(word, why, "write the flag before its value, or leave the word out")
                 continue
             if word == "--":
@@ -114,10 +114,8 @@ class _Reader:
             end = index + 1 if flag.keys and flag.attached is None else index
             while not flag.keys and end < len(words) and not is_flag(words[end]):
                 end += 1
-            taken = self._take(flag, list(words[index:end]))
-            index += taken
-        for name, value in self.nested.items():
-            self.values[name] = value
+            index += self._take(flag, list(words[index:end]))
+        self.values |= {flag: value for (flag, _), value in self.nested.items()}
         return Parsed(tuple(self.arguments), tuple(self.findings), self.values)
 
     # --- which flag it is -------------------------------------------------------------------------------
@@ -125,27 +123,23 @@ class _Reader:
     def _flag(self, word: str) -> _Flag:
         written, separator, attached = word.partition("=")
         if re.search(r"\s", written):
-            why = f"has a flag and its value in one word, {written!r}"
+            written = written.split()[0]
+            why = f"has {written} and its value in one word"
             self._found(written, why, "write them as two words, or with = between")
         name, dot, keys = written.partition(".")
         adds = dot != "" and keys.endswith("+") and "lists" in self.release.features
         if dot and "dotted" not in self.release.features:
             name, dot, keys = written, "", ""
-        if name.startswith("--"):
-            name = f"--{name[2:].replace('_', '-')}"
-        if "level" in self.release.features and not dot and re.fullmatch(r"-O.+", name):
-            return self._named("--optimization-level", written[:2], name[2:] + separator + attached)
+        name = _hyphened(name)
+        if name.startswith("-O") and not dot and "--optimization-level" in self.release.options:
+            option = self.release.options["--optimization-level"]
+            return _Flag("-O", option, attached=attached if separator else name[2:] or None)
         return self._resolved(
             name,
             written,
             attached if separator else None,
             tuple(keys.rstrip("+").split(".")) if dot else (),
             adds,
-        )
-
-    def _named(self, name: str, written: str, attached: str | None) -> _Flag:
-        return _Flag(
-            written, self.release.options.get(name), attached=attached and attached.removeprefix("=")
         )
 
     def _resolved(
@@ -174,64 +168,37 @@ class _Reader:
         if option is None:
             self._unknown(flag)
             own = following if flag.attached is None else [flag.attached]
-            name = (
-                f"--{flag.written[2:].replace('_', '-')}" if flag.written.startswith("--") else flag.written
-            )
-            self.arguments.append(
-                Argument(name.partition(".")[0], " ".join(own) or None, flag.written, flag.keys)
-            )
+            name = _hyphened(flag.written.partition(".")[0])
+            self.arguments.append(Argument(name, " ".join(own) or None, flag.written, flag.keys))
             return len(following) if flag.attached is None else 0
-        name = option.flag
-        if flag.meant:
-            (meant,) = flag.meant
-            meant = meant if meant.startswith("--") else name
-            self._found(name, f"carries {flag.written}, which vLLM reads as {meant}", f"write {meant}")
-        if option.deprecated:
-            since = releases.deprecated_since(name, self.release.version)
-            why = f"carries {flag.written}, which is deprecated since vLLM {since}"
-            self._found(name, why, "leave it out before a later release refuses it", warning=True)
-        if (name, flag.keys) in self.seen and not option.repeats and not flag.adds:
-            why = f"carries {'.'.join((name, *flag.keys))} twice, of which only the last counts"
-            self._found(name, why, "leave one out")
-        self.seen.add((name, flag.keys))
+        self._odd(flag, option)
+        self.seen.add((option.flag, flag.keys))
         if flag.keys:
             return self._take_key(flag, option, following)
-        given = following[: self._most(option)] if flag.attached is None else [flag.attached]
+        given = following[: _most(option)] if flag.attached is None else [flag.attached]
         typed = self._typed(flag, option, given)
         value = " ".join(given) if given else None
-        self.arguments.append(Argument(name, value, flag.written, typed=typed, on=flag.on))
-        if option.repeats and isinstance(self.values.get(name), list):
-            self.values[name] = [*self.values[name], typed]
-        elif typed is not None:
-            self.values[name] = [typed] if option.repeats else typed
+        self.arguments.append(Argument(option.flag, value, flag.written, typed=typed, on=flag.on))
+        if typed is not None:
+            before = self.values.get(option.flag, [])
+            self.values[option.flag] = [*before, typed] if option.repeats else typed
         return len(given) if flag.attached is None else 0
 
-    @staticmethod
-    def _most(option: Option) -> int | None:
-        if isinstance(option.takes, int):
-            return option.takes
-        return {"none": 0, "one": 1, "maybe": 1}.get(option.takes)
-
     def _take_key(self, flag: _Flag, option: Option, following: list[str]) -> int:
+        name, written = option.flag, flag.written
         text = flag.attached if flag.attached is not None else following[0] if following else None
-        path = ".".join((option.flag, *flag.keys))
-        self.arguments.append(Argument(option.flag, text, flag.written, flag.keys))
+        self.arguments.append(Argument(name, text, written, flag.keys))
         if "" in flag.keys:
-            self._found(
-                option.flag, f"carries {flag.written}, which has an empty key", "write a name between dots"
-            )
+            self._found(name, f"carries {written}, which has an empty key", "write a name after each dot")
         elif text is None:
-            self._found(option.flag, f"carries {flag.written} without a value", f"give it one, as in {path} VALUE")
-        elif "json" not in option.type and option.type != "text":
-            self._found(
-                option.flag, f"carries {flag.written}, but {option.flag} has no keys", "leave the key out"
-            )
+            self._found(name, f"carries {written} without a value", f"give it one, as in {written} VALUE")
+        elif "json" not in option.type:
+            self._found(name, f"carries {written}, but {name} has no keys", "leave the key out")
         else:
-            if (option.flag, ()) in self.seen:
-                why = f"carries {option.flag} as JSON and by keys, of which only the keys count"
-                self._found(option.flag, why, "write all of it as JSON")
             value: Any = text.split(",") if flag.adds else values.of_key(text)
-            self._merge(self.nested.setdefault(option.flag, {}), flag.keys, value)
+            # Each spelling makes a value of its own.
+            base = _hyphened(written.partition(".")[0])
+            self._merge(self.nested.setdefault((name, base), {}), flag.keys, value)
         return 0 if flag.attached is not None or text is None else 1
 
     @staticmethod
@@ -253,9 +220,7 @@ class _Reader:
                 other = _opposite(option) if flag.on else name
                 self._found(name, why, "leave the value out" + (f", or write {other}" if other else ""))
             return flag.on
-        needed = (
-            option.takes if isinstance(option.takes, int) else 1 if option.takes in ("one", "some") else 0
-        )
+        needed = option.takes if isinstance(option.takes, int) else int(option.takes in ("one", "some"))
         if len(given) < needed:
             many = f"{needed} values" if needed > 1 else "a value"
             self._found(name, f"carries {flag.written} without {many}", f"give it {many}, as in {name} VALUE")
@@ -265,12 +230,8 @@ class _Reader:
             try:
                 read.append(values.converted(text, option))
             except ValueError as error:
-                self._found(
-                    name,
-                    f"carries {flag.written} {values.shown(text)}, {error}",
-                    values.advice(option),
-                    unsure=True,
-                )
+                why = f"carries {flag.written} {values.shown(text)}, {error}"
+                self._found(name, why, values.advice(option), unsure=True)
                 return None
         if option.takes in ("one", "maybe"):
             return read[0] if read else True
@@ -278,14 +239,35 @@ class _Reader:
 
     # --- what is wrong ----------------------------------------------------------------------------------
 
+    def _odd(self, flag: _Flag, option: Option) -> None:
+        """What can be said of a flag whatever its value."""
+        name, written = option.flag, flag.written
+        if flag.meant:
+            meant = flag.meant[0] if flag.meant[0].startswith("--") else name
+            self._found(name, f"carries {written}, which vLLM reads as {meant}", f"write {meant}")
+        if option.deprecated:
+            since = releases.deprecated_since(name, self.release.version)
+            why = f"carries {written}, which is deprecated since vLLM {since}"
+            self._found(name, why, history.way_out(name), warning=True)
+        if (name, flag.keys) in self.seen and not option.repeats and not flag.adds:
+            why = f"carries {'.'.join((name, *flag.keys))} twice, of which only the last counts"
+            self._found(name, why, "leave one out")
+        elif any(each == name and bool(keys) != bool(flag.keys) for each, keys in self.seen):
+            why = f"carries {name} as JSON and by keys, of which only the keys count"
+            self._found(name, why, "write all of it in one way")
+        elif flag.keys and any(
+            each == name and base != _hyphened(written.partition(".")[0]) for each, base in self.nested
+        ):
+            why = f"carries keys of {name} by two names of it, of which only one counts"
+            self._found(name, why, "write one name")
+
     def _unknown(self, flag: _Flag) -> None:
         written, version = flag.written, self.release.version
         if len(flag.meant) > 1:
             few = ", ".join(sorted(flag.meant)[:4]) + (", …" if len(flag.meant) > 4 else "")
             self._found(written, f"carries {written}, which is ambiguous", f"write the whole name: {few}")
             return
-        name = written.partition(".")[0]
-        name = f"--{name[2:].replace('_', '-')}" if name.startswith("--") else name
+        name = _hyphened(written.partition(".")[0])
         positive = name if releases.life(name) else re.sub("^--no-", "--", name)
         if lived := releases.life(positive):
             self._found(written, *history.elsewhere(positive, lived, version), unsure=True)
@@ -313,3 +295,14 @@ def is_flag(word: str) -> bool:
 
 def _opposite(option: Option) -> str:
     return f"--no-{option.flag[2:]}" if option.pair else ""
+
+
+def _hyphened(name: str) -> str:
+    return f"--{name[2:].replace('_', '-')}" if name.startswith("--") else name
+
+
+def _most(option: Option) -> int | None:
+    """How many values it takes; None for as many as there are."""
+    if isinstance(option.takes, int):
+        return option.takes
+    return {"none": 0, "one": 1, "maybe": 1}.get(option.takes)

@@ -185,7 +185,7 @@ class Fault(Enum):
     )
     BAD_FLAG = (
         "vLLM refuses its arguments",
-        "serving.extra_args holds a flag or value this image's vLLM does not know",
+        "serving.args or serving.extra_args holds a flag or value this image's vLLM does not know",
         "{logs}",
     )
     DRIVER_TOO_OLD = (

@@ -27,6 +27,9 @@ SOURCES = (
 )
 """What is read of a wheel: patterns of `fnmatch`, the most telling first."""
 
+LEAST = 100
+"""Arguments of any release; fewer mean that they were not found."""
+
 Keywords = dict[str, Any]
 """Of an `add_argument` call: action, nargs, type, optional, choices, deprecated."""
 Hint = tuple[str, Any]
@@ -60,11 +63,11 @@ def read_arguments(files: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         for node in ast.walk(source.trees[path]) if path in source.trees else ():
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "serve_parser.add_argument":
                 parser.add(node, {})
-    # The parser takes any name, the engine refuses at its start those that are not among its methods.
-    methods = source.listed(source.values["QUANTIZATION_METHODS"])
-    parser.options["--quantization"]["choices"] = sorted(methods or ()) or None
-    if len(parser.options) < 100:
+    methods = source.values.get("QUANTIZATION_METHODS")
+    if len(parser.options) < LEAST or "--quantization" not in parser.options or methods is None:
         raise SourceError(f"only {len(parser.options)} arguments were found; the parser is built another way")
+    # The parser takes any name, the engine refuses at its start those that are not among its methods.
+    parser.options["--quantization"]["choices"] = sorted(source.listed(methods) or ()) or None
     return dict(sorted(parser.options.items()))
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fleet.fit.versions import VllmVersion
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """One option of a release."""
 
     flag: str
@@ -67,10 +66,10 @@ def _opposite(prefix: re.Match[str]) -> str:
     return "--disable-" if prefix[1] == "en" else "--enable-"
 
 
-@dataclass(frozen=True)
-class _Data:
-    releases: tuple[VllmVersion, ...]
-    flags: Mapping[str, Mapping[str, Any]] = field(repr=False)
+class _Data(NamedTuple):
+    numbers: Mapping[str, VllmVersion]
+    """The releases that were read, by their names, the oldest first."""
+    flags: Mapping[str, Mapping[str, Any]]
     parser: Mapping[str, Mapping[str, Any]]
 
 
@@ -78,25 +77,25 @@ class _Data:
 def _data() -> _Data:
     """What the file holds. Read when it is first asked for: not every command does."""
     data = json.loads(Path(__file__).with_name("arguments.json").read_text())
-    return _Data(tuple(map(VllmVersion.parse, data["releases"])), data["flags"], data["parser"])
+    return _Data({name: VllmVersion.parse(name) for name in data["releases"]}, data["flags"], data["parser"])
 
 
 def newest() -> VllmVersion:
     """The newest release that is known."""
-    return _data().releases[-1]
+    return known()[-1]
 
 
 def known() -> tuple[VllmVersion, ...]:
     """The releases that were read, the oldest first."""
-    return _data().releases
+    return tuple(_data().numbers.values())
 
 
 @cache
 def release(version: VllmVersion | None) -> Release:
     """A release; of one that was never read the next older one, and without a version the newest."""
     data = _data()
-    older = [each for each in data.releases if version is None or each <= version]
-    found = older[-1] if older else data.releases[0]
+    older = [each for each in known() if version is None or each <= version]
+    found = older[-1] if older else known()[0]
     options = {name: _option(name, now) for name in data.flags if (now := _at(data.flags[name], found))}
     features = frozenset(name for name, changes in data.parser.items() if _at(changes, found))
     # A patch release takes what those before it take; of a later minor one nothing is known.
@@ -111,14 +110,15 @@ def life(flag: str) -> tuple[VllmVersion, VllmVersion | None] | None:
         return None
     since = next(name for name, now in changes.items() if now is not None)
     last, now = list(changes.items())[-1]
-    return VllmVersion.parse(since), None if now is not None else VllmVersion.parse(last)
+    numbers = _data().numbers
+    return numbers[since], None if now is not None else numbers[last]
 
 
 def deprecated_since(flag: str, version: VllmVersion) -> VllmVersion:
     """The first release of those up to that one, without a break, in which the flag is deprecated."""
     since = version
     for name, now in reversed(list(_data().flags[flag].items())):
-        at = VllmVersion.parse(name)
+        at = _data().numbers[name]
         if at <= version:
             if not (now and now.get("deprecated")):
                 break
@@ -128,9 +128,9 @@ def deprecated_since(flag: str, version: VllmVersion) -> VllmVersion:
 
 def _at(changes: Mapping[str, Any], version: VllmVersion) -> Any:
     """What holds in a release, of what changed in which."""
-    now = None
+    now, numbers = None, _data().numbers
     for name, then in changes.items():
-        if VllmVersion.parse(name) > version:
+        if numbers[name] > version:
             break
         # An option without anything to say of it is an empty mapping, and an option all the same.
         now = then if then is None or then is True else {"takes": "one", **then}

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from fleet.engine import history, releases, values
 from fleet.engine.releases import Option, Release
@@ -18,8 +17,7 @@ from fleet.engine.releases import Option, Release
 _NUMBER = re.compile(r"-\d+|-\d*\.\d+")
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """Something wrong with one flag. `str` is a sentence: what is wrong, and after a semicolon the fix."""
 
     flag: str
@@ -33,8 +31,7 @@ class Finding:
         return f"{self.problem}; {self.fix}"
 
 
-@dataclass(frozen=True)
-class Argument:
+class Argument(NamedTuple):
     """One flag of a list of arguments."""
 
     flag: str
@@ -57,13 +54,12 @@ class Argument:
         return ".".join((name, *self.keys))
 
 
-@dataclass(frozen=True)
-class Parsed:
+class Parsed(NamedTuple):
     """What a list of arguments says."""
 
     arguments: tuple[Argument, ...]
     findings: tuple[Finding, ...]
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any]
     """Long name → value as vLLM reads it, the last of those that are given; of a switch True or False."""
 
 
@@ -72,8 +68,7 @@ def parse(words: Sequence[str], release: Release) -> Parsed:
     return _Reader(release).read(words)
 
 
-@dataclass(frozen=True)
-class _Flag:
+class _Flag(NamedTuple):
     """A word that is a flag, as it was written, and what it is."""
 
     written: str

@@ -132,7 +132,7 @@ WRONG = [
     args("--api-key=X", said="set secrets.api_key instead"),
     args("--api_key=X", said="set secrets.api_key instead"),
     args("--api_k=X", said="set secrets.api_key instead"),
-    args("--api-key X", said="two words"),
+    args("--api-key X", said="set secrets.api_key instead"),
     args("--hos", "::", said="leave it out"),
     args("--host=0.0.0.0", said="leave it out"),
     args("--uds", "/tmp/vllm.sock", said="leave it out"),

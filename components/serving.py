@@ -13,7 +13,6 @@ from components.command import reached_at, run_module
 from fleet import compose, layout, served_files, settings
 from fleet.gateway import Gateway
 from fleet.rollout.release import Release
-from fleet.userdata import WEIGHT_FLAGS
 
 if TYPE_CHECKING:
     from components.node import GpuNodeArgs, Machine
@@ -55,7 +54,7 @@ class ServedModel(pulumi.ComponentResource):
                 "environment": compose.env_file(compose.plain_environment(serving)),
                 "owner": f"{pulumi.get_project()}/{pulumi.get_stack()}",
                 **_files(serving),
-                "prefetch": _fetched_ahead(serving),
+                "prefetch": serving.prefetched_model,
                 "min_free_gb": args.rollout.min_free_disk_gb,
                 "replace": args.rollout.replace,
                 "confirm": [word for word in args.rollout.confirm if word.startswith(f"{args.node.name}:")],
@@ -167,9 +166,3 @@ def _secret_environment(args: GpuNodeArgs) -> Input[str]:
     return args.exposure.certificate.key.apply(
         lambda key: compose.env_file(needed | compose.gateway_environment(secrets, key, public=public))
     )
-
-
-def _fetched_ahead(serving: settings.Serving) -> str:
-    """The model whose weights are on the hub under its own name, all of them needed."""
-    otherwise = serving.model.startswith("/") or any(w.startswith(WEIGHT_FLAGS) for w in serving.extra_args)
-    return "" if otherwise else serving.model

@@ -161,7 +161,7 @@ def find_model(serving: Serving, secrets: Secrets, *, ask_hub: bool = True) -> M
 
 def request_of(serving: Serving, model: Model, kind: InstanceType) -> FitRequest:
     """The fit planner's question for a model served so on a server of that type."""
-    flags = vllm_arguments.values(serving.extra_args)
+    added = serving.added.values
     architecture = model.architecture
     if serving.dtype != "auto":
         architecture = replace(architecture, dtype_bytes=4 if serving.dtype == "float32" else 2)
@@ -174,16 +174,16 @@ def request_of(serving: Serving, model: Model, kind: InstanceType) -> FitRequest
         gpu=gpu(kind.gpu),
         gpus=kind.gpu_count if devices == "all" else len(devices),
         tensor_parallel_size=serving.tensor_parallel_size,
-        pipeline_parallel_size=_number(flags, "--pipeline-parallel-size") or 1,
+        pipeline_parallel_size=_number(added, "--pipeline-parallel-size") or 1,
         max_model_len=serving.max_model_len,
         gpu_memory_utilization=serving.gpu_memory_utilization,
         weights_gib=model.weights_gib if as_stored else None,
         quantization=serving.quantization,
         kv_cache_dtype=serving.kv_cache_dtype,
         max_num_seqs=serving.max_num_seqs,
-        max_num_batched_tokens=_number(flags, "--max-num-batched-tokens"),
+        max_num_batched_tokens=_number(added, "--max-num-batched-tokens"),
         version=serving.vllm_version or DEFAULT_VERSION,
-        enforce_eager="--enforce-eager" in flags,
+        enforce_eager=added.get("--enforce-eager") is True,
         swap_space_gib=serving.swap_space_gb,
         use_v1=None if v1 is None else v1 != "0",
     )
@@ -218,7 +218,7 @@ def _judge(node: Node, secrets: Secrets, *, ask_hub: bool) -> tuple[list[Misfit]
         return [], [], [str(error), *warnings]
     misfits = list(_misfits(node, request, report))
     facts = [] if misfits else [f"fit: {report.reason}"]
-    lengthened = any(flag in vllm_arguments.values(node.serving.extra_args) for flag in LENGTHENING)
+    lengthened = any(flag in node.serving.added.values for flag in LENGTHENING)
     too_long = node.serving.max_model_len > request.architecture.max_model_len
     said = [warning for warning in report.warnings if not (lengthened and too_long)]
     return misfits, facts, [*said, *_memory_warnings(node, report), *warnings]
@@ -317,11 +317,16 @@ def _memory_warnings(node: Node, report: FitReport) -> Iterator[str]:
 
 def _image_warnings(node: Node) -> Iterator[str]:
     serving, version = node.serving, node.serving.vllm_version
+    doubt = vllm_arguments.doubt(version)
     if version is None:
         yield (
             f"serving.image {serving.image} names no vLLM release, so it is judged as vLLM {DEFAULT_VERSION} "
-            "and its flags are not checked; a tag such as vllm/vllm-openai:v0.9.2 says which it is"
+            f"and {doubt}; a tag such as vllm/vllm-openai:v0.9.2 says which it is"
         )
+    elif doubt:
+        yield f"serving.image: {doubt}"
+    yield from (f"{at}: {finding}" for at, finding in serving.argument_warnings())
+    if version is None:
         return
     if serving.swap_space_gb is not None and not supported("--swap-space", version):
         yield (
@@ -368,9 +373,9 @@ def _model_of_name(name: str, token: str | None, ask_hub: bool) -> Model:
     return Model(Architecture.from_config(files.config), files.weights_gib)
 
 
-def _number(flags: Mapping[str, str | None], name: str) -> int | None:
-    value = flags.get(name)
-    return int(value) if value and value.isdigit() else None
+def _number(added: Mapping[str, object], name: str) -> int | None:
+    value = added.get(name)
+    return value if isinstance(value, int) and value > 0 else None
 
 
 # --- what it costs --------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def serve_arguments(serving: Serving) -> list[str]:
         if value is not None and (version is None or supported(flag, version))
         for word in (flag, value if value is PORT else _literal(str(value)))
     ]
-    return [*words, *(_literal(word) for word in serving.extra_args)]
+    return [*words, *(_literal(word) for word in serving.added_words)]
 
 
 def compose_document(

@@ -406,7 +406,7 @@ class Fault(Enum):
     )
     BAD_FLAG = (
         "vLLM refuses its arguments",
-        "serving.extra_args holds a flag or value this image's vLLM does not know",
+        "serving.args or serving.extra_args holds a flag or value this image's vLLM does not know",
         "{logs}",
         "correct or remove that flag in serving.extra_args, or pin a serving.image whose vLLM has it",
     )

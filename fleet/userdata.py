@@ -50,12 +50,6 @@ STATIC_FILES = {
 }
 """Files that are the same on every node: name → directory there, mode."""
 
-WEIGHT_FLAGS = ("--revision", "--download-dir", "--load-format", "--hf-config-path")
-"""Arguments of vLLM that make it load other files than the model's newest safetensors."""
-
-ELSEWHERE = {"HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "VLLM_USE_MODELSCOPE"}
-"""Variables that make vLLM look for the model in another place than the one it is fetched to."""
-
 _EARLY_WEIGHTS = [
     *("cloud-init-per", "instance", "vllm-weights"),
     *("systemd-run", "--no-block", "--property=After=cloud-config.target"),
@@ -193,8 +187,8 @@ class HostPart:
         if len(data) > limit:
             raise UserDataTooLarge(
                 f"user data of {self.hostname}: {len(data)} bytes are more than the {limit} that "
-                f"{self.cloud} takes; shorten serving.extra_args, "
-                "serving.environment or network.ca_certificates"
+                f"{self.cloud} takes; shorten serving.args, serving.extra_args, serving.environment or "
+                "network.ca_certificates"
             )
         return data
 
@@ -279,11 +273,6 @@ class HostPart:
         """What prefetch.sh fetches, as bash reads it."""
         serving = self.serving
         images = [serving.image, *([serving.webui_image] if serving.webui else [])]
-        fetched = (
-            not serving.model.startswith("/")
-            and not any(word.startswith(WEIGHT_FLAGS) for word in serving.extra_args)
-            and not serving.environment.keys() & ELSEWHERE
-        )
         environment = {
             "HF_HOME": layout.MODELS_DIRECTORY,
             **networks.environment(self.network),
@@ -291,7 +280,7 @@ class HostPart:
         }
         return (
             f"IMAGES=({shlex.join(images)})\n"
-            f"MODEL={shlex.quote(serving.model if fetched else '')}\n"
+            f"MODEL={shlex.quote(serving.prefetched_model)}\n"
             f"ENVIRONMENT=({shlex.join(f'{name}={value}' for name, value in environment.items())})\n"
         )
 

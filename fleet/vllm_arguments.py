@@ -1,28 +1,18 @@
-"""How vLLM's own parser reads its arguments, as far as guards, fit and policies depend on it.
-
-The parser (`FlexibleArgumentParser`, on argparse) turns `_` into `-` in a flag's name, takes `--flag=value`,
-knows short forms, and accepts any beginning of a flag that is not ambiguous. Everything that asks what a list
-of arguments says asks here.
+"""What the arguments of vLLM say to this project: which flags are its own, and what guards, fit and policies
+depend on. How vLLM reads them, and which release has which, is in `fleet.engine`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
 
-from fleet.fit.flags import KNOWN_FLAGS
-
-SHORT_FORMS = {
-    "-q": "--quantization",
-    "-tp": "--tensor-parallel-size",
-    "-pp": "--pipeline-parallel-size",
-    "-dp": "--data-parallel-size",
-    "-ep": "--enable-expert-parallel",
-    "-sc": "--speculative-config",
-}
-"""Of vLLM 0.33; older releases have fewer of them."""
+from fleet.engine import mapping, releases, words
+from fleet.engine.words import Argument, Finding, Parsed
+from fleet.fit.versions import VllmVersion
 
 OWNED = {
     "--model": "serving.model",
@@ -46,22 +36,13 @@ FIXED = {
     "--host": "the container decides what vLLM listens on",
     "--uds": "the container decides what vLLM listens on",
     "--headless": "a node answers requests itself",
-    "--config": "its file would set flags that nothing here has checked; write them as settings",
+    "--config": "its file would set flags that nothing here has checked; write them as serving.args",
     "--ssl-keyfile": "the gateway ends TLS; see expose",
     "--ssl-certfile": "the gateway ends TLS; see expose",
     "--ssl-ca-certs": "the gateway ends TLS; see expose",
+    "--help": "vLLM would print its flags and end",
 }
 """Flags that nobody sets: canonical name → why."""
-
-READ_HERE = (
-    "--enforce-eager",
-    "--hf-overrides",
-    "--max-num-batched-tokens",
-    "--pipeline-parallel-size",
-    "--revision",
-    "--load-format",
-)
-"""More flags that something in this project acts upon."""
 
 PATHS = (
     "--allowed-local-media-path",
@@ -71,6 +52,7 @@ PATHS = (
     "--hf-config-path",
     "--io-processor-plugin",
     "--log-config-file",
+    "--logging-config",
     "--lora-modules",
     "--mm-encoder-fp8-scale-path",
     "--mm-encoder-fp8-scale-save-path",
@@ -87,51 +69,78 @@ PATHS = (
 )
 """Flags whose values are paths, or hold some, of any release that is known here."""
 
-_NAMES = frozenset({*OWNED, *FIXED, *PATHS, *READ_HERE, *KNOWN_FLAGS})
+WEIGHTS = frozenset({"--revision", "--download-dir", "--load-format", "--hf-config-path"})
+"""Flags that make vLLM load other files than the model's newest safetensors."""
 
 
-@dataclass(frozen=True)
-class Argument:
-    """One flag of a list of arguments."""
-
-    flag: str
-    """Its long name with hyphens, whatever way it was written."""
-    value: str | None
-    """None for a flag without one."""
-    written: str
-    """The flag as it was written, without its value."""
+@lru_cache(maxsize=256)
+def _parsed(given: tuple[str, ...], version: VllmVersion | None) -> Parsed:
+    return words.parse(given, releases.release(version))
 
 
-def read(words: Sequence[str]) -> Iterator[Argument]:
-    """The flags in a list of arguments, in its order. Words before the first flag belong to none."""
-    waiting: tuple[str, str] | None = None
-    values: list[str] = []
-    for word in words:
-        if not _is_flag(word):
-            values.append(word)
-            continue
-        if waiting:
-            yield Argument(waiting[0], " ".join(values) if values else None, waiting[1])
-        written, separator, value = word.partition("=")
-        flag, attached = _canonical(written)
-        values = [value] if separator else [attached] if attached else []
-        waiting = flag, written
-    if waiting:
-        yield Argument(waiting[0], " ".join(values) if values else None, waiting[1])
+def parse(given: Sequence[str], version: VllmVersion | None = None) -> Parsed:
+    """What a list of arguments says to a release; without one, to the newest that is known."""
+    return _parsed(tuple(given), version)
 
 
-def values(words: Sequence[str]) -> dict[str, str | None]:
-    """The value of each flag; of one that is given twice the last, as the parser has it."""
-    return {each.flag: each.value for each in read(words)}
+def version_of(image: str) -> VllmVersion | None:
+    """The vLLM release of an image by its tag; None where the tag names none."""
+    try:
+        return VllmVersion.parse(image)
+    except ValueError:
+        return None
 
 
-def paths(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+def problems(given: Sequence[str], version: VllmVersion | None = None) -> Iterator[Finding]:
+    """Everything that is wrong with arguments that a setting adds, those first that it must not add."""
+    found = parse(given, version)
+    for each in found.arguments:
+        if refused := _not_set_here(each, found):
+            yield refused
+    refused_flags = {each.flag for each in found.arguments if each.flag in {*OWNED, *FIXED}}
+    yield from (each for each in found.findings if each.flag not in refused_flags)
+
+
+def _not_set_here(argument: Argument, found: Parsed) -> Finding | None:
+    flag, written = argument.flag, argument.written
+    owner, why = OWNED.get(flag), FIXED.get(flag)
+    if owner is None and why is None:
+        return None
+    fix = f"set {owner} instead" if owner else f"leave it out: {why}"
+    if meant := next(
+        (each for each in found.findings if each.flag == flag and "reads as" in each.problem), None
+    ):
+        return Finding(flag, meant.problem, fix)
+    if owner and "secrets" in owner:
+        return Finding(flag, f"carries {written}, a secret in an argument is readable by every process", fix)
+    return Finding(flag, f"carries {written}, which is not set here", fix)
+
+
+def render(args: Mapping[str, Any], version: VllmVersion | None) -> tuple[list[str], list[Finding]]:
+    """The words for a mapping in the spelling of vLLM's own configuration file, and what is wrong with it."""
+    return mapping.rendered(args, releases.release(version))
+
+
+def doubt(version: VllmVersion | None) -> str | None:
+    """Why nobody knows which flags a release has, and what is assumed; None where it is known."""
+    found = releases.release(version)
+    if found.exact:
+        return None
+    if version is None:
+        return f"its flags as those of vLLM {found.version}, the newest that is known"
+    where = "newer" if version > found.version else "older"
+    return (
+        f"vLLM {version} is {where} than all whose flags are known; they are judged as vLLM {found.version}'s"
+    )
+
+
+def paths(given: Sequence[str], version: VllmVersion | None = None) -> Iterator[tuple[str, str]]:
     """The absolute and home paths, and those from `./`, that flags name, each with its flag as written.
 
     A dotted key (`--speculative-config.model /x`) belongs to its flag, and so does what JSON holds.
     """
-    for each in read(words):
-        if each.value is None or each.flag.partition(".")[0] not in PATHS:
+    for each in parse(given, version).arguments:
+        if each.value is None or each.flag not in PATHS:
             continue
         if each.flag == "--chat-template" and re.search(r"[{}\n]", each.value):
             continue  # the template itself, as vLLM takes it
@@ -161,29 +170,3 @@ def _strings(document: object) -> Iterator[str]:
     elif isinstance(document, dict | list):
         for each in document.values() if isinstance(document, dict) else document:
             yield from _strings(each)
-
-
-def abbreviated(flag: str) -> str | None:
-    """The flag that is abbreviated here, if it is one that this project knows."""
-    if flag in _NAMES or not flag.startswith("--"):
-        return None
-    return next((name for name in sorted(_NAMES) if name.startswith(flag)), None)
-
-
-def _is_flag(word: str) -> bool:
-    """Whether argparse takes the word for a flag: a negative number is a value."""
-    return len(word) > 1 and word[0] == "-" and not word[1:].replace(".", "", 1).isdigit()
-
-
-def _canonical(written: str) -> tuple[str, str]:
-    """A flag's long name, and the value that a short form has without a space (`-qawq`)."""
-    if written.startswith("--"):
-        return f"--{written[2:].replace('_', '-')}", ""
-    hyphened = written.replace("_", "-")
-    if hyphened in SHORT_FORMS:
-        return SHORT_FORMS[hyphened], ""
-    # Only a short form of one letter takes its value so; a beginning of a longer one stands for it.
-    if (one := hyphened[:2]) in SHORT_FORMS:
-        return SHORT_FORMS[one], written[2:]
-    longer = [name for name in SHORT_FORMS if name.startswith(hyphened)]
-    return (SHORT_FORMS[longer[0]] if len(longer) == 1 else hyphened), ""

@@ -82,10 +82,10 @@ def gpu_memory_left(subject: Subject) -> Iterator[str]:
     """vLLM leaves a twentieth of the GPU's memory to the driver and CUDA graphs."""
     flag = "--gpu-memory-utilization"
     for name, service in subject.services():
-        for argument in vllm_arguments.read(_words(service.get("command"))):
+        version = vllm_arguments.version_of(str(service.get("image", "")))
+        for argument in vllm_arguments.parse(_words(service.get("command")), version).arguments:
             given = argument.value or ""
-            meant = vllm_arguments.abbreviated(argument.flag) or argument.flag
-            if meant == flag and not _at_most(given, HIGHEST_UTILIZATION):
+            if argument.flag == flag and not _at_most(given, HIGHEST_UTILIZATION):
                 yield (
                     f"{name}: {argument.written} {given} is above {HIGHEST_UTILIZATION}; "
                     "lower serving.gpu_memory_utilization"

@@ -6,14 +6,13 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Iterator
 
-from fleet import layout
+from fleet import layout, vllm_arguments
+from fleet.compose import PORT
 from fleet.fit.architecture import Architecture
 from fleet.fit.compatibility import compatible
-from fleet.fit.flags import unsupported_flag
 from fleet.fit.gpus import gpu
 from fleet.fit.memory import GIB, rank_weights_gib
 from fleet.fit.quantization import weight_format
-from fleet.fit.versions import VllmVersion
 from fleet.models import model_config
 from fleet.rollout.release import Release, Unreadable
 from fleet.rollout.session import Session
@@ -51,11 +50,10 @@ def of_files(release: Release) -> Iterator[str]:
         tag = image.partition("@")[0].rpartition("/")[2].partition(":")[2]
         if "@sha256:" not in image and tag in {"", "latest", "nightly"}:
             yield f"image {image} is not pinned; name a release tag or a digest"
-    version = _version(release)
-    for flag in flags if version else ():
-        refused = unsupported_flag(flag, version) if version else None
-        if refused:
-            yield f"serving.extra_args: {refused}"
+    words = [word.replace(PORT, variables.get("PORT", "")) for word in release.words]
+    for finding in vllm_arguments.parse(words, release.vllm_version).findings:
+        if not finding.is_warning:
+            yield f"vLLM's arguments: {finding}"
 
 
 async def of_disk(node: Session, spec: RolloutSpec, release: Release, *, first: bool) -> AsyncIterator[str]:
@@ -152,7 +150,7 @@ async def _held_by_others(node: Session, served: Release) -> dict[str, float]:
 
 
 def _incompatible(release: Release, driver: str, name: str) -> str | None:
-    version = _version(release)
+    version = release.vllm_version
     branch = driver.partition(".")[0]
     try:
         card = gpu(name.removeprefix("NVIDIA "))
@@ -183,14 +181,6 @@ def _unconfirmed(spec: RolloutSpec, release: Release, serial: int, kind: str, wh
             f"{what}, which needs a confirmation for this one deployment: "
             f"pulumi config set --path 'vllm-fleet:rollout.confirm[0]' {word}"
         )
-
-
-def _version(release: Release) -> VllmVersion | None:
-    """The vLLM release of the image, where its tag says it."""
-    try:
-        return VllmVersion.parse(release.image)
-    except ValueError:
-        return None
 
 
 def _rows(text: str) -> list[list[str]]:

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from fleet import gateway
+from fleet import gateway, vllm_arguments
+from fleet.fit.versions import VllmVersion
 from fleet.layout import COMPOSE_PATH, ENV_PATH
 from fleet.served_files import MOUNT
 
@@ -89,18 +90,20 @@ class Release:
         return str(self.services[SERVICE]["container_name"])
 
     @property
+    def words(self) -> list[str]:
+        """vLLM's arguments. Raises Unreadable."""
+        return [str(word).replace("$$", "$") for word in self.services[SERVICE].get("command") or []]
+
+    @property
+    def vllm_version(self) -> VllmVersion | None:
+        """The vLLM release of the image, where its tag says it."""
+        return vllm_arguments.version_of(self.image)
+
+    @cached_property
     def flags(self) -> dict[str, str]:
-        """vLLM's arguments: flag → value, empty for a switch."""
-        words = [str(word).replace("$$", "$") for word in self.services[SERVICE].get("command") or []]
-        flags: dict[str, str] = {}
-        for word in words:
-            if word.startswith("--"):
-                name, _, value = word.partition("=")
-                flags[name] = value
-            elif flags:
-                last = next(reversed(flags))
-                flags[last] = f"{flags[last]} {word}" if flags[last] else word
-        return flags
+        """vLLM's arguments: flag → value, empty for a switch; `--no-…` for one that is switched off."""
+        found = vllm_arguments.parse(self.words, self.vllm_version).arguments
+        return {each.name: each.value or "" for each in found}
 
     @property
     def model(self) -> str:

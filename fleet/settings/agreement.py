@@ -13,7 +13,7 @@ from fleet.settings.expose import Expose, certificate_problem
 from fleet.settings.problems import Problem, printable
 from fleet.settings.ray import RayMachines
 from fleet.settings.stack import WATCHING_CONTAINERS, WATCHING_PORTS, Secrets, StackSettings
-from fleet.vllm_arguments import paths
+from fleet.vllm_arguments import paths, render
 
 IN_CONTAINER = ("/models/", "/cache/", "/vllm-workspace/", "/tmp/", "/dev/shm/")  # noqa: S108  (not ours)
 """Folders of vLLM's container in which something may be: mounted, the image's own, or made by vLLM."""
@@ -99,7 +99,9 @@ def _served_files(settings: StackSettings) -> Iterator[Problem]:
             yield Problem("serving.files", problem, "set secrets.delivery: ssh")
             return
         named = [("serving.model", "", serving.model)] if serving.model.startswith("/") else []
-        named += [("serving.extra_args", f"{flag} ", path) for flag, path in paths(serving.extra_args)]
+        version = serving.vllm_version
+        for at, words in (("args", render(serving.args, version)[0]), ("extra_args", serving.extra_args)):
+            named += [(f"serving.{at}", f"{flag} ", path) for flag, path in paths(words, version)]
         for field, flag, path in named:
             if wrong := _not_mounted(path, serving.files):
                 yield Problem(field, f"{flag}{printable(path)} of {node.name} {wrong[0]}", wrong[1], path)

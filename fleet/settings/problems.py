@@ -64,6 +64,8 @@ EXAMPLES = {
     "environments.name": "base-tools",
     "files.destination": "/opt/data",
     "files.source": "data",
+    "host": "bastion.example.com",
+    "host_keys": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
     "model": "Qwen/Qwen3-8B-AWQ",
     "name": "l4-a",
     "pinned.cloud": "scaleway",
@@ -284,7 +286,7 @@ def _how_to_set(path: Path) -> Iterator[str]:
     elif section is None:
         names = [str(step) for step in path if isinstance(step, str)]
         example = EXAMPLES.get(".".join(names[-2:])) or EXAMPLES.get(names[-1], "VALUE")
-        place = f"{key}[0]" if names[-1].endswith("cidrs") else key
+        place = f"{key}[0]" if names[-1].endswith(("cidrs", "_keys")) else key
         yield f"pulumi config set --path '{place}' '{example}'"
     else:
         for name, field in section.model_fields.items():
@@ -320,6 +322,6 @@ def _shown(path: Path, value: Any) -> str:
 
 
 def _hidden(path: Path, value: Any) -> bool:
-    secret = set(path) & {"secrets", "environment", "extra_args"} and path[-1] != "delivery"
+    secret = set(path) & {"secrets", "environment", "args", "extra_args"} and path[-1] != "delivery"
     login = bool(set(path) & URLS) and "@" in str(value)
     return bool(secret) or login or bool(SECRET.search(str(value)))

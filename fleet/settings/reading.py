@@ -32,7 +32,7 @@ SHARED = ("serving", "fit", "provision")
 STAND_INS = {"ssh_cidrs": ["127.0.0.1/32"], "ssh_private_key_path": ""}
 """For keys of `access` that are wrong: there is no stack without that section."""
 
-COMPOUND = (".environment", ".extra_args", ".files", ".tags", ".visible_devices")
+COMPOUND = (".args", ".environment", ".extra_args", ".files", ".tags", ".visible_devices")
 """Values of several parts that are judged as one."""
 
 LONGEST_TEXT = 1_000_000

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from fleet import vllm_arguments
-from fleet.fit.flags import unsupported_flag
+from fleet.engine import releases
+from fleet.engine.words import Finding, Parsed
 from fleet.fit.versions import VllmVersion
 from fleet.layout import GATEWAY_CHECK_PORT
 from fleet.served_files import MOUNT
@@ -19,12 +21,24 @@ from fleet.settings.values import (
     ModelReference,
     ServedFiles,
     VisibleDevices,
-    VllmArguments,
+    Words,
     wrong,
 )
 
 PORTS_IN_USE = {22: "SSH", 3000: "Open WebUI", 8080: "the node agent", GATEWAY_CHECK_PORT: "the gateway"}
 """Of a node, beside vLLM's."""
+
+
+ELSEWHERE = {"HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "VLLM_USE_MODELSCOPE"}
+"""Variables that make vLLM look for the model in another place than the one it is fetched to."""
+
+CHOSEN = {
+    "quantization": "--quantization",
+    "dtype": "--dtype",
+    "kv_cache_dtype": "--kv-cache-dtype",
+    "distributed_executor_backend": "--distributed-executor-backend",
+}
+"""Settings of which each release takes its own values, with their flags."""
 
 
 class ModelArchitecture(Section):
@@ -80,8 +94,11 @@ class Serving(Section):
     files: ServedFiles = Field(default_factory=dict)
     """Files and folders of this machine that vLLM sees as `/files/NAME`, by that name: chat templates,
     adapters, weights. They are delivered over SSH, with checksums, before what is served is switched."""
-    extra_args: VllmArguments = ()
-    """More `vllm serve` arguments, as a list of words."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """More arguments of `vllm serve`, as in vLLM's own configuration file: `max_num_batched_tokens: 8192`.
+    Switches are true or false; what takes JSON is given as keys and lists."""
+    extra_args: Words = ()
+    """More arguments of `vllm serve`, as a list of words, after those of `args`."""
     environment: ContainerEnvironment = Field(default_factory=dict)
     """More environment variables of the vLLM container. No secrets."""
     visible_devices: VisibleDevices = "all"
@@ -116,10 +133,31 @@ class Serving(Section):
     @property
     def vllm_version(self) -> VllmVersion | None:
         """The vLLM release of the image by its tag; None where the tag names none."""
-        try:
-            return VllmVersion.parse(self.image)
-        except ValueError:
-            return None
+        return vllm_arguments.version_of(self.image)
+
+    @property
+    def added_words(self) -> tuple[str, ...]:
+        """The arguments of `args` and `extra_args`, one word each."""
+        return (*vllm_arguments.render(self.args, self.vllm_version)[0], *self.extra_args)
+
+    @property
+    def added(self) -> Parsed:
+        """The same as vLLM reads them."""
+        return vllm_arguments.parse(self.added_words, self.vllm_version)
+
+    def argument_warnings(self) -> Iterator[tuple[str, Finding]]:
+        """What is doubtful about `args` and `extra_args`, each with the setting that has it."""
+        version = self.vllm_version
+        rendered, _ = vllm_arguments.render(self.args, version)
+        for setting, words in (("serving.args", rendered), ("serving.extra_args", self.extra_args)):
+            found = vllm_arguments.problems(words, version)
+            yield from ((setting, each) for each in found if each.is_warning)
+
+    @property
+    def prefetched_model(self) -> str:
+        """The model whose weights can be fetched before vLLM starts; empty where vLLM takes others."""
+        others = self.added.values.keys() & vllm_arguments.WEIGHTS or self.environment.keys() & ELSEWHERE
+        return "" if others or self.model.startswith("/") else self.model
 
     @field_validator("port")
     @classmethod
@@ -130,12 +168,45 @@ class Serving(Section):
             )
         return port
 
+    @field_validator("args")
+    @classmethod
+    def _args_are_right(cls, args: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        version = vllm_arguments.version_of(info.data.get("image", ""))
+        words, findings = vllm_arguments.render(args, version)
+        _refuse([*findings, *vllm_arguments.problems(words, version)])
+        return args
+
+    @field_validator("extra_args")
+    @classmethod
+    def _extra_args_are_right(cls, words: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        version = vllm_arguments.version_of(info.data.get("image", ""))
+        _refuse(vllm_arguments.problems(words, version))
+        rendered, _ = vllm_arguments.render(info.data.get("args", {}), version)
+        both = {each.flag for each in vllm_arguments.parse(rendered, version).arguments}
+        for each in vllm_arguments.parse(words, version).arguments:
+            if each.flag in both:
+                raise wrong(
+                    "carries {written}, which is in serving.args too; leave one of the two out",
+                    written=each.written,
+                )
+        return words
+
     @model_validator(mode="after")
-    def _the_image_knows_its_flags(self) -> Serving:
-        for argument in vllm_arguments.read(self.extra_args):
-            refused = self.vllm_version and unsupported_flag(argument.flag, self.vllm_version)
-            if refused:
-                raise wrong("extra_args: {refused}", refused=refused)
+    def _the_image_takes_its_values(self) -> Serving:
+        release = releases.release(self.vllm_version)
+        for key, flag in CHOSEN.items():
+            value, option = getattr(self, key), release.options.get(flag)
+            if value is None or option is None or not release.exact or not option.choices:
+                continue
+            if value not in option.choices:
+                known = type(self).model_fields[key].annotation
+                raise wrong(
+                    "{key}: {value} is not one of those that vLLM {version} takes; use {choices}",
+                    key=key,
+                    value=value,
+                    version=str(release.version),
+                    choices=", ".join(str(each) for each in option.choices if repr(each) in str(known)),
+                )
         return self
 
     @model_validator(mode="after")
@@ -147,6 +218,13 @@ class Serving(Section):
                 count=len(self.visible_devices),
             )
         return self
+
+
+def _refuse(findings: Iterable[Finding]) -> None:
+    """Raise the first that is more than a warning."""
+    for finding in findings:
+        if not finding.is_warning:
+            raise wrong("{problem}; {fix}", problem=finding.problem, fix=finding.fix)
 
 
 class Fit(Section):

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic_core import PydanticCustomError
 
-from fleet import vllm_arguments
 from fleet.masking import names_secret
 
 REFUSED = "refused"
@@ -158,44 +157,6 @@ def _visible_devices(value: str | tuple[int, ...]) -> str | tuple[int, ...]:
     return value
 
 
-def _extra_args(value: tuple[str, ...]) -> tuple[str, ...]:
-    if value and not value[0].startswith("-"):
-        raise wrong("begins with a word that is no flag; write the flag before its value")
-    for word in value:
-        if word == "--":
-            raise wrong("has the word --, after which vLLM reads no flags; leave it out")
-        if word.startswith("-") and re.search(r"\s", word.partition("=")[0]):
-            raise wrong("has a flag and its value in one word; write them as two words, or with = between")
-    for argument in vllm_arguments.read(value):
-        _refuse_owned(argument)
-    return value
-
-
-def _refuse_owned(argument: vllm_arguments.Argument) -> None:
-    flag, written = argument.flag, argument.written
-    if meant := vllm_arguments.abbreviated(flag):
-        owner = vllm_arguments.OWNED.get(meant)
-        raise wrong(
-            "carries {written}, which vLLM reads as {meant}; {fix}",
-            written=written,
-            meant=meant,
-            fix=f"set {owner} instead" if owner else _FIX_FIXED.get(meant, f"write {meant}"),
-        )
-    if flag in vllm_arguments.OWNED:
-        owner = vllm_arguments.OWNED[flag]
-        why = (
-            "a secret in an argument is readable by every process"
-            if "secrets" in owner
-            else "which is not set here"
-        )
-        raise wrong("carries {written}, {why}; set {owner} instead", written=written, why=why, owner=owner)
-    if flag in vllm_arguments.FIXED:
-        raise wrong("carries {written}, which is not set here; {fix}", written=written, fix=_FIX_FIXED[flag])
-
-
-_FIX_FIXED = {flag: f"leave it out: {why}" for flag, why in vllm_arguments.FIXED.items()}
-
-
 def _environment(value: dict[str, str]) -> dict[str, str]:
     for name, text in value.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
@@ -302,7 +263,6 @@ ModelReference = Annotated[str, AfterValidator(_model_reference)]
 ServedFiles = Annotated[dict[str, Path], AfterValidator(_served_files)]
 PublicKey = Annotated[str, AfterValidator(_public_key)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
-VllmArguments = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_extra_args)]
 Environment = Annotated[dict[str, str], AfterValidator(_environment)]
 ContainerEnvironment = Annotated[
     dict[str, str], AfterValidator(_container_environment), AfterValidator(_environment)

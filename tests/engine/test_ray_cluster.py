@@ -61,12 +61,13 @@ def test_a_cluster_serves_over_all_its_machines_and_only_what_must_changes_with_
     assert fleet.run("up").operations == {}
     assert fleet.drift() is None
 
-    fleet.config["serving"]["extra_args"] = ["--no-such-flag"]
+    model = fleet.config["serving"]["model"]
+    fleet.config["serving"]["model"] = "fault/bad-flag"
     failed = fleet.run("up", expect_failure=True).stdout
     assert "vLLM refuses its arguments" in failed
     assert "rolled back; what served before serves, gated in" in failed
     assert launch_line(fleet) == words
-    del fleet.config["serving"]["extra_args"]
+    fleet.config["serving"]["model"] = model
     assert fleet.run("up").operations == {}, "what it had before is what it has"
 
     cluster["count"] = 3

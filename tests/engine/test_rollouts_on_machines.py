@@ -174,7 +174,7 @@ def test_a_change_reaches_the_node_in_place_and_clients_wait_for_the_container_a
 
 BAD = {
     "an image that does not exist": ({"image": "vllm/vllm-openai:v0.99.0"}, "pull", "nothing was switched"),
-    "a flag that ends the container": ({"extra_args": ["--no-such-flag"]}, "gate", "rolled back"),
+    "a flag that ends the container": ({"model": "fault/bad-flag"}, "gate", "rolled back"),
     "a model that never loads": ({"model": "fault/hang-loading"}, "gate", "rolled back"),
 }
 

@@ -121,7 +121,8 @@ def test_a_secret_variable_reaches_the_container_and_is_not_in_the_compose_file(
 
 @pytest.mark.parametrize("word", ["$HOME", "${PORT}", "$$", "a'b\"c", "ünï", "# no comment", "{x: 1}"])
 def test_words_with_a_meaning_to_compose_or_yaml_arrive_as_they_are(tmp_path: Path, word: str) -> None:
-    (vllm,) = resolved(tmp_path, serving(extra_args=["--x", word], environment={"X": word})).services
+    given = serving(args={"response_role": word}, environment={"X": word})
+    (vllm,) = resolved(tmp_path, given).services
     assert vllm.command[-1] == word
     assert vllm.environment["X"] == word
 

@@ -67,13 +67,13 @@ def test_a_model_too_large_for_the_whole_cluster_is_refused_with_the_mend(tmp_pa
 
 
 def test_the_launch_line_has_the_ranks_and_the_simulator_takes_it(tmp_path: Path) -> None:
-    found = cluster(tmp_path, count=2, serving={"extra_args": ["--seed", "$1"]})
+    found = cluster(tmp_path, count=2, serving={"extra_args": ["--response-role", "$1"]})
     words = plan.arguments(found.serving, plan.spread(found, SECRETS))
     options = parse_options(words, {})
     assert (options.tensor_parallel_size, options.pipeline_parallel_size) == (2, 3)
     assert (options.host, options.port) == ("127.0.0.1", 8000)
     assert words[words.index("--distributed-executor-backend") + 1] == "ray"
-    assert words[words.index("--seed") + 1] == "$1", "nothing interpolates it on the way"
+    assert words[words.index("--response-role") + 1] == "$1", "nothing interpolates it on the way"
 
 
 def test_pip_installs_the_vllm_of_the_image_beside_ray() -> None:

@@ -349,7 +349,7 @@ BAD = {
     "image that moves": (_with_image("vllm/vllm-openai:latest"), "preflight", "not pinned"),
     "model not found": ({"model": "Qwen/does-not-exist"}, "prefetch", "does not exist on the hub"),
     "token refused": ({"model": "meta-llama/Llama-3.1-8B"}, "prefetch", "refuses access"),
-    "unknown flag": ({"extra_args": ["--no-such-flag"]}, "gate", "refuses its arguments"),
+    "unknown flag": ({"model": "fault/bad-flag"}, "gate", "refuses its arguments"),
     "flag the image has no more": (_with_old_flag, "preflight", "--worker-use-ray is gone since"),
     "out of GPU memory": ({"model": "fault/oom"}, "gate", "ran out of GPU memory"),
     "context that does not fit": ({"max_model_len": 5_000_000}, "gate", "KV cache is too small"),

@@ -188,7 +188,7 @@ WRONG: list[tuple[str, Any, str, str]] = [
             "extra_args": ["--disable-log-requests"],
         },
         "serving.extra_args",
-        "--disable-log-requests is gone since vLLM 0.18.0, the image has 0.18.0; instead: nothing",
+        "--disable-log-requests is gone since vLLM 0.17.0, the image has 0.18.0; instead: nothing",
     ),
     (
         "serving.extra_args",

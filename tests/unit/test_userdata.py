@@ -204,11 +204,11 @@ PRINTABLE = st.text(
 @trials(max_examples=60, deadline=None)
 @given(value=PRINTABLE, words=st.lists(PRINTABLE, max_size=3))
 def test_hostile_texts_reach_the_node_intact(value: str, words: list[str]) -> None:
-    host = linode(environment={"HOSTILE": value}, extra_args=[f"--hostile={word}" for word in words])
+    host = linode(environment={"HOSTILE": value}, extra_args=[f"--middleware={word}" for word in words])
     service = yaml.safe_load(file(host, layout.COMPOSE_PATH)["content"])["services"]["vllm"]
     assert service["environment"]["HOSTILE"].replace("$$", "$") == value
     given_words = [word.replace("$$", "$") for word in service["command"]]
-    assert given_words[len(given_words) - len(words) :] == [f"--hostile={word}" for word in words]
+    assert given_words[len(given_words) - len(words) :] == [f"--middleware={word}" for word in words]
 
 
 @trials(max_examples=30, deadline=None)

@@ -202,7 +202,7 @@ cc_write_files.write_files("write_files", document["write_files"], "root:root")
 @trials(max_examples=25, deadline=None)
 @given(value=TEXTS, words=st.lists(TEXTS, max_size=3))
 def test_hostile_texts_reach_the_container_intact(machine: Unpacked, value: str, words: list[str]) -> None:
-    given_words = [f"--hostile={word}" for word in (*words, HOSTILE)]
+    given_words = [f"--middleware={word}" for word in (*words, HOSTILE)]
     variant = host("linode", 580, environment={"HOSTILE": value}, extra_args=given_words)
     machine.run("python3", "-c", WRITE_FILES, stdin=base64.b64decode(variant.user_data()))
     compose = (machine.root / layout.COMPOSE_PATH.lstrip("/")).read_text()

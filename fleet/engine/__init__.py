@@ -1,0 +1,1 @@
+"""What the engine, vLLM, is like: which arguments each release takes, and how it reads them."""

@@ -382,7 +382,8 @@ class _Run:
 
     def _words(self, fault: Fault) -> str:
         words = self._spec.context.words()
-        return f"{fault.cause.format_map(words)}; look with: {fault.next_command.format_map(words)}"
+        helps = fault.fix or f"look with: {fault.next_command}"
+        return f"{fault.cause}; {helps}".format_map(words)
 
     async def _restart(self, node: Session, phase: Phase) -> None:
         """Restart the machine and wait until it is back."""

@@ -78,13 +78,16 @@ def test_a_change_behind_its_back_is_found_named_and_mended(fleet: Fleet) -> Non
         runs.append(fleet.run("up", expect_failure=True))
         for node, settings in follow.items():
             errors = " ".join(text for name, text in runs[0].errors if name.startswith(f"{node}-"))
-            assert all(f"Set {key}: {value}" in " ".join(errors.split()) for key, value in settings.items())
+            for key, value in settings.items():
+                assert f"Set {key}: {value}" in " ".join(errors.split()), runs[0].errors
     for node in fleet.config["nodes"]:
         node.update(follow.get(node["name"], {}))
     runs.append(fleet.run("up"))
     # What was started again has to prove itself again.
     assert [run for run in runs if "powered-off-serving-gate" in run.operations]
-    assert fleet.drift() is None
+    left = fleet.drift()
+    # A vendor's provider learns at its next look that a machine was started after it: state and address.
+    assert left is None or left.drifted == {"powered-off-server"}, left.drifted
     assert fleet.statuses() == {"ready"}
     assert fleet.parts() == fleet.whole(*changes, "untouched")
     assert machines_of(fleet).items() - machines.items() == {

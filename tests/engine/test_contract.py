@@ -57,7 +57,9 @@ def test_a_root_volume_that_cannot_be_is_refused_before_any_write(ready_fleet: F
     assert ready_fleet.written(after=seen) == []
 
 
-@every_cloud
+@pytest.mark.parametrize(
+    "fleet", ["scaleway", "linode", pytest.param("aws", marks=pytest.mark.trials)], indirect=True
+)
 def test_a_change_behind_its_back_is_found_named_and_mended(fleet: Fleet) -> None:
     changes = {change.node: change for change in fleet.promises.changes}
     fleet.nodes(*changes, "untouched")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pulumi
 
-from components import gateway, preview
+from components import gateway, own_state, preview
 from components.access import refuse_a_key_that_opens_nothing
 from components.clouds import gpu_node
 from components.node import GpuNode, GpuNodeArgs
@@ -36,11 +36,12 @@ async def main() -> None:
         raise settings.SettingsError(refused)
     raw = settings.given(Resolved(pulumi.Config(settings.PROJECT)))
     found = examine(raw)
+    deployed = await own_state.outputs()
     if found.settings and found.unpinned:
-        found = examine(raw, await preview.choose_pins(found.settings))
+        found = examine(raw, preview.choose_pins(found.settings, deployed))
     config, checks = found.settings, found.checks
     refuse_unheld_aws_settings(config)
-    await refuse_a_key_that_opens_nothing(config)
+    await refuse_a_key_that_opens_nothing(config, deployed)
     nodes: dict[str, GpuNode] = {}
     owner = owner_of(config)
     doors = gateway.exposures(config, lambda name: nodes[name].public_ip)
@@ -80,7 +81,7 @@ async def main() -> None:
     pulumi.export("cost_per_hour", cost.total)
     pulumi.export("cost_per_month", cost.per_month)
     pulumi.export("currency", cost.currency)
-    await preview.tell(nodes, checks, cost, config.budget.rate, config.access)
+    preview.tell(nodes, checks, cost, config, deployed)
     await declared(nodes.values())
     await retire(owner, nodes, clusters, config)
 

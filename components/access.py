@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import pulumi
 
@@ -55,26 +56,30 @@ def open_to_operators(name: str, args: GpuNodeArgs, machine: Machine, parent: pu
 # --- which key opens what runs ----------------------------------------------------------------------------
 
 
-def fingerprints(access: settings.Access) -> list[str]:
+@lru_cache(maxsize=1)  # all nodes of a stack have the same, and some keys take long to read
+def fingerprints(access: settings.Access) -> tuple[str, ...]:
     """Of every key that opens the nodes; the operator's own is left out where its public half is unknown."""
     try:
         own = [public_key(access.ssh_private_key_path)]
     except NoPublicKey:
         own = []
-    return sorted({fingerprint(key) for key in (*own, *access.authorized_keys)})
+    return tuple(sorted({fingerprint(key) for key in (*own, *access.authorized_keys)}))
 
 
-async def refuse_a_key_that_opens_nothing(config: settings.StackSettings) -> None:
+async def refuse_a_key_that_opens_nothing(
+    config: settings.StackSettings, deployed: Mapping[str, Any]
+) -> None:
     """Before anything is changed: nodes that run have to know the key, or everything after would fail.
 
-    Raises SettingsError.
+    `deployed` are the outputs of the last update. Raises SettingsError.
     """
     try:
         mine = fingerprint(public_key(config.access.ssh_private_key_path))
     except NoPublicKey:
         return
     names = {machine.name for machine in config.machines}
-    closed = [name for name, keys in (await _deployed_keys()).items() if name in names and mine not in keys]
+    keys = {name: node.get("ssh_keys") for name, node in (deployed.get("nodes") or {}).items()}
+    closed = [name for name in names & keys.keys() if keys[name] and mine not in keys[name]]
     if not closed or not (running := await _machines_in_state(sorted(closed))):
         return
     path = printable(config.access.ssh_private_key_path)
@@ -87,12 +92,7 @@ async def refuse_a_key_that_opens_nothing(config: settings.StackSettings) -> Non
     raise SettingsError([Problem("access.ssh_private_key_path", problem, fix, path)])
 
 
-async def _deployed_keys() -> Mapping[str, Sequence[str]]:
-    nodes = (await own_state.outputs()).get("nodes") or {}
-    return {name: node["ssh_keys"] for name, node in nodes.items() if node.get("ssh_keys")}
-
-
 async def _machines_in_state(names: Iterable[str]) -> list[str]:
-    """Those of the nodes whose machine the state knows: outputs stay after `fleet destroy`."""
+    """The nodes that have a machine in the state: outputs stay after `fleet destroy`."""
     known = {urn.rpartition("::")[2] for urn in await own_state.resources()}
     return [name for name in names if f"{name}-server" in known]

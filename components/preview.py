@@ -6,35 +6,35 @@ is asked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 import pulumi
 
-from components import own_state
 from components.node import GpuNode
 from fleet.checks import NodeCheck, cost_line
 from fleet.cost import Cost, ExchangeRate
 from fleet.settings import Access, CheapestNode, Pin, Problem, SettingsError, StackSettings
 
 
-async def choose_pins(config: StackSettings) -> dict[str, Pin]:
+def choose_pins(config: StackSettings, deployed: Mapping[str, Any]) -> dict[str, Pin]:
     """Choose for each node with `cloud: cheapest` that is not pinned, and pin it in the stack's file.
 
-    A node that is deployed stays where it is. Raises SettingsError where nothing can be chosen.
+    A node of `deployed`, the outputs of the last update, stays where it is. Raises SettingsError where
+    nothing can be chosen.
     """
     unpinned = {i: node for i, node in enumerate(config.nodes) if isinstance(node, CheapestNode)}
     if not unpinned:
         return {}
     from fleet.cheapest import choose, keep, pinned  # noqa: PLC0415  loads the whole catalog
 
-    deployed = (await own_state.outputs()).get("nodes") or {}
+    there = deployed.get("nodes") or {}
     pins: dict[str, Pin] = {}
     problems: list[Problem] = []
     for index, node in unpinned.items():
-        last = deployed.get(node.name)
+        last = there.get(node.name)
         try:
             choice = (
                 keep(node, config.keys, config.budget, last["cloud"], last["zone"], last["type"])
@@ -48,11 +48,7 @@ async def choose_pins(config: StackSettings) -> dict[str, Pin]:
         pulumi.log.info(f"{node.name}: {choice.why}")
     if problems:
         raise SettingsError(problems)
-    _pin(Path(f"Pulumi.{pulumi.get_stack()}.yaml"), pins, pinned)
-    return pins
-
-
-def _pin(path: Path, pins: Mapping[str, Pin], pinned: Callable[[str, Mapping[str, Pin]], str]) -> None:
+    path = Path(f"Pulumi.{pulumi.get_stack()}.yaml")
     try:
         path.write_text(pinned(path.read_text(encoding="utf-8"), pins), encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -60,37 +56,33 @@ def _pin(path: Path, pins: Mapping[str, Pin], pinned: Callable[[str, Mapping[str
             f"the choice is not pinned: {error}; write under the node: "
             + "; ".join(f"{name}: pinned: {dict(pin)}" for name, pin in pins.items())
         )
+    return pins
 
 
-async def tell(
+def tell(
     nodes: Mapping[str, GpuNode],
     checks: Mapping[str, NodeCheck],
     cost: Cost,
-    rate: ExchangeRate,
-    access: Access,
+    config: StackSettings,
+    deployed: Mapping[str, Any],
 ) -> None:
     """Attach to each node what was found out about it, and to the stack what it costs."""
-    try:
-        before = await own_state.outputs()
-    except Exception as error:  # a difference that cannot be told must not stop a preview
-        pulumi.log.debug(f"the stack's own outputs cannot be read: {error}")
-        before = {}
-    deployed = before.get("nodes") or {}
+    there, rate = deployed.get("nodes") or {}, config.budget.rate
     for name, node in nodes.items():
         found = checks[name]
-        cost_now = cost_line(found.cost, _per_hour(deployed.get(name), found.cost, rate))
+        cost_now = cost_line(found.cost, _per_hour(there.get(name), found.cost, rate))
         pulumi.log.info("\n".join([*found.facts, cost_now]), node)
-        for warning in [*found.warnings, *_locked_out(name, deployed.get(name), access)]:
+        for warning in [*found.warnings, *_locked_out(name, there.get(name), config.access)]:
             pulumi.log.warn(warning, node)
     count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}"
-    pulumi.log.info(f"{count}, {cost_line(cost, _per_hour(before, cost, rate))}")
+    pulumi.log.info(f"{count}, {cost_line(cost, _per_hour(deployed, cost, rate))}")
 
 
 def _locked_out(name: str, deployed: Mapping[str, Any] | None, access: Access) -> list[str]:
     """Whether the address from which the node was last reached could not reach it any more."""
-    told = (deployed or {}).get("reached_from")
+    last = (deployed or {}).get("reached_from")
     try:
-        address = ip_address(told) if told else None
+        address = ip_address(last) if last else None
     except ValueError:
         return []
     if address is None or any(address in ip_network(cidr, strict=False) for cidr in access.ssh_cidrs):

@@ -42,18 +42,23 @@ class ServedModel(pulumi.ComponentResource):
             "token_s": health.first_token_timeout_s,
         }
         reached = reached_at(machine, args.access)
+        files = served_files.digest(serving.files)
+        compose_file = _compose_file(args, files)
+        environment = compose.env_file(compose.plain_environment(serving))
+        secret_environment = Output.secret(_secret_environment(args))
 
         rollout = self.rollout = run_module(
             f"{name}-rollout",
             "fleet.rollout",
-            _with_gateway(reached, args),
+            reached if isinstance(compose_file, str) else _with(reached, compose_file),
             {
                 "node": args.node.name,
                 "cloud": args.node.cloud,
-                "compose": _compose_file(args),
-                "environment": compose.env_file(compose.plain_environment(serving)),
+                # Of an exposed node it is among what is known later.
+                **({"compose": compose_file} if isinstance(compose_file, str) else {}),
+                "environment": environment,
                 "owner": f"{pulumi.get_project()}/{pulumi.get_stack()}",
-                **_files(serving),
+                **_files(serving, files),
                 "prefetch": serving.prefetched_model,
                 "min_free_gb": args.rollout.min_free_disk_gb,
                 "replace": args.rollout.replace,
@@ -69,7 +74,7 @@ class ServedModel(pulumi.ComponentResource):
                 },
             },
             {
-                "FLEET_SECRET_ENVIRONMENT": Output.secret(_secret_environment(args)),
+                "FLEET_SECRET_ENVIRONMENT": secret_environment,
                 "FLEET_SECRET_REGISTRIES": Output.secret(json.dumps(compose.registry_logins(secrets))),
             },
             [machine.server_id],
@@ -101,27 +106,22 @@ class ServedModel(pulumi.ComponentResource):
             {
                 "FLEET_API_KEY": Output.secret(secrets.api_key.get_secret_value()),
                 # For the mask alone: what the node says may hold any of them.
-                "FLEET_SECRET_ENVIRONMENT": Output.secret(_secret_environment(args)),
+                "FLEET_SECRET_ENVIRONMENT": secret_environment,
             },
             # A new release is a new question, even where the gate's own inputs did not change. Not what the
             # rollout reports: a preview would not know whether that will be another one.
-            [machine.server_id, _release(reached, args), *machine.starts],
+            [machine.server_id, _release(compose_file, environment, secret_environment), *machine.starts],
             ResourceOptions(parent=self, depends_on=[rollout]),
         )
         self.status = Output.unsecret(gate.stdout.apply(lambda _: "ready"))
         self.register_outputs({"status": self.status})
 
 
-def _release(reached: Output[dict[str, object]], args: GpuNodeArgs) -> Output[str]:
+def _release(compose_file: Input[str], environment: str, secret_environment: Output[str]) -> Output[str]:
     """The digest of what is to be served."""
-    plain = compose.env_file(compose.plain_environment(args.node.serving))
-    # What is known later is awaited where it takes part alone: a preview then knows the digest otherwise.
-    compose_file: Input[str] = _compose_file(args)
-    if args.exposure:
-        compose_file = _with_gateway(reached, args).apply(lambda known: str(known["compose"]))
     return Output.unsecret(
-        Output.all(compose_file, Output.secret(_secret_environment(args))).apply(
-            lambda known: Release(known[0].encode(), (plain + known[1]).encode()).digest
+        Output.all(compose_file, secret_environment).apply(
+            lambda known: Release(known[0].encode(), (environment + known[1]).encode()).digest
         )
     )
 
@@ -133,27 +133,26 @@ def _reached_from(report: str) -> str:
         return ""
 
 
-def _with_gateway(reached: Output[dict[str, object]], args: GpuNodeArgs) -> Output[dict[str, object]]:
-    """The part of the spec that is known later; of an exposed node also the compose file."""
-    if args.exposure is None:
-        return reached
-    return Output.all(reached, args.exposure.gateway()).apply(
-        lambda known: {**known[0], "compose": _compose_file(args, known[1])}
-    )
+def _with(reached: Output[dict[str, object]], compose_file: Output[str]) -> Output[dict[str, object]]:
+    """The part of an exposed node's spec that is known later."""
+    return Output.all(reached, compose_file).apply(lambda known: {**known[0], "compose": known[1]})
 
 
-def _compose_file(args: GpuNodeArgs, door: Gateway | None = None) -> str:
-    serving = args.node.serving
-    digest = served_files.digest(serving.files)
-    return compose.compose_file(serving, door, args.secrets.environment, args.network, digest)
+def _compose_file(args: GpuNodeArgs, files: str) -> str | Output[str]:
+    """The compose file; of an exposed node known once its gateway is."""
+
+    def rendered(door: Gateway | None) -> str:
+        return compose.compose_file(args.node.serving, door, args.secrets.environment, args.network, files)
+
+    return args.exposure.gateway().apply(rendered) if args.exposure else rendered(None)
 
 
-def _files(serving: settings.Serving) -> dict[str, object]:
-    """What the rollout is told of the files that the model is served with."""
+def _files(serving: settings.Serving, digest: str) -> dict[str, object]:
+    """What the rollout has to know of the files that the model is served with."""
     if not serving.files:
         return {}
     named = [{"name": name, "source": str(source)} for name, source in sorted(serving.files.items())]
-    return {"files": named, "files_digest": served_files.digest(serving.files)}
+    return {"files": named, "files_digest": digest}
 
 
 def _secret_environment(args: GpuNodeArgs) -> Input[str]:

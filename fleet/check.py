@@ -269,9 +269,7 @@ async def _readiness(node: FleetNode, api_key: str | None, limits: Timeouts) -> 
         token = f", a token in {report.first_token_s:.2f} s" if report.first_token_s is not None else ""
         return Finding(node.name, "readiness", Status.OK, f"serves {node.model}{token}")
     seen = f"{report.diagnosis.summary}: {' | '.join(report.diagnosis.seen)}"
-    return Finding(
-        node.name, "readiness", Status.FAILED, seen, report.diagnosis.fix or report.diagnosis.next_command
-    )
+    return Finding(node.name, "readiness", Status.FAILED, seen, report.diagnosis.next_step)
 
 
 def _hints(node: FleetNode) -> Hints:

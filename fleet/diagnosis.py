@@ -654,13 +654,18 @@ class Diagnosis:
     fix: str = ""
     """The change that helps, as settings; empty where the next command comes first."""
 
+    @property
+    def next_step(self) -> str:
+        """What to do now: the change that helps, or the command that shows more."""
+        return self.fix or self.next_command
+
     def __str__(self) -> str:
         return "\n".join(
             [
                 f"{self.node} stopped at {self.stage}: {self.summary}",
                 f"  seen:  {' | '.join(self.seen) or 'nothing more'}",
                 f"  cause: {self.cause}",
-                f"  next:  {self.fix or self.next_command}",
+                f"  next:  {self.next_step}",
             ]
         )
 

@@ -1,7 +1,7 @@
 """Entry point of the Command resource: the public keys of `access.authorized_keys` open a node, or none do.
 
-They have a file of their own, which OpenSSH reads beside the first one: that belongs to the cloud, whose
-programs write it anew at every boot.
+They have a file of their own, which OpenSSH reads beside the first one: that one is the
+cloud's, and its programs rewrite it at every boot.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class OperatorsSpec:
 
 
 class NotRead(Exception):
-    """The machine's sshd is set up to read no second file of keys; the message says how to mend it."""
+    """The machine's sshd is set up to read no second file of keys; the message has the fix."""
 
 
 async def let_in(spec: OperatorsSpec, progress: Progress) -> None:

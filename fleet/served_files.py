@@ -27,18 +27,23 @@ def digest(files: Mapping[str, Path]) -> str:
 
     `files` are what is at `/files/NAME`: NAME → file or folder here. Every file is read whole.
     """
-    return digest_of(manifest(files)) if files else ""
+    return digest_of(checksums(files)) if files else ""
 
 
-def manifest(files: Mapping[str, Path]) -> str:
-    """The lines by which `sha256sum --check` knows them in their folder. Raises FilesError, OSError."""
+def checksums(files: Mapping[str, Path]) -> dict[str, str]:
+    """The SHA-256 of every file, in hexadecimal, by its path below `/files`. Raises FilesError, OSError."""
     found = [each for name, source in sorted(files.items()) for each in listed(name, source)]
-    return "".join(f"{_checksum(file)}  {path}\n" for path, file in found)
+    return {path: _checksum(file) for path, file in found}
 
 
-def digest_of(lines: str) -> str:
-    """The digest that belongs to a manifest."""
-    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+def manifest(known: Mapping[str, str], folder: str = "") -> str:
+    """The lines by which `sha256sum --check` knows files, `folder` put before their paths."""
+    return "".join(f"{checksum}  {folder}{path}\n" for path, checksum in known.items())
+
+
+def digest_of(known: Mapping[str, str]) -> str:
+    """The digest of files with those checksums."""
+    return hashlib.sha256(manifest(known).encode()).hexdigest()[:16]
 
 
 def listed(name: str, source: Path) -> Iterator[tuple[str, Path]]:

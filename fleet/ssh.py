@@ -269,6 +269,23 @@ class Connection:
         except http.client.HTTPException as error:
             raise NothingListens(f"port {port} of the node does not speak HTTP: {error!r}") from None
 
+    async def reached_from(self) -> str:
+        """Our own address as the node sees it; empty where it does not say. Raises ConnectionLost."""
+        import asyncssh  # noqa: PLC0415  loaded by now
+
+        try:
+            # Not by sudo, which does not pass this variable on.
+            done = await self._connection.run("printenv SSH_CLIENT", timeout=DIAL_TIMEOUT_S)
+        except (TimeoutError, asyncssh.TimeoutError, asyncssh.ChannelOpenError):
+            return ""
+        except (asyncssh.Error, OSError) as error:
+            raise ConnectionLost(self.target, str(error)) from None
+        words = str(done.stdout or "").split()
+        try:
+            return str(ipaddress.ip_address(words[0])) if words else ""
+        except ValueError:
+            return ""
+
     async def close(self) -> None:
         """End the session."""
         self._connection.abort()
@@ -366,28 +383,10 @@ def openssh(target: Target, *options: str) -> list[str]:
 
 
 def _through(jump: Target) -> str:
-    """What OpenSSH starts to reach a machine through another; not `-J`, which cannot be told a host key."""
+    """What OpenSSH starts to reach a machine through another; not `-J`, which takes no host key."""
     program, *words = openssh(jump)
     # A % of its own is doubled there.
     return f"{program} -W '[%h]:%p' {shlex.join(words).replace('%', '%%')}"
-
-
-async def reached_from(node: Connection) -> str:
-    """Our own address as the node sees it; empty where it does not tell. Raises ConnectionLost."""
-    import asyncssh  # noqa: PLC0415  loaded by now
-
-    try:
-        # Not by sudo, which passes this variable to nobody.
-        done = await node._connection.run("printenv SSH_CLIENT", timeout=DIAL_TIMEOUT_S)
-    except (TimeoutError, asyncssh.TimeoutError, asyncssh.ChannelOpenError):
-        return ""
-    except (asyncssh.Error, OSError) as error:
-        raise ConnectionLost(node.target, str(error)) from None
-    told = str(done.stdout or "").split()
-    try:
-        return str(ipaddress.ip_address(told[0])) if told else ""
-    except ValueError:
-        return ""
 
 
 @asynccontextmanager

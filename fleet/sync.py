@@ -110,14 +110,17 @@ async def _sync_one(node: FleetNode, copy: Copy) -> Synced:
 
 
 async def copy_to(name: str, target: Target, copy: Copy) -> Synced:
-    """Copy to the node of that name. Raises FileNotFoundError where rsync is missing here."""
-    process = await asyncio.create_subprocess_exec(
-        *rsync(target, copy),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        preexec_fn=end_with_parent,
-    )
+    """Copy to the node of that name. Raises RsyncMissing."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *rsync(target, copy),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            preexec_fn=end_with_parent,
+        )
+    except FileNotFoundError:
+        raise RsyncMissing from None
     try:
         stdout, stderr = await process.communicate()
     finally:

@@ -107,10 +107,9 @@ def _not_set_here(argument: Argument, found: Parsed) -> Finding | None:
     if owner is None and why is None:
         return None
     fix = f"set {owner} instead" if owner else f"leave it out: {why}"
-    if meant := next(
-        (each for each in found.findings if each.flag == flag and "reads as" in each.problem), None
-    ):
-        return Finding(flag, meant.problem, fix)
+    short = next((each for each in found.findings if each.flag == flag and each.is_abbreviation), None)
+    if short:
+        return Finding(flag, short.problem, fix)
     if owner and "secrets" in owner:
         return Finding(flag, f"carries {written}, a secret in an argument is readable by every process", fix)
     return Finding(flag, f"carries {written}, which is not set here", fix)
@@ -122,7 +121,7 @@ def render(args: Mapping[str, Any], version: VllmVersion | None) -> tuple[list[s
 
 
 def doubt(version: VllmVersion | None) -> str | None:
-    """Why nobody knows which flags a release has, and what is assumed; None where it is known."""
+    """Why it is not known which flags a release has, and what is assumed; None where it is known."""
     found = releases.release(version)
     if found.exact:
         return None

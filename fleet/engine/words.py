@@ -25,7 +25,9 @@ class Finding(NamedTuple):
     problem: str
     fix: str
     is_warning: bool = False
-    """Whether vLLM takes it all the same, or nobody knows whether this release does."""
+    """Whether vLLM takes it all the same, or it is not known whether this release does."""
+    is_abbreviation: bool = False
+    """Whether it is only that the flag is not written in full."""
 
     def __str__(self) -> str:
         return f"{self.problem}; {self.fix}"
@@ -239,7 +241,8 @@ class _Reader:
         name, written = option.flag, flag.written
         if flag.meant:
             meant = flag.meant[0] if flag.meant[0].startswith("--") else name
-            self._found(name, f"carries {written}, which vLLM reads as {meant}", f"write {meant}")
+            why = f"carries {written}, which vLLM reads as {meant}"
+            self.findings.append(Finding(name, why, f"write {meant}", is_abbreviation=True))
         if option.deprecated:
             since = releases.deprecated_since(name, self.release.version)
             why = f"carries {written}, which is deprecated since vLLM {since}"

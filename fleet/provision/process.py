@@ -432,8 +432,8 @@ class _Run:
         try:
             async with asyncio.timeout(phase.timeout_s):
                 done = await copy_to(self._spec.node, self._spec.target, copy)
-        except FileNotFoundError:
-            said = str(RsyncMissing())
+        except RsyncMissing as error:
+            said = str(error)
             raise _PhaseFailed(Failure("rsync", "rsync is missing here", (said,), said)) from None
         except TimeoutError:
             said = f"no end within {phase.timeout_s:g} s"

@@ -30,15 +30,14 @@ async def send(node: Session, spec: RolloutSpec, say: Callable[[str], None]) -> 
     folder = f"{FILES_DIRECTORY}/{spec.files_digest}"
     if (await node.run(["test", "-e", folder], check=False)).exit_status == 0:
         return
-    lines = await asyncio.to_thread(_manifest, spec)
-    arriving, checksums = f"{folder}.arriving", f"{folder}.sha256"
+    checksums = await asyncio.to_thread(_checksums, spec)
+    arriving, listing = f"{folder}.arriving", f"{folder}.sha256"
     await node.run(["install", "-d", "-m", "0755", FILES_DIRECTORY, arriving])
     await node.run(["sh", "-c", RSYNC_THERE], timeout_s=INSTALL_S)
     for file in spec.files:
         await _copy(spec, file, arriving, say)
-    there = "".join(f"{each[:64]}  {arriving}/{each[66:]}" for each in lines.splitlines(keepends=True))
-    await node.write_file(checksums, there.encode())
-    check = ["sha256sum", "--check", "--quiet", "--strict", checksums]
+    await node.write_file(listing, served_files.manifest(checksums, f"{arriving}/").encode())
+    check = ["sha256sum", "--check", "--quiet", "--strict", listing]
     done = await node.run(check, timeout_s=COPY_S, check=False)
     if done.exit_status != 0:
         # The next try begins with nothing: what is wrong here, rsync took for right.
@@ -46,17 +45,17 @@ async def send(node: Session, spec: RolloutSpec, say: Callable[[str], None]) -> 
         seen = quote(f"{done.stdout} {done.stderr}")
         raise NotDelivered(f"serving.files: not the same on the node as here: {seen}; run `pulumi up` again")
     await node.run(["mv", "-T", arriving, folder])
-    await node.run(["rm", "-f", checksums])
+    await node.run(["rm", "-f", listing])
 
 
-def _manifest(spec: RolloutSpec) -> str:
+def _checksums(spec: RolloutSpec) -> dict[str, str]:
     try:
-        lines = served_files.manifest({file.name: file.source for file in spec.files})
+        checksums = served_files.checksums({file.name: file.source for file in spec.files})
     except (OSError, served_files.FilesError) as error:
         raise NotDelivered(f"serving.files: {error}") from None
-    if served_files.digest_of(lines) != spec.files_digest:
+    if served_files.digest_of(checksums) != spec.files_digest:
         raise NotDelivered("serving.files: they changed after the update began; run `pulumi up` again")
-    return lines
+    return checksums
 
 
 async def _copy(spec: RolloutSpec, file: ServedFile, folder: str, say: Callable[[str], None]) -> None:
@@ -67,8 +66,8 @@ async def _copy(spec: RolloutSpec, file: ServedFile, folder: str, say: Callable[
         try:
             async with asyncio.timeout(COPY_S):
                 done = await copy_to(spec.node, spec.target, copy)
-        except FileNotFoundError:
-            raise NotDelivered(f"serving.files: {RsyncMissing()}") from None
+        except RsyncMissing as error:
+            raise NotDelivered(f"serving.files: {error}") from None
         except TimeoutError:
             raise NotDelivered(
                 f"serving.files: {file.name} did not arrive within {COPY_S:.0f} s; run `pulumi up` again, "

@@ -28,7 +28,7 @@ from fleet.rollout.session import Session
 from fleet.rollout.spec import RolloutSpec
 from fleet.rollout.store import BEAT_S, LEASE_S, Journal, Locked, Store, Superseded
 from fleet.rollout.turnstile import RoundFailed, Turnstile, TurnTimeout, WaitingFor
-from fleet.ssh import CommandFailed, Completed, NothingListens, SshError, Timeout, reached_from
+from fleet.ssh import CommandFailed, Completed, NothingListens, SshError, Timeout
 
 UNIT = "vllm.service"
 PULL_S = 1800.0
@@ -123,16 +123,17 @@ class _Rollout:
         try:
             async with self._node:
                 self._progress.reached(Stage.WORKER_SSH_ACCESSIBLE, str(self._spec.target))
+                # Now: once something is switched, no more than is needed may depend on the connection.
+                from_here = await self._node.do(lambda node: node.reached_from())
                 self._begin("lock")
                 await self._store.lock(self._waiting("another rollout of this node"))
                 try:
                     async with self._alive():
                         outcome = await self._locked()
-                        outcome = replace(outcome, reached_from=await self._node.do(reached_from))
                 finally:
                     with suppress(SshError):
                         await self._store.unlock()
-                return outcome
+                return replace(outcome, reached_from=from_here)
         except SshError as error:
             left = (
                 f"it puts the release before it back by itself, {LEASE_S} s after the connection was lost"

@@ -12,7 +12,6 @@ from fleet.settings.nodes import AwsNode, BaseNode, LinodeNode
 from fleet.settings.problems import Problem, printable
 from fleet.settings.stack import StackSettings
 from fleet.ssh_key import NoPublicKey, has_passphrase, in_agent, is_public, public_key
-from fleet.sync import RsyncMissing
 
 
 def file_problems(settings: StackSettings, positions: Mapping[str, Sequence[int]]) -> Iterator[Problem]:
@@ -49,6 +48,8 @@ def file_problems(settings: StackSettings, positions: Mapping[str, Sequence[int]
                 ] = None
     copied = [node.name for node in settings.nodes if node.serving.files or node.provision.files]
     if copied and shutil.which("rsync") is None:
+        from fleet.sync import RsyncMissing  # noqa: PLC0415  loads what makes connections
+
         where = "serving.files" if any(node.serving.files for node in settings.nodes) else "provision.files"
         yield Problem.said(where, str(RsyncMissing()))
     yield from found

@@ -121,22 +121,22 @@ def _model_reference(value: str) -> str:
     return value
 
 
+MIN_PUBLIC_KEY = 40
+"""Bytes of the shortest one, of Ed25519, are 51."""
+
+
 def _public_key(value: str) -> str:
+    if value.startswith("-----BEGIN"):
+        raise wrong("is a private key; give the public one, the line in the file that ends in .pub")
     kind, blob, *_ = [*value.split(), "", ""]
     try:
         inside = base64.b64decode(blob, validate=True)
     except binascii.Error:
         inside = b""
     # A key's data begins with its type, after that type's length in four bytes.
-    if value.startswith("-----BEGIN"):
-        raise wrong("is a private key; give the public one, the line in the file that ends in .pub")
-    if not kind or inside[4:].startswith(kind.encode()) is False or len(inside) < MIN_PUBLIC_KEY:
+    if not kind or not inside[4:].startswith(kind.encode()) or len(inside) < MIN_PUBLIC_KEY:
         raise wrong("is no public key of OpenSSH; copy the line of a .pub file, as in ssh-ed25519 AAAA…")
     return f"{kind} {blob}"
-
-
-MIN_PUBLIC_KEY = 40
-"""Bytes of the shortest one, of Ed25519, are 51."""
 
 
 def _served_files(value: dict[str, Path]) -> dict[str, Path]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from scaleway import Client, ScalewayException
 from scaleway.instance.v1.custom_api import InstanceUtilsV1API
@@ -12,16 +10,10 @@ from scaleway.vpc.v2 import VpcV2API
 
 from components.scaleway.api import ScalewayClient
 from components.scaleway.credentials import Credentials
-from simcloud.testing import SimCloud, running_simcloud
+from simcloud.testing import SimCloud
 
 ZONE, REGION = "fr-par-2", "fr-par"
 GPU_IMAGE = "5c3d28db-33ce-4997-8572-f49506339283"
-
-
-@pytest.fixture(scope="module")
-def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimCloud]:
-    with running_simcloud(tmp_path_factory.mktemp("cloud"), nodes="none") as running:
-        yield running
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ class CloudProvider(ResourceProvider):
         return CheckResult({**news, "provider_version": self.version}, failures)
 
     def failures(self, olds: Mapping[str, Any], news: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-        """Wrong inputs as (field, message with mend); none by default."""
+        """Wrong inputs as (field, message with its fix); none by default."""
         return ()
 
     def diff(self, id_: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
@@ -160,9 +160,20 @@ def _explaining(self: CloudProvider, method: Callable[..., Returned], *args: Any
         return method(self, *args)
     except Exception as error:
         explained = self.explained(error, method.__name__)
+        _read_as_words(explained, method.__name__)
         if explained is error:
             raise
         raise explained from None
+
+
+def _read_as_words(error: Exception, operation: str) -> None:
+    """Have Pulumi's host, which prints an exception as Python does, print `create failed: MESSAGE`.
+
+    It would begin with the class and its module; only for an error that nobody foresaw is that of use.
+    """
+    kind = type(error)
+    if kind.__module__.partition(".")[0] in ("components", "fleet"):
+        error.__class__ = type(f"{operation} failed", (kind,), {"__module__": "builtins"})
 
 
 def gone() -> ReadResult:

@@ -36,7 +36,7 @@ class OperatorsSpec:
 
 
 class NotRead(Exception):
-    """The machine's sshd is set up to read no second file of keys; the message has the fix."""
+    """The machine's sshd reads no second file of keys, or not even its settings; the message has the fix."""
 
 
 async def let_in(spec: OperatorsSpec, progress: Progress) -> None:
@@ -56,8 +56,14 @@ async def let_in(spec: OperatorsSpec, progress: Progress) -> None:
 
 async def _refuse_if_unread(node: Connection, spec: OperatorsSpec) -> None:
     shown = await node.run(["sshd", "-T"], check=False)
+    if shown.exit_status != 0:
+        (said, *_) = [*shown.stderr.splitlines()[-1:], "no message"]
+        raise NotRead(
+            f"{spec.node}: `sshd -T` fails there ({said.strip()[:200]}), so it may read no key and not start "
+            "again; correct /etc/ssh/sshd_config, then run `pulumi up` again"
+        )
     (read, *_) = [*(line for line in shown.stdout.splitlines() if line.startswith("authorizedkeysfile ")), ""]
-    if shown.exit_status == 0 and FILE not in read:
+    if FILE not in read:
         raise NotRead(
             f"{spec.node}: its sshd reads only {read.partition(' ')[2]!r}; let AuthorizedKeysFile in "
             f"/etc/ssh/sshd_config name .ssh/{FILE} too, or leave access.authorized_keys out"

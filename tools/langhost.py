@@ -2,7 +2,9 @@
 
 A released Pulumi brings its own host, a Go program that no package registry carries. This one stands beside
 an engine built from source: it starts programs, policy packs and Python plugins, and forwards what they
-print.
+print. What the original asks of a project it asks too, so that a project which works here works there
+(pulumi/pulumi, sdk/python/cmd/pulumi-language-python/main.go and sdk/python/toolchain/pip.go, August 2026):
+a virtual environment that is not there is made from requirements.txt, and one without pip is refused.
 
     python -m tools.langhost EXEC_SCRIPT ENGINE_ADDRESS     (the engine starts it so; it prints its port)
 """
@@ -11,10 +13,13 @@ import argparse
 import json
 import os
 import platform
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 from google.protobuf.empty_pb2 import Empty
@@ -28,18 +33,60 @@ from tools.serving import serve
 ERROR_ALREADY_SHOWN = 32
 
 
-def python_of(info: proto.ProgramInfo, context: grpc.ServicerContext) -> Path:
-    """The interpreter of the program's `virtualenv` option; without one, that which this host runs on."""
+def venv_of(info: proto.ProgramInfo) -> Path | None:
+    """The folder that the program's `virtualenv` option names; None without one."""
     if "virtualenv" not in info.options or not info.options["virtualenv"]:
+        return None
+    return Path(info.root_directory) / str(info.options["virtualenv"])
+
+
+def python_of(info: proto.ProgramInfo, context: grpc.ServicerContext) -> Path:
+    """The interpreter of the program's virtual environment; without one, that which this host runs on."""
+    if not (venv := venv_of(info)):
         return Path(sys.executable)
-    venv = Path(info.root_directory) / str(info.options["virtualenv"])
     python = venv / "bin" / "python"
     if not python.exists():
         context.abort(
             grpc.StatusCode.FAILED_PRECONDITION,
-            f"runtime.options.virtualenv: {venv} holds no Python: create it with `make setup`",
+            f"runtime.options.virtualenv: {venv} holds no Python. Fix: run `pulumi install`",
         )
     return python
+
+
+def packages_of(python: Path, context: grpc.ServicerContext) -> dict[str, str]:
+    """Versions of what is installed for an interpreter, by normalized name.
+
+    The original runs `python -m pip list --format json`. Reading the folder gives the same and spares every
+    command half a second; where pip is missing, so is the answer.
+    """
+    prefix = python.parent.parent
+    found = {
+        re.sub(r"[-_.]+", "-", name).lower(): version
+        for info in prefix.glob("lib/python3*/site-packages/*.dist-info")
+        for name, _, version in [info.stem.rpartition("-")]
+    }
+    if "pip" not in found:
+        context.abort(
+            grpc.StatusCode.UNKNOWN, f"calling `{python} -m pip list --format json`: No module named pip"
+        )
+    return found
+
+
+def plugin_of(python: Path, name: str, version: str) -> plugin_pb2.PackageDependency | None:
+    """The provider that an installed package needs; None where it needs none."""
+    module = name.replace("-", "_")
+    files = list(python.parent.parent.glob(f"lib/python3*/site-packages/{module}/pulumi-plugin.json"))
+    told: dict[str, Any] = {"resource": name.startswith("pulumi-")}
+    if files:
+        told = json.loads(files[0].read_text())
+    if not told.get("resource"):
+        return None
+    return plugin_pb2.PackageDependency(
+        name=told.get("name") or name.removeprefix("pulumi-"),
+        version=f"v{(told.get('version') or version).removeprefix('v')}",
+        kind="resource",
+        server=told.get("server", ""),
+    )
 
 
 def environment_of(python: Path) -> dict[str, str]:
@@ -55,6 +102,16 @@ def ask(python: Path, script: str) -> str:
     """What a one-line script prints on that interpreter."""
     done = subprocess.run([python, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     return done.stdout.strip()
+
+
+def installation(venv: Path | None, folder: str) -> Iterator[list[str]]:
+    """The commands by which the original makes a project's environment, one after the other."""
+    python = str(venv / "bin" / "python") if venv else sys.executable
+    if venv:
+        yield [sys.executable, "-m", "venv", str(venv)]
+    yield [python, "-m", "pip", "install", "--upgrade", "pip", "setuptools", "wheel"]
+    if (requirements := Path(folder) / "requirements.txt").exists():
+        yield [python, "-m", "pip", "install", "-r", str(requirements)]
 
 
 class PythonHost(language_pb2_grpc.LanguageRuntimeServicer):
@@ -76,8 +133,23 @@ class PythonHost(language_pb2_grpc.LanguageRuntimeServicer):
     def GetRequiredPackages(
         self, request: proto.GetRequiredPackagesRequest, context: grpc.ServicerContext
     ) -> proto.GetRequiredPackagesResponse:
-        # None in advance: the engine loads a plugin when the first resource asks for it.
-        return proto.GetRequiredPackagesResponse()
+        venv = venv_of(request.info)
+        if venv and (not venv.exists() or not any(venv.iterdir())):
+            for step in installation(venv, request.info.program_directory):
+                done = subprocess.run(
+                    step,
+                    cwd=request.info.program_directory,
+                    stdin=subprocess.DEVNULL,
+                    stdout=sys.stderr,
+                    check=False,
+                )
+                if done.returncode:
+                    context.abort(
+                        grpc.StatusCode.UNKNOWN, f"{shlex.join(step)}: exit status {done.returncode}"
+                    )
+        python = python_of(request.info, context)
+        needed = [plugin_of(python, *each) for each in packages_of(python, context).items()]
+        return proto.GetRequiredPackagesResponse(packages=[each for each in needed if each])
 
     def GetRequiredPlugins(
         self, request: proto.GetRequiredPluginsRequest, context: grpc.ServicerContext
@@ -112,9 +184,15 @@ class PythonHost(language_pb2_grpc.LanguageRuntimeServicer):
     def InstallDependencies(
         self, request: proto.InstallDependenciesRequest, context: grpc.ServicerContext
     ) -> Iterator[proto.InstallDependenciesResponse]:
-        yield proto.InstallDependenciesResponse(
-            stdout=b"Packages come from the lock file: run `make setup`.\n"
-        )
+        for step in installation(venv_of(request.info), request.info.program_directory):
+            yield proto.InstallDependenciesResponse(stdout=f"{shlex.join(step)}\n".encode())
+            with self.children.started(
+                step, request.info.program_directory, os.environ, output=subprocess.PIPE
+            ) as process:
+                for stream, chunk in output_of(process):
+                    yield proto.InstallDependenciesResponse(**{stream: chunk})
+                if code := process.wait():
+                    context.abort(grpc.StatusCode.UNKNOWN, f"{shlex.join(step)}: exit status {code}")
 
     def Run(self, request: proto.RunRequest, context: grpc.ServicerContext) -> proto.RunResponse:
         """Runs the program to its end. Its output goes straight to this host's, which the engine shows."""

@@ -167,10 +167,15 @@ def node_config(cloud_name: str, name: str) -> dict[str, Any]:
 
 
 @contextmanager
-def running_fleet(make: Callable[..., Stack], at: Path, cloud_name: str) -> Iterator[Fleet]:
-    """A fleet with one node `a` on a cloud, not yet up; `make` is what the fixture `pulumi` hands out."""
+def running_fleet(
+    make: Callable[..., Stack], at: Path, cloud_name: str, folder: Path | None = None
+) -> Iterator[Fleet]:
+    """A fleet with one node `a` on a cloud, not yet up; `make` is what the fixture `pulumi` hands out.
+
+    `folder` is a checkout of its own; without one the fleet is of this checkout.
+    """
     key = ssh_key(at / "id_ed25519")
-    folder = project_folder(at / "project")
+    folder = folder or project_folder(at / "project")
     with running_simcloud(at / "cloud", ssh_port=SSH_PORT) as cloud:
         register_key(cloud, key)
         if cloud_name == "aws":

@@ -149,14 +149,15 @@ class Stack:
             pytest.fail(f"pulumi {command} {' '.join(flags)} ended with code {result.code}:\n{result.stdout}")
         return result
 
-    def ask(self, *command: str) -> str:
+    def ask(self, *command: str, in_stack: bool = True, timeout_s: float = TIMEOUT_S) -> str:
+        stack = ["--stack", self.name] if in_stack else []
         done = subprocess.run(
-            ["pulumi", *command, "--stack", self.name, "--non-interactive"],
+            ["pulumi", *command, *stack, "--non-interactive"],
             cwd=self.folder,
             env=self.env,
             capture_output=True,
             text=True,
-            timeout=TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
         )
         if done.returncode != 0:

@@ -1,12 +1,18 @@
 """Set-up, the language host and the engine together."""
 
 import os
+import shutil
 import subprocess
+import sys
 
 import pytest
+from fleets import running_fleet
 from harness import ROOT, TIMEOUT_S, alive, descendants, wait_for
 
 from tools import setup
+
+INSTALL_S = 900
+"""Seconds for pip to install and compile 55 packages, one of which has ten thousand files."""
 
 DYNAMIC = """
     import pulumi
@@ -152,14 +158,39 @@ def test_a_program_that_raises_fails_with_its_own_traceback(pulumi):
     assert "LookupError: the reason" in result.stdout
 
 
-def test_the_virtualenv_option_names_what_is_missing(pulumi):
+def test_a_virtual_environment_without_python_or_pip_is_refused_as_by_the_original(pulumi):
     stack = pulumi("")
     (stack.folder / "Pulumi.yaml").write_text(
-        "name: project\nruntime: {name: python, options: {virtualenv: nowhere}}\n"
+        "name: project\nruntime: {name: python, options: {virtualenv: env}}\n"
     )
-    result = stack.run("preview", expect_failure=True)
-    assert "virtualenv" in result.stdout
-    assert "make setup" in result.stdout
+    (stack.folder / "env").mkdir()
+    (stack.folder / "env" / "file").touch()
+    assert "holds no Python. Fix: run `pulumi install`" in stack.run("preview", expect_failure=True).stdout
+    (stack.folder / "env" / "file").unlink()
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", stack.folder / "env"], check=True)
+    assert "No module named pip" in stack.run("preview", expect_failure=True).stdout
+
+
+@pytest.mark.trials
+def test_pulumi_install_alone_makes_an_environment_in_which_a_node_is_created_and_destroyed(tmp_path, pulumi):
+    folder = tmp_path / "checkout"
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in listed.stdout.split("\0")[:-1]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    with running_fleet(pulumi, tmp_path, "scaleway", folder) as fleet:
+        assert "requirements.txt" in fleet.stack.ask("install", in_stack=False, timeout_s=INSTALL_S)
+        fleet.run("up")
+        assert set(fleet.run("up").changes) == {"same"}
+        fleet.run("destroy")
+        assert fleet.left() == []
+
+
+def test_the_packages_of_pulumi_install_are_those_of_the_lock():
+    packages = (ROOT / "requirements.txt").read_text().splitlines()
+    assert {line for line in packages if "==" in line} <= set(
+        (ROOT / "requirements.lock").read_text().splitlines()
+    )
 
 
 def test_refresh_finds_drift_in_a_dynamic_resource(pulumi):

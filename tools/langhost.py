@@ -31,10 +31,20 @@ from tools.serving import serve
 
 # The program has already shown the user what went wrong (pulumi-language-python-exec ends with it).
 ERROR_ALREADY_SHOWN = 32
+NOT_SERVED = frozenset({"Template", "GenerateProgram", "GenerateProject", "GeneratePackage", "Pack", "Link"})
+"""Calls of `pulumi new`, `convert`, `import` and `package`: no command on an existing project makes them."""
 
 
 def venv_of(info: proto.ProgramInfo) -> Path | None:
-    """The folder that the program's `virtualenv` option names; None without one."""
+    """The folder that the program's `virtualenv` option names; None without one.
+
+    Raises:
+        ValueError: an option that the original knows and this host does not.
+    """
+    if more := sorted(set(info.options) - {"virtualenv", "toolchain"}):
+        raise ValueError(f"runtime.options.{more[0]}: served by Pulumi's own language host alone")
+    if "toolchain" in info.options and info.options["toolchain"] != "pip":
+        raise ValueError("runtime.options.toolchain: this host serves pip alone")
     if "virtualenv" not in info.options or not info.options["virtualenv"]:
         return None
     return Path(info.root_directory) / str(info.options["virtualenv"])
@@ -115,7 +125,7 @@ def installation(venv: Path | None, folder: str) -> Iterator[list[str]]:
 
 
 class PythonHost(language_pb2_grpc.LanguageRuntimeServicer):
-    """Serves the calls that the command line makes; gRPC answers UNIMPLEMENTED to code generation."""
+    """Serves the calls that the command line makes; gRPC answers UNIMPLEMENTED to NOT_SERVED."""
 
     def __init__(self, exec_script: str, engine_address: str) -> None:
         self.exec_script = exec_script
@@ -172,13 +182,14 @@ class PythonHost(language_pb2_grpc.LanguageRuntimeServicer):
     def GetProgramDependencies(
         self, request: proto.GetProgramDependenciesRequest, context: grpc.ServicerContext
     ) -> proto.GetProgramDependenciesResponse:
-        script = (
-            "import importlib.metadata as m, json;"
-            "print(json.dumps(sorted((d.name, d.version) for d in m.distributions())))"
-        )
-        found = json.loads(ask(python_of(request.info, context), script))
+        python = python_of(request.info, context)
+        found = packages_of(python, context)
+        if not request.transitiveDependencies:
+            words = [str(python), "-m", "pip", "list", "--format", "json", "--not-required"]
+            listed = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+            found = {each["name"]: each["version"] for each in json.loads(listed.stdout)}
         return proto.GetProgramDependenciesResponse(
-            dependencies=[proto.DependencyInfo(name=name, version=version) for name, version in found]
+            dependencies=[proto.DependencyInfo(name=name, version=version) for name, version in found.items()]
         )
 
     def InstallDependencies(

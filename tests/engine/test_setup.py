@@ -9,7 +9,8 @@ import pytest
 from fleets import running_fleet
 from harness import ROOT, TIMEOUT_S, alive, descendants, wait_for
 
-from tools import setup
+from tools import langhost, setup
+from tools.protocol import language_pb2_grpc
 
 INSTALL_S = 900
 """Seconds for pip to install and compile 55 packages, one of which has ten thousand files."""
@@ -169,6 +170,11 @@ def test_a_virtual_environment_without_python_or_pip_is_refused_as_by_the_origin
     (stack.folder / "env" / "file").unlink()
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", stack.folder / "env"], check=True)
     assert "No module named pip" in stack.run("preview", expect_failure=True).stdout
+
+
+def test_every_call_of_the_protocol_is_served_or_listed_as_not_served():
+    calls = {name for name in vars(language_pb2_grpc.LanguageRuntimeServicer) if name[0].isupper()}
+    assert {name for name in vars(langhost.PythonHost) if name[0].isupper()} == calls - langhost.NOT_SERVED
 
 
 @pytest.mark.trials

@@ -14,11 +14,11 @@ import io
 import ipaddress
 import shlex
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from fleet import spec
 from fleet.progress import SYSTEM_CLOCK, Clock, Progress, Stage, pause_s
@@ -26,6 +26,8 @@ from fleet.ssh_key import is_public
 
 if TYPE_CHECKING:
     import asyncssh
+
+Opened = TypeVar("Opened")
 
 DIAL_TIMEOUT_S = 5.0
 """Seconds for the TCP handshake alone, so that an address without a machine is asked again soon."""
@@ -220,14 +222,10 @@ class Connection:
 
         Raises ConnectionLost, and NothingListens if the node opens no more sessions.
         """
-        import asyncssh  # noqa: PLC0415  loaded by now
 
         with self._translated(f"`{command}`", ATTEMPT_TIMEOUT_S):
             async with asyncio.timeout(ATTEMPT_TIMEOUT_S):
-                process: asyncssh.SSHClientProcess[bytes] = await self._connection.create_process(
-                    command, stdin=asyncssh.DEVNULL, encoding=None
-                )
-                return process
+                return await self._opened(command, None)
 
     async def wait_closed(self) -> None:
         """Return when the session has ended, whoever ended it."""
@@ -253,7 +251,9 @@ class Connection:
         head = [f"{method} {path} HTTP/1.1", *(f"{k}: {v}" for k, v in {**lines, **(headers or {})}.items())]
         with self._translated(f"{method} {path} on port {port}", timeout_s):
             async with asyncio.timeout(timeout_s):
-                reader, writer = await self._connection.open_connection("127.0.0.1", port)
+                reader, writer = await _whole(
+                    self._connection.open_connection("127.0.0.1", port), lambda streams: streams[1].close()
+                )
                 try:
                     writer.write("\r\n".join([*head, "", ""]).encode("latin-1") + body)
                     reply = await reader.read()
@@ -274,13 +274,14 @@ class Connection:
         import asyncssh  # noqa: PLC0415  loaded by now
 
         try:
-            # Not by sudo, which does not pass this variable on.
-            done = await self._connection.run("printenv SSH_CLIENT", timeout=DIAL_TIMEOUT_S)
-        except (TimeoutError, asyncssh.TimeoutError, asyncssh.ChannelOpenError):
+            async with asyncio.timeout(DIAL_TIMEOUT_S):
+                # Not by sudo, which does not pass this variable on.
+                done = await _ended(await self._opened("printenv SSH_CLIENT", None))
+        except (TimeoutError, asyncssh.ChannelOpenError):
             return ""
         except (asyncssh.Error, OSError) as error:
             raise ConnectionLost(self.target, str(error)) from None
-        words = str(done.stdout or "").split()
+        words = cast(bytes, done.stdout or b"").decode(errors="replace").split()
         try:
             return str(ipaddress.ip_address(words[0])) if words else ""
         except ValueError:
@@ -304,22 +305,12 @@ class Connection:
         with self._translated(f"`{command}`", timeout_s):
             async with asyncio.timeout(timeout_s):
                 try:
-                    process = await self._connection.create_process(
-                        command,
-                        input=stdin or None,
-                        stdin=asyncssh.PIPE if stdin else asyncssh.DEVNULL,
-                        encoding=None,
-                    )
+                    process = await self._opened(command, stdin)
                 except asyncssh.ChannelOpenError as error:
                     raise ConnectionLost(
                         self.target, f"the node takes no more commands on this connection: {error.reason}"
                     ) from None
-                try:
-                    result = await process.wait()
-                except BaseException:
-                    # Given up on: sshd counts the session until it is closed, and opens ten at most.
-                    process.close()
-                    raise
+                result = await _ended(process)
         if result.exit_status is None:
             raise ConnectionLost(self.target, f"the connection was lost while `{command}` ran")
         stdout, stderr = cast(bytes, result.stdout or b""), cast(bytes, result.stderr or b"")
@@ -329,6 +320,20 @@ class Connection:
         if check and completed.exit_status != 0:
             raise CommandFailed(completed)
         return completed, stdout
+
+    async def _opened(self, command: str, stdin: bytes | None) -> asyncssh.SSHClientProcess[bytes]:
+        """A command that has started. Raises what asyncssh raises."""
+        import asyncssh  # noqa: PLC0415  loaded by now
+
+        return await _whole(
+            self._connection.create_process(
+                command,
+                input=stdin or None,
+                stdin=asyncssh.PIPE if stdin else asyncssh.DEVNULL,
+                encoding=None,
+            ),
+            lambda process: process.close(),
+        )
 
     @contextmanager
     def _translated(self, doing: str, timeout_s: float) -> Iterator[None]:
@@ -348,6 +353,31 @@ class Connection:
                 raise ConnectionLost(self.target, f"the connection was lost: {error}") from None
             # Only this channel ended: what it led to hung up before it was asked.
             raise NothingListens(f"{self.target}: {doing}: {error}") from None
+
+
+async def _ended(process: asyncssh.SSHClientProcess[bytes]) -> asyncssh.SSHCompletedProcess:
+    """How a command ended. Given up on, its session is closed: sshd opens ten at most."""
+    try:
+        return await process.wait()
+    except BaseException:
+        process.close()
+        raise
+
+
+async def _whole(opening: Awaitable[Opened], close: Callable[[Opened], object]) -> Opened:
+    """What a channel leads to, once it is open; given up on meanwhile, it is closed as soon as it is.
+
+    The library forgets a channel whose opening is cancelled. The node does not: sshd counts the session
+    until it is closed, and opens ten at most.
+    """
+    task = asyncio.ensure_future(opening)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(
+            lambda done: None if done.cancelled() or done.exception() else close(done.result())
+        )
+        raise
 
 
 class _Replay:

@@ -44,6 +44,19 @@ async def test_a_command_that_is_given_up_on_leaves_no_session_open(node: FakeNo
     assert len(node.ran) <= 12
 
 
+async def test_a_command_that_is_given_up_on_while_it_starts_leaves_no_session_open(node: FakeNode) -> None:
+    for timeout_s in (0.0, 0.001, 0.002, 0.004, 0.008, 0.016):
+        async with connect(node.target) as connection:
+            with pytest.raises(ssh.Timeout):
+                await connection.run(["sleep", "600"], timeout_s=timeout_s)
+            # Sessions are opened in order: once this one has been, the one before it has too.
+            node.commands["true"] = Answer()
+            await connection.run(["true"])
+            async with asyncio.timeout(10):
+                while node.hanging:  # noqa: ASYNC110  the server has no event for it
+                    await asyncio.sleep(0.01)
+
+
 async def test_another_user_than_root_goes_through_sudo(node: FakeNode) -> None:
     node.commands["sudo"] = Answer()
     async with connect(replace(node.target, user="ubuntu")) as connection:

@@ -12,7 +12,7 @@ from pulumi import Input, Output, ResourceOptions
 from components.command import reached_at, run_module
 from fleet import compose, layout, served_files, settings
 from fleet.gateway import Gateway
-from fleet.models.sources import written
+from fleet.models.sources import refs, written
 from fleet.rollout.release import Release
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ class ServedModel(pulumi.ComponentResource):
                 "served_model": serving.served_name,
                 "container_name": serving.container_name,
                 "gateway_port": layout.GATEWAY_CHECK_PORT if args.exposure else None,
+                "refs": [{"name": name, "path": path} for name, path in refs(serving.weights).items()],
                 "timeouts": timeouts,
             },
             {

@@ -19,7 +19,8 @@ from typing import Any
 
 from fleet import weights as rule
 from fleet.fit.versions import VllmVersion
-from fleet.weights import FORMATS, Source
+from fleet.layout import MODELS_DIRECTORY
+from fleet.weights import FORMATS, Source, is_safe
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 GGUF_FILE = re.compile(r"([\w.-]+/[\w.-]+)/([\w.-]+\.gguf)", re.ASCII)
@@ -78,6 +79,17 @@ def written(given: Iterable[Source]) -> str:
     usual = {field.name: field.default for field in fields(Source)}
     parts = [{name: value for name, value in asdict(each).items() if value != usual[name]} for each in given]
     return json.dumps(parts, separators=(",", ":")) if parts else ""
+
+
+def refs(given: Iterable[Source]) -> dict[str, str]:
+    """The branches and tags that are fetched, as owner/name@revision, each with the file on the node that
+    holds its commit. The hub's client writes it whenever it asks the hub."""
+    hub = f"{MODELS_DIRECTORY}/hub"
+    return {
+        f"{each.repo}@{each.revision}": f"{hub}/models--{each.repo.replace('/', '--')}/refs/{each.revision}"
+        for each in given
+        if is_safe(each.revision) and not re.fullmatch("[0-9a-f]{40}", each.revision)
+    }
 
 
 @cache

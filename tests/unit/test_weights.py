@@ -22,7 +22,7 @@ from local_hub import serving as hub_of
 from pydantic import ValidationError
 
 from fleet import layout
-from fleet.models.sources import script, written
+from fleet.models.sources import refs, script, written
 from fleet.settings import Serving
 from fleet.weights import Choice, Source, chosen, index_of, is_safe, read, shards
 
@@ -240,6 +240,13 @@ def test_a_nodes_script_has_the_code_and_not_what_people_read() -> None:
     assert (
         space["chosen"](Source(MODEL, NEW), files).downloaded == chosen(Source(MODEL, NEW), files).downloaded
     )
+
+
+def test_a_branch_has_a_commit_to_look_up_on_the_node_and_a_commit_has_none() -> None:
+    hub = f"{layout.MODELS_DIRECTORY}/hub"
+    assert refs(serving().weights) == {"acme/model@main": f"{hub}/models--acme--model/refs/main"}
+    assert refs(serving(args={"revision": COMMIT}).weights) == {}
+    assert refs(serving(args={"revision": "../../../etc/shadow"}).weights) == {}
 
 
 # --- what is fetched ----------------------------------------------------------------------------------------

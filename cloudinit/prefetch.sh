@@ -4,7 +4,7 @@ set -euo pipefail
 # shellcheck source=cloudinit/stages.sh
 . /usr/local/lib/vllm-fleet/stages.sh
 # shellcheck source=/dev/null
-. /etc/vllm-fleet/prefetch.env # IMAGES, MODEL, ENVIRONMENT
+. /etc/vllm-fleet/prefetch.env # IMAGES, WEIGHTS, ENVIRONMENT
 
 images() {
     stage image_pull
@@ -15,7 +15,7 @@ images() {
 }
 
 weights() {
-    [[ -n $MODEL ]] || return 0
+    [[ -n $WEIGHTS ]] || return 0
     stage weights
     if [[ -r /opt/llm/.env ]]; then
         set -a
@@ -23,7 +23,7 @@ weights() {
         . /opt/llm/.env
         set +a
     fi
-    attempt 3 env "${ENVIRONMENT[@]}" python3 -I /usr/local/lib/vllm-fleet/weights.py "$MODEL"
+    attempt 3 env "${ENVIRONMENT[@]}" python3 -I /usr/local/lib/vllm-fleet/weights.py node "$WEIGHTS"
     end_stage
 }
 

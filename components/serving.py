@@ -12,6 +12,7 @@ from pulumi import Input, Output, ResourceOptions
 from components.command import reached_at, run_module
 from fleet import compose, layout, served_files, settings
 from fleet.gateway import Gateway
+from fleet.models.sources import refs, written
 from fleet.rollout.release import Release
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class ServedModel(pulumi.ComponentResource):
                 "environment": environment,
                 "owner": f"{pulumi.get_project()}/{pulumi.get_stack()}",
                 **_files(serving, files),
-                "prefetch": serving.prefetched_model,
+                "prefetch": written(serving.weights),
                 "min_free_gb": args.rollout.min_free_disk_gb,
                 "replace": args.rollout.replace,
                 "confirm": [word for word in args.rollout.confirm if word.startswith(f"{args.node.name}:")],
@@ -101,6 +102,7 @@ class ServedModel(pulumi.ComponentResource):
                 "served_model": serving.served_name,
                 "container_name": serving.container_name,
                 "gateway_port": layout.GATEWAY_CHECK_PORT if args.exposure else None,
+                "refs": [{"name": name, "path": path} for name, path in refs(serving.weights).items()],
                 "timeouts": timeouts,
             },
             {

@@ -23,6 +23,7 @@ from fleet.fit import DEFAULT_VERSION, Architecture, FitReport, FitRequest, gpu,
 from fleet.fit.compatibility import compatible
 from fleet.fit.flags import supported
 from fleet.fit.memory import GIB
+from fleet.fit.planner import disk_gib
 from fleet.settings import Jobs, Node, Problem, Secrets, Serving, SettingsError, StackSettings
 
 MAX_SWAP_SHARE = 0.7
@@ -52,6 +53,8 @@ class Model:
     architecture: Architecture
     weights_gib: float | None = None
     """Size of the checkpoint in GiB where it is known; else it is counted from the architecture."""
+    files: models.ModelFiles | None = None
+    """What the hub says of its repository, where it was asked."""
 
 
 def check(config: StackSettings) -> dict[str, NodeCheck]:
@@ -216,7 +219,7 @@ def _judge(node: Node, secrets: Secrets, *, ask_hub: bool) -> tuple[list[Misfit]
         report = plan(request)
     except ValueError as error:
         return [], [], [str(error), *warnings]
-    misfits = list(_misfits(node, request, report))
+    misfits = list(_misfits(node, model, request, report))
     facts = [] if misfits else [f"fit: {report.reason}"]
     lengthened = any(flag in node.serving.added.values for flag in LENGTHENING)
     too_long = node.serving.max_model_len > request.architecture.max_model_len
@@ -224,13 +227,15 @@ def _judge(node: Node, secrets: Secrets, *, ask_hub: bool) -> tuple[list[Misfit]
     return misfits, facts, [*said, *_memory_warnings(node, report), *warnings]
 
 
-def _misfits(node: Node, request: FitRequest, report: FitReport) -> Iterator[Misfit]:
+def _misfits(node: Node, model: Model, request: FitRequest, report: FitReport) -> Iterator[Misfit]:
     serving, kind = node.serving, node.instance_type()
     if not report.fits:
         ways = [*_settings_that_fit(node, request, report), *_type_that_fits(node, request)]
         nearest = f"it fits {' or '.join(ways)}" if ways else f"nothing near it fits in {node.location}"
         yield Misfit("serving", f"{serving.model} does not fit {node.type}: {report.reason}", nearest)
-    needed_gb = ceil(report.disk_gib * 2**30 / 1e9)
+    downloaded = model.files.downloaded_bytes(serving.weights, serving.model) if model.files else None
+    needed_gib = report.disk_gib if downloaded is None else disk_gib(downloaded / GIB)
+    needed_gb = ceil(needed_gib * 2**30 / 1e9)
     if needed_gb > node.root_volume_gb and not serving.model.startswith("/"):
         larger = ceil(needed_gb / 10) * 10
         yield Misfit(
@@ -370,7 +375,7 @@ def _model_of_name(name: str, token: str | None, ask_hub: bool) -> Model:
         if ask_hub:
             _unknown[name] = str(error)
         raise
-    return Model(Architecture.from_config(files.config), files.weights_gib)
+    return Model(Architecture.from_config(files.config), files.weights_gib, files)
 
 
 def _number(added: Mapping[str, object], name: str) -> int | None:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -99,6 +101,16 @@ class Timeouts:
 
 
 @dataclass(frozen=True)
+class Ref:
+    """A branch or tag of a repository that the node serves from."""
+
+    name: str
+    """owner/name@revision."""
+    path: str
+    """The file on the node that holds its commit."""
+
+
+@dataclass(frozen=True)
 class GateSpec:
     """The node to look at and what it must serve."""
 
@@ -114,6 +126,8 @@ class GateSpec:
     """The systemd unit that runs vLLM itself; empty: Docker does, in the container."""
     gateway_port: int | None = None
     """Where the node's gateway answers on its loopback; none is expected if left out."""
+    refs: tuple[Ref, ...] = ()
+    """What is served from the hub."""
     hints: Hints = field(default_factory=Hints)
     timeouts: Timeouts = field(default_factory=Timeouts)
 
@@ -170,6 +184,8 @@ class Report:
     """Stage times the node wrote while it booted, as it wrote them."""
     first_token_s: float | None
     diagnosis: Diagnosis | None
+    commits: dict[str, str] = field(default_factory=dict)
+    """The commit of each of the spec's `refs` that the node knows."""
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -215,6 +231,7 @@ class _Gate:
         self._stages: list[StageTime] = []
         self._boot: tuple[dict[str, Any], ...] = ()
         self._first_token_s: float | None = None
+        self._commits: dict[str, str] = {}
         self._connection: Connection | None = None
         self._watch: Watch = (
             UnitWatch(spec.unit, clock) if spec.unit else ContainerWatch(spec.container_name, clock)
@@ -244,6 +261,7 @@ class _Gate:
             boot=self._boot,
             first_token_s=self._first_token_s,
             diagnosis=diagnosis,
+            commits=self._commits,
         )
 
     async def _through_the_stages(self) -> None:
@@ -279,6 +297,7 @@ class _Gate:
         await self._until("/health", STABLE_S, self._stable, Fault.UNSTABLE)
         self._reached("still healthy, no restart")
 
+        self._commits = await self._served_commits()
         self._stage = Stage.READY
         self._reached(f"ready after {self._clock.now() - self._started:.0f} s")
 
@@ -428,6 +447,18 @@ class _Gate:
         except (CommandFailed, ConnectionLost, Timeout):
             return ()  # times are worth knowing, not worth failing for
         return tuple(stage for line in lines if (stage := _boot_stage(line)))
+
+    async def _served_commits(self) -> dict[str, str]:
+        """The commits that the node holds for what it serves, by the hub's client's own notes."""
+        found: dict[str, str] = {}
+        for ref in self._spec.refs:
+            if not self._connection:
+                break
+            with suppress(CommandFailed, ConnectionLost, Timeout):  # worth knowing, not worth failing for
+                commit = (await self._connection.read_file(ref.path)).decode(errors="replace").strip()
+                if re.fullmatch("[0-9a-f]{40}", commit):
+                    found[ref.name] = commit
+        return found
 
     # --- Stages 70 to 95: the model answers ---
 

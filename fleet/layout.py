@@ -25,6 +25,7 @@ GATEWAY_CHECK_PORT = 8081
 SCRIPTS_DIRECTORY = "/usr/local/lib/vllm-fleet"
 """Scripts of the first boot, and what only they read."""
 HOST_SETTINGS_PATH = "/etc/vllm-fleet/host.env"
+PREFETCH_SCRIPT_PATH = f"{SCRIPTS_DIRECTORY}/weights.py"
 PREFETCH_SETTINGS_PATH = "/etc/vllm-fleet/prefetch.env"
 REBOOT_MARK_PATH = "/var/lib/vllm-fleet/reboot-required"
 """Left by the set-up when it installed a driver: cloud-init then restarts the machine, once."""

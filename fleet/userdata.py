@@ -19,6 +19,7 @@ from typing import Any
 
 from fleet import compose, layout, ray
 from fleet import network as networks
+from fleet.models.sources import script, written
 from fleet.settings import DIRECT, Network, Node, Secrets, Serving
 
 FILES = Path(__file__).parent.parent / "cloudinit"
@@ -45,7 +46,6 @@ STATIC_FILES = {
         (layout.SCRIPTS_DIRECTORY, "0755"),
     ),
     "52vllm-fleet": ("/etc/apt/apt.conf.d", "0644"),
-    "weights.py": (layout.SCRIPTS_DIRECTORY, "0644"),
     "agent.py": (layout.DIRECTORY, "0644"),
 }
 """Files that are the same on every node: name → directory there, mode."""
@@ -241,6 +241,7 @@ class HostPart:
             # Apart from apt's own folders: setup.sh puts them there where the image lacks the toolkit.
             _file(f"{layout.SCRIPTS_DIRECTORY}/nvidia-container-toolkit.asc", self.toolkit.key),
             _file(f"{layout.SCRIPTS_DIRECTORY}/nvidia-container-toolkit.sources", _deb822(self.toolkit)),
+            _file(layout.PREFETCH_SCRIPT_PATH, script()),
             _file(layout.HOST_SETTINGS_PATH, f"DRIVER_BRANCH={self.driver_branch or ''}\n"),
             *(_file(path, content, mode) for path, (content, mode) in self._network_files().items()),
             *released,
@@ -254,7 +255,7 @@ class HostPart:
     def _released(self) -> dict[str, tuple[str, str]]:
         """Files of the first release, by path: content and mode. A later release does not come this way."""
         if not self.serves:
-            return {layout.PREFETCH_SETTINGS_PATH: ("IMAGES=()\nMODEL=''\nENVIRONMENT=()\n", "0644")}
+            return {layout.PREFETCH_SETTINGS_PATH: ("IMAGES=()\nWEIGHTS=''\nENVIRONMENT=()\n", "0644")}
         files = {
             layout.PREFETCH_SETTINGS_PATH: (self._prefetch_settings(), "0644"),
             layout.COMPOSE_PATH: (
@@ -280,7 +281,7 @@ class HostPart:
         }
         return (
             f"IMAGES=({shlex.join(images)})\n"
-            f"MODEL={shlex.quote(serving.prefetched_model)}\n"
+            f"WEIGHTS={shlex.quote(written(serving.weights))}\n"
             f"ENVIRONMENT=({shlex.join(f'{name}={value}' for name, value in environment.items())})\n"
         )
 

@@ -69,9 +69,6 @@ PATHS = (
 )
 """Flags whose values are paths, or hold some, of any release that is known here."""
 
-WEIGHTS = frozenset({"--revision", "--download-dir", "--load-format", "--hf-config-path"})
-"""Flags that make vLLM load other files than the model's newest safetensors."""
-
 
 @lru_cache(maxsize=256)
 def _parsed(given: tuple[str, ...], version: VllmVersion | None) -> Parsed:

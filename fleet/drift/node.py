@@ -34,6 +34,10 @@ class Expected:
     """Content of `.env`. Secret."""
     host_files: Mapping[str, str] = field(default_factory=dict)
     """What the first boot wrote and no rollout replaces: path → content."""
+    commits: Mapping[str, str] = field(default_factory=dict)
+    """What the gate saw served from the hub: owner/name@revision → commit."""
+    refs: Mapping[str, str] = field(default_factory=dict)
+    """The files on the node that hold them."""
     dry_run: bool = False
     """The last rollout only looked, so that what is served is not what the state says."""
 
@@ -41,6 +45,7 @@ class Expected:
 def expected_nodes(state: State) -> list[Expected]:
     """The nodes of `pulumi stack export --show-secrets`, by the last rollout that went well."""
     found = []
+    gates = _gates(state)
     for entry in state["deployment"].get("resources", []):
         inputs = entry.get("inputs", {})
         if not str(inputs.get("create")).endswith("-m fleet.rollout"):
@@ -54,6 +59,7 @@ def expected_nodes(state: State) -> list[Expected]:
                 compose=spec["compose"],
                 environment=spec["environment"] + secret,
                 host_files=_host_files(state, spec["node"]),
+                **gates.get(spec["node"], {}),
                 dry_run=spec.get("dry_run", False),
             )
         )
@@ -138,9 +144,19 @@ class _Looked:
         if changed := await self._digest(ENV_PATH, self._expected.environment, mode="600"):
             yield changed
         services = cloudconfig.mapping(self._expected.compose).get("services") or {}
+        async for drift in self._weights():
+            yield drift
         for name, service in services.items():
             async for drift in self._container(service.get("container_name", name), service):
                 yield drift
+
+    async def _weights(self) -> AsyncIterator[Drift]:
+        """A branch that has moved on the hub is served from its new commit after the next start."""
+        for name, commit in self._expected.commits.items():
+            done = await self._run("cat", self._expected.refs.get(name, "/dev/null"))
+            now = found[0] if (found := re.fullmatch("[0-9a-f]{40}", done.stdout.strip())) else "none"
+            if now != commit:
+                yield self._drift(f"weights {name}", "commit", commit[:12], now[:12])
 
     async def _compose_file(self) -> AsyncIterator[Drift]:
         whole = await self._digest(COMPOSE_PATH, self._expected.compose)
@@ -213,6 +229,21 @@ class _Looked:
 
     async def _run(self, *argv: str) -> Completed:
         return await self._node.run(argv, check=False)
+
+
+def _gates(state: State) -> dict[str, dict[str, Any]]:
+    """What the last gate that passed saw of each node's weights, by node."""
+    found = {}
+    for entry in state["deployment"].get("resources", []):
+        inputs, report = entry.get("inputs", {}), _plain(entry.get("outputs", {}).get("stdout"))
+        if str(inputs.get("create")).endswith("-m fleet.gate") and isinstance(report, str):
+            spec = json.loads(_plain(inputs["stdin"]))
+            commits = json.loads(report).get("commits") or {}
+            found[spec["node"]] = {
+                "commits": commits,
+                "refs": {ref["name"]: ref["path"] for ref in spec.get("refs", ())},
+            }
+    return found
 
 
 def _host_files(state: State, node: str) -> dict[str, str]:

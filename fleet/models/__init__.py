@@ -14,6 +14,8 @@ from typing import Any
 
 from fleet.models.files import ModelFiles
 
+__all__ = ["ModelFiles", "find_model", "model_config", "model_configs"]
+
 
 @cache
 def model_configs() -> dict[str, dict[str, Any]]:

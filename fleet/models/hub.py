@@ -9,17 +9,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fleet.models.files import ModelFiles
+from fleet.weights import is_safe, shards
 
 if TYPE_CHECKING:
     import httpx
 
 ENDPOINT = "https://huggingface.co"
+INDEXES = ("model.safetensors.index.json", "consolidated.safetensors.index.json")
 TIMEOUT_S = 3.0
-"""For each of at most three small requests; a preview must not hang on a hub out of reach."""
+"""For each of at most six small requests; a preview must not hang on a hub out of reach."""
 
 
 class HubError(ValueError):
@@ -60,7 +63,11 @@ def _ask(model: str, endpoint: str, token: str | None) -> ModelFiles:
         # A client drops the token by itself when a redirect leads to another host.
         with httpx.Client(base_url=base, headers=headers, timeout=TIMEOUT_S, follow_redirects=True) as hub:
             config = _json(hub.get("config.json"), model)
-            return ModelFiles(config, _loaded_gib(config, _weights_gib(hub, model)))
+            weights_gib = _loaded_gib(config, _weights_gib(hub, model))
+            sizes = _sizes(hub, f"{endpoint.rstrip('/')}/api/models/{model}/revision/main")
+            indexes = {name: _shards(hub, name) for name in INDEXES if sizes and name in sizes}
+            listed = {name: shards for name, shards in indexes.items() if shards is not None}
+            return ModelFiles(config, weights_gib, sizes, listed or None)
     except httpx.HTTPError as error:
         raise HubError(f"{endpoint} did not answer ({type(error).__name__})") from None
 
@@ -80,6 +87,26 @@ def _weights_gib(hub: httpx.Client, model: str) -> float | None:
         file = hub.head("model.safetensors")
         size = file.headers.get("content-length") if file.is_success else None
     return int(size) / 2**30 if size else None
+
+
+def _sizes(hub: httpx.Client, url: str) -> dict[str, int] | None:
+    """Every file with its bytes; None where the hub does not say, which fails nothing."""
+    import httpx  # noqa: PLC0415  slow to load, and most models are in the bundled table
+
+    try:
+        files = hub.get(url, params={"blobs": "true"}).raise_for_status().json()["siblings"]
+        return {file["rfilename"]: max(int(file["size"]), 0) for file in files if is_safe(file["rfilename"])}
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _shards(hub: httpx.Client, index: str) -> list[str] | None:
+    import httpx  # noqa: PLC0415  slow to load, and most models are in the bundled table
+
+    try:
+        return sorted(shards(hub.get(index).raise_for_status().json()))
+    except (httpx.HTTPError, ValueError):
+        return None
 
 
 def _json(reply: httpx.Response, model: str) -> dict[str, Any]:
@@ -108,9 +135,7 @@ def _keep(path: Path, files: ModelFiles) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Renamed into place: another process may be reading it.
         draft = path.with_suffix(f".{os.getpid()}")
-        draft.write_text(
-            json.dumps({"config": files.config, "weights_gib": files.weights_gib}), encoding="utf-8"
-        )
+        draft.write_text(json.dumps(asdict(files)), encoding="utf-8")
         draft.replace(path)
     except OSError:
         pass  # a cache that cannot be written costs the next run a request, nothing more

@@ -20,6 +20,7 @@ from fleet.diagnosis import (
 from fleet.gateway import UNNOTICED_S
 from fleet.layout import DIRECTORY, GATEWAY_CHECK_PORT
 from fleet.masking import mask_of
+from fleet.models.sources import script
 from fleet.progress import SYSTEM_CLOCK, Clock, Progress, Stage, pause_s
 from fleet.rollout import files, preflight
 from fleet.rollout.gating import Within, indented, verdict
@@ -47,14 +48,6 @@ UNMARKED = {"config": Fault.COMPOSE_INVALID, "pull": Fault.REGISTRY_UNREACHABLE}
 """What a command of Compose has failed of, where none of the known marks is in its output."""
 FATAL_PREFETCH = {Fault.MODEL_NOT_FOUND, Fault.TOKEN_REFUSED, Fault.DISK_FULL}
 """What vLLM would meet as well; anything else may be the download tool's own trouble."""
-
-# The image brings the hub's client, in the version that vLLM will use; the token is in its environment.
-PREFETCH = """
-import sys
-from huggingface_hub import snapshot_download
-kinds = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"]
-snapshot_download(sys.argv[1], allow_patterns=kinds)
-"""
 
 
 class RolloutFailed(Exception):
@@ -321,7 +314,8 @@ class _Rollout:
     async def _prefetch(self, folder: str) -> None:
         if not self._spec.prefetch:
             return
-        run = ["run", "--rm", "--no-deps", "-T", "--entrypoint", "python3", SERVICE, "-c", PREFETCH]
+        # The image brings the hub's client, in the version that vLLM will use; its environment has the token.
+        run = ["run", "--rm", "--no-deps", "-T", "--entrypoint", "python3", SERVICE, "-c", script(), "client"]
         try:
             await self._compose(folder, *run, self._spec.prefetch, timeout_s=self._spec.timeouts.ready_s)
         except Failed as failed:

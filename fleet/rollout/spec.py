@@ -57,7 +57,7 @@ class RolloutSpec:
     files_digest: str = ""
     """Of their content when the update began; the folder's name on the node."""
     prefetch: str = ""
-    """Model to download before the switch; empty: vLLM fetches what it needs."""
+    """What `fleet.weights` downloads before the switch, as JSON; empty: vLLM fetches what it needs."""
     min_free_gb: float = 100.0
     """Least free disk at the first deployment, in 10⁹ bytes."""
     replace: str = "changed"

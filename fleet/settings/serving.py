@@ -13,6 +13,7 @@ from fleet.engine import releases
 from fleet.engine.words import Finding, Parsed
 from fleet.fit.versions import VllmVersion
 from fleet.layout import GATEWAY_CHECK_PORT
+from fleet.models.sources import gguf_releases, sources
 from fleet.served_files import MOUNT
 from fleet.settings.images import PinnedImage
 from fleet.settings.section import Section
@@ -24,6 +25,7 @@ from fleet.settings.values import (
     Words,
     wrong,
 )
+from fleet.weights import Source
 
 PORTS_IN_USE = {22: "SSH", 3000: "Open WebUI", 8080: "the node agent", GATEWAY_CHECK_PORT: "the gateway"}
 """Of a node, beside vLLM's."""
@@ -56,7 +58,8 @@ class Serving(Section):
     image: PinnedImage = "vllm/vllm-openai:v0.9.2"
     """Container image, pinned by tag or digest."""
     model: ModelReference
-    """Hugging Face model (owner/name) or an absolute path on the node."""
+    """Hugging Face model (owner/name; of GGUF owner/name:Q4_K_M or owner/name/file.gguf) or an absolute path
+    on the node."""
     architecture: ModelArchitecture | None = None
     """What the model is like, where nobody else can tell whether it fits."""
     served_model_name: str | None = Field(default=None, min_length=1, pattern=r"^\S+$")
@@ -154,10 +157,13 @@ class Serving(Section):
             yield from ((setting, each) for each in found if each.is_warning)
 
     @property
-    def prefetched_model(self) -> str:
-        """The model whose weights can be fetched before vLLM starts; empty where vLLM takes others."""
-        others = self.added.values.keys() & vllm_arguments.WEIGHTS or self.environment.keys() & ELSEWHERE
-        return "" if others or self.model.startswith("/") else self.model
+    def weights(self) -> tuple[Source, ...]:
+        """What vLLM fetches from the hub, so that it can be fetched before it starts; empty where it takes
+        its weights from elsewhere, or in a way that is not known."""
+        if self.environment.keys() & ELSEWHERE:
+            return ()
+        version = self.vllm_version or releases.newest()
+        return sources(self.model, self.quantization, self.added.values, version)
 
     @field_validator("port")
     @classmethod
@@ -207,6 +213,19 @@ class Serving(Section):
                     version=str(release.version),
                     choices=", ".join(str(each) for each in option.choices if repr(each) in str(known)),
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _the_image_reads_gguf(self) -> Serving:
+        version, reading = self.vllm_version, gguf_releases(self.model)
+        if version and reading and not reading[0] <= version < reading[1]:
+            raise wrong(
+                "model: {model} names a GGUF file on the hub, which vLLM downloads from {since} on and "
+                "before {until}; use such an image, or the model's safetensors",
+                model=self.model,
+                since=str(reading[0]),
+                until=str(reading[1]),
+            )
         return self
 
     @model_validator(mode="after")

@@ -114,7 +114,7 @@ def _private_network(value: str) -> str:
 def _model_reference(value: str) -> str:
     if value.startswith("/"):
         return value
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", value, re.ASCII):
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+|/[\w.-]+\.gguf)?", value, re.ASCII):
         raise wrong(
             "is neither a Hugging Face model (owner/name) nor an absolute path; write it like Qwen/Qwen3-8B"
         )

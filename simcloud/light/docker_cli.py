@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from fleet import weights
 from simcloud.light.commands import Call, Failed, handles
 from simcloud.light.compose import Invalid, Project, load
 from simcloud.light.containers import Container, DockerError, image_digest, iso
@@ -407,12 +408,15 @@ async def _compose_up(call: Call, project: Project, words: list[str]) -> int:
 
 
 async def _compose_run(call: Call, project: Project, words: list[str]) -> int:
-    """A one-off container of a service: here it downloads the model named last, as `hf download` does."""
+    """A one-off container of a service: here it downloads what `fleet.weights` is given to fetch."""
     _, (name, *rest) = _options(words, "Te:", ["rm", "no-deps", "entrypoint=", "env="], mixed=False)
     service = next((service for service in project.services if service.name == name), None)
     if service is None:
         raise DockerError(f"no such service: {name}")
-    return await call.machine.docker.download(service, rest[-1], call.err)
+    for source in weights.read(rest[-1]):
+        if status := await call.machine.docker.download(service, source.repo, call.err):
+            return status
+    return 0
 
 
 async def _compose_down(call: Call, project: Project, words: list[str]) -> int:

@@ -47,7 +47,7 @@ def node(tmp_path: Path) -> Node:
     made.write(layout.HOST_SETTINGS_PATH, "DRIVER_BRANCH=\n")
     made.write(
         layout.PREFETCH_SETTINGS_PATH,
-        "IMAGES=(vllm/vllm-openai:v0.9.2)\nMODEL=Qwen/Qwen3-8B-AWQ\nENVIRONMENT=(HF_HOME=/var/lib/llm/models)\n",
+        "IMAGES=(vllm/vllm-openai:v0.9.2)\nWEIGHTS='[{}]'\nENVIRONMENT=(HF_HOME=/var/lib/llm/models)\n",
     )
     for name in ("apt-get", "apt-mark", "install", "nvidia-ctk", "nvidia-smi", "sleep", "systemctl", "curl"):
         made.tool(name)
@@ -196,7 +196,7 @@ def test_image_and_weights_are_fetched_and_the_token_is_in_no_argument(node: Nod
     node.tool("python3", f'printf "%s %s" "$HF_HOME" "$HF_TOKEN" >{node.root}/given')
     done = [node.run("prefetch.sh", what) for what in ("images", "weights")]
     assert [each.returncode for each in done] == [0, 0], done
-    weights = f"python3 -I {node.root}{layout.SCRIPTS_DIRECTORY}/weights.py Qwen/Qwen3-8B-AWQ"
+    weights = f"python3 -I {node.root}{layout.SCRIPTS_DIRECTORY}/weights.py node [{{}}]"
     assert node.calls == ["docker pull --quiet vllm/vllm-openai:v0.9.2", weights]
     assert (node.root / "given").read_text() == "/var/lib/llm/models hf_planted0123456789"
     assert "hf_planted" not in "".join(each.stdout + each.stderr for each in done)

@@ -156,6 +156,19 @@ def test_a_volume_too_small_for_the_weights_is_refused_with_the_size_it_needs(st
     assert "make it 190" in said
 
 
+def test_the_disk_is_judged_by_what_the_release_downloads_where_the_files_are_known(
+    stack: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"model.safetensors": 10 * 10**9, "original/model.safetensors": 200 * 10**9}
+    files = ModelFiles(model_config("Qwen/Qwen3-8B-AWQ"), 6.0, sizes)
+    monkeypatch.setattr(hub, "model_files", lambda *_, **__: files)
+    stack["serving"] = {"model": "acme/two-copies"}
+    assert "need 253 GB, root_volume_gb is 200" in refused(stack)[0]
+    # The second copy is not downloaded where the patterns leave it out.
+    stack["serving"]["args"] = {"ignore_patterns": ["original/*"]}
+    assert not [warning for warning in checked(stack)["a"].warnings if "GB" in warning]
+
+
 def test_a_flag_the_image_lacks_is_left_out_and_said(stack: dict[str, Any]) -> None:
     stack["serving"] |= {"image": "vllm/vllm-openai:v0.18.0", "swap_space_gb": 4}
     assert "vLLM 0.18.0 has no --swap-space" in checked(stack)["a"].warnings[0]

@@ -118,6 +118,38 @@ async def test_an_untouched_node_shows_no_drift_however_often_one_looks(node: An
         assert await look(expected) == []
 
 
+async def test_the_commit_that_the_gate_saw_is_expected(node: Any, tmp_path: Path) -> None:
+    state = exported(stack(tmp_path), node[0])
+    ref = {"name": "acme/model@main", "path": "/var/lib/llm/models/hub/models--acme--model/refs/main"}
+    (rollout,) = (each for each in state["deployment"]["resources"] if each["urn"].endswith("$rollout"))
+    spec = json.loads(json.loads(rollout["inputs"]["stdin"]["plaintext"]))
+    gate = {
+        "urn": "gate",
+        "type": "command:local:Command",
+        "inputs": {
+            "create": ".venv/bin/python -m fleet.gate",
+            "stdin": json.dumps({"node": spec["node"], "refs": [ref]}),
+        },
+        "outputs": {"stdout": json.dumps({"commits": {ref["name"]: "c" * 40}})},
+    }
+    state["deployment"]["resources"].append(gate)
+    (expected,) = expected_nodes(state)
+    assert expected.commits == {ref["name"]: "c" * 40}
+    assert expected.refs == {ref["name"]: ref["path"]}
+
+
+async def test_weights_whose_branch_has_moved_are_drift(node: Any) -> None:
+    _, expected, connection = node
+    path = "/var/lib/llm/models/hub/models--acme--model/refs/main"
+    expected = replace(expected, commits={"acme/model@main": "c" * 40}, refs={"acme/model@main": path})
+    await connection.run(["install", "-d", str(Path(path).parent)])
+    await connection.write_file(path, b"c" * 40)
+    assert await look(expected) == []
+    await connection.write_file(path, b"d" * 40)
+    (drift,) = await look(expected)
+    assert (drift.resource, drift.was, drift.now) == ("weights acme/model@main", "c" * 12, "d" * 12)
+
+
 COMPOSE = "/opt/llm/docker-compose.yml"
 UNIT = "/etc/systemd/system/vllm.service"
 

@@ -505,6 +505,14 @@ def test_a_spec_survives_the_way_through_json_and_hides_its_key() -> None:
         GateSpec.parse(json.dumps(raw))
 
 
+async def test_the_commits_that_are_served_are_reported_and_what_is_no_commit_is_not(node: FakeNode) -> None:
+    node.files |= {"/refs/main": b"c" * 40, "/refs/odd": b"../" * 10}
+    refs = tuple(gate.Ref(f"acme/model@{name}", f"/refs/{name}") for name in ("main", "odd", "absent"))
+    report = await check(node, refs=refs)
+    assert report.ready
+    assert report.commits == {"acme/model@main": "c" * 40}
+
+
 async def test_the_command_reports_on_stdout_and_explains_on_stderr(node: FakeNode) -> None:
     node.http = partial(vllm, model="other/model")
     spec = json.dumps(asdict(replace(spec_of(node), api_key="")), default=str)

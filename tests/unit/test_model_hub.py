@@ -12,6 +12,7 @@ import pytest
 
 from fleet.models import hub
 from fleet.models.files import ModelFiles
+from fleet.weights import INDEX, Source
 
 CONFIG = {"model_type": "llama", "hidden_size": 64}
 
@@ -73,6 +74,34 @@ def test_a_single_file_states_its_own_size(fake: FakeHub, tmp_path: Path) -> Non
     fake.files["/acme/new/resolve/main/model.safetensors"] = b"x" * 2**20
     found = hub.model_files("acme/new", environ=environ(fake, tmp_path))
     assert found.weights_gib == pytest.approx(2**-10)
+
+
+def test_the_files_of_the_repository_say_what_is_downloaded(fake: FakeHub, tmp_path: Path) -> None:
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    index = {"metadata": {"total_size": 2**30}, "weight_map": dict(enumerate(shards))}
+    sizes = {**dict.fromkeys(shards, 10**9), "original/model.safetensors": 7 * 10**9, INDEX: 100, "x.png": 5}
+    listing = {"siblings": [{"rfilename": name, "size": size} for name, size in sizes.items()]}
+    hostile = [{"rfilename": "../x.safetensors", "size": 10**12}]
+    fake.files[f"/acme/new/resolve/main/{INDEX}"] = json.dumps(index).encode()
+    fake.files["/api/models/acme/new/revision/main?blobs=true"] = json.dumps(
+        {"siblings": [*listing["siblings"], *hostile]}
+    ).encode()
+    for _ in ("asked", "remembered"):
+        found = hub.model_files("acme/new", environ=environ(fake, tmp_path))
+        assert found.downloaded_bytes([Source("acme/new", (0, 9, 2))], "acme/new") == 9 * 10**9 + 100
+        assert found.downloaded_bytes([Source("acme/new", (0, 32, 0))], "acme/new") == 2 * 10**9 + 100
+        # Another revision has other files.
+        assert found.downloaded_bytes([Source("acme/new", (0, 32, 0), "v1")], "acme/new") is None
+
+
+@pytest.mark.parametrize(
+    "listing", [b"<html>", b"[]", b'{"siblings": [{"rfilename": "x"}]}', b'{"siblings": 7}']
+)
+def test_a_listing_that_cannot_be_read_leaves_the_size_to_the_config(
+    fake: FakeHub, tmp_path: Path, listing: bytes
+) -> None:
+    fake.files["/api/models/acme/new/revision/main?blobs=true"] = listing
+    assert hub.model_files("acme/new", environ=environ(fake, tmp_path)).sizes is None
 
 
 def test_what_was_read_once_is_not_asked_again(fake: FakeHub, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from test_light_nodes import USER_KEY, Node, get, make_nodes, run, says, text, u
 from fleet import compose, served_files
 from fleet.gate import Timeouts
 from fleet.layout import COMPOSE_PATH, FILES_DIRECTORY
+from fleet.models.sources import written
 from fleet.progress import Progress
 from fleet.rollout.process import Outcome, RolloutFailed, roll_out
 from fleet.rollout.release import Release
@@ -92,7 +93,7 @@ class Operator:
             compose.env_file(compose.plain_environment(wanted)),
             files=tuple(ServedFile(name, path) for name, path in wanted.files.items()),
             files_digest=digest,
-            prefetch=wanted.model,
+            prefetch=written(wanted.weights),
             timeouts=Timeouts(ssh_s=10, install_s=10, ready_s=10, token_s=2, reboot_s=10),
             queue=Queue(self.directory / "queue", limit_s=10),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import subprocess
+import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +20,10 @@ from syrupy.assertion import SnapshotAssertion
 from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 
 from fleet import layout, userdata
+from fleet.models.sources import script
 from fleet.settings import ScalewayNode, Secrets
 from fleet.userdata import FILES, STATIC_FILES, AptSource, HostKey, HostPart, UserDataTooLarge
+from fleet.weights import read
 
 API_KEY, HF_TOKEN = "sk-planted-0123456789", "hf_planted0123456789"
 HOST_KEY = HostKey("-----BEGIN OPENSSH PRIVATE KEY-----\nplanted\n", "ssh-ed25519 AAAA")
@@ -86,6 +89,8 @@ def test_each_variant_is_what_was_reviewed(variant: str, snapshot: SnapshotAsser
     for path in STATIC:
         indented = "".join(f"    {line}" if line.strip() else line for line in path.open())
         shown = shown.replace(f"content: |\n{indented}", f"content: # cloudinit/{path.name}\n")
+    indented = textwrap.indent(script(), "    ")
+    shown = shown.replace(f"content: |\n{indented}", "content: # fleet/weights.py\n")
     assert shown == snapshot(extension_class=_Yaml)
 
 
@@ -215,10 +220,11 @@ def test_hostile_texts_reach_the_node_intact(value: str, words: list[str]) -> No
 @given(value=TEXTS)
 def test_hostile_texts_reach_the_shell_as_one_word(value: str) -> None:
     sourced = file(linode(environment={"HOSTILE": value}), layout.PREFETCH_SETTINGS_PATH)["content"]
-    script = f'{sourced}printf "%s\\0" "${{IMAGES[@]}}" "$MODEL" "${{ENVIRONMENT[@]}}"'
+    script = f'{sourced}printf "%s\\0" "${{IMAGES[@]}}" "$WEIGHTS" "${{ENVIRONMENT[@]}}"'
     done = subprocess.run(["bash", "-c", script], capture_output=True, check=True, timeout=30)
-    images, model, *options = done.stdout.decode().split("\0")[:-1]
-    assert (images, model) == ("vllm/vllm-openai:v0.9.2", "Qwen/Qwen3-8B-AWQ")
+    images, weights, *options = done.stdout.decode().split("\0")[:-1]
+    assert images == "vllm/vllm-openai:v0.9.2"
+    assert [source.repo for source in read(weights)] == ["Qwen/Qwen3-8B-AWQ"]
     assert f"HOSTILE={value}" in options
 
 

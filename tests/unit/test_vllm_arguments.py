@@ -367,10 +367,7 @@ def test_a_mapping_that_says_no_arguments_is_refused(args: dict[str, Any], said:
 
 def test_the_added_arguments_count_wherever_they_are_given() -> None:
     for given_so in ({"args": {"revision": "main"}}, {"extra_args": ["--revision=main"]}):
-        assert serving(**given_so).prefetched_model == ""
         assert serving(**given_so).added.values == {"--revision": "main"}
-    assert serving().prefetched_model == "Qwen/Qwen3-8B-AWQ"
-    assert serving(environment={"VLLM_USE_MODELSCOPE": "1"}).prefetched_model == ""
     doubtful = serving(image="vllm/vllm-openai:v0.9.2", args={"enable_reasoning": True})
     assert [setting for setting, _ in doubtful.argument_warnings()] == ["serving.args"]
 
@@ -395,7 +392,7 @@ def test_a_value_is_one_of_those_that_the_release_takes(image: str, key: str, va
 
 
 def test_every_flag_that_this_project_names_is_one_of_some_release() -> None:
-    named = {*vllm_arguments.OWNED, *vllm_arguments.FIXED, *vllm_arguments.PATHS, *vllm_arguments.WEIGHTS}
+    named = {*vllm_arguments.OWNED, *vllm_arguments.FIXED, *vllm_arguments.PATHS}
     assert [flag for flag in sorted(named) if releases.life(flag) is None] == []
 
 

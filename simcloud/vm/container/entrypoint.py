@@ -8,7 +8,7 @@ import sys
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from huggingface_hub import snapshot_download  # type: ignore[import-not-found]  # beside it in the image
+from huggingface_hub import snapshot_download  # a stand-in, beside it in the image
 
 try:
     with urlopen("http://169.254.80.81/vllm", timeout=3) as reply:

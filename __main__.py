@@ -44,7 +44,7 @@ async def main() -> None:
     await refuse_a_key_that_opens_nothing(config, deployed)
     nodes: dict[str, GpuNode] = {}
     owner = owner_of(config)
-    doors = gateway.exposures(config, lambda name: nodes[name].public_ip)
+    doors = gateway.exposures(config, lambda name: nodes[name].address)
     canary = config.rollout.canary
     # A canary comes first, and the others' rollouts wait for its own.
     for node in sorted(config.nodes, key=lambda node: node.name != canary):

@@ -27,7 +27,7 @@ def reached_at(machine: Machine, access: settings.Access) -> Output[dict[str, ob
     One output of all of it, rather than one of each leaf of a spec.
     """
     known_later = Output.all(
-        host=machine.public_ip, host_keys=machine.host_keys, hints=Output.all(**machine.hints)
+        host=machine.address, host_keys=machine.host_keys, hints=Output.all(**machine.hints)
     )
     return known_later.apply(
         lambda known: {

@@ -69,7 +69,8 @@ class Machine:
     """What a cloud's part of a node hands to the part that is the same everywhere."""
 
     server_id: Output[str]
-    public_ip: Output[str]
+    public_ip: Output[str] | None
+    """None for a machine without a public address, which is reached at its `private_ip`."""
     host_keys: Output[Sequence[str]]
     """OpenSSH public keys, known before the first connection."""
     root_volume_gb: Output[int]
@@ -83,7 +84,15 @@ class Machine:
     started: Input[str] | None = None
     """Changes whenever this program starts the machine."""
     private_ip: Input[str] | None = None
-    """On the private network of the node's cluster."""
+    """On the private network that the machine is in."""
+
+    @property
+    def address(self) -> Output[str]:
+        """Where SSH and the gateway reach it."""
+        if self.public_ip is not None:
+            return self.public_ip
+        assert self.private_ip is not None, "a machine without a public address is in a private network"
+        return Output.from_input(self.private_ip)
 
     @property
     def starts(self) -> list[Input[str]]:
@@ -99,7 +108,10 @@ class GpuNode(pulumi.ComponentResource):
     cloud: str
     zone: str
     """Zone or region, as its cloud names it."""
-    public_ip: Output[str]
+    public_ip: Output[str] | None
+    """None where it has none."""
+    address: Output[str]
+    """Where SSH and the gateway reach it: its public address, else its private one."""
     ssh: Output[dict[str, Any]]
     """Where SSH answers and by which host keys it is known: the fields of `fleet.ssh.Target`."""
     ssh_keys: Sequence[str]
@@ -151,8 +163,8 @@ class GpuNode(pulumi.ComponentResource):
         self.server_id = machine.server_id
         self.cloud = node.cloud
         self.zone = node.location
-        self.public_ip = machine.public_ip
-        contact = Output.all(machine.public_ip, machine.host_keys).apply(
+        self.public_ip, self.address = machine.public_ip, machine.address
+        contact = Output.all(machine.address, machine.host_keys).apply(
             lambda known: target_of(args.access, machine.ssh_user, *known)
         )
         self.ssh = contact.apply(described)
@@ -228,6 +240,7 @@ class GpuNode(pulumi.ComponentResource):
             "zone": self.zone,
             "type": self.type,
             "public_ip": self.public_ip,
+            "address": self.address,
             "ssh": self.ssh,
             "ssh_command": self.ssh_command,
             "ssh_keys": self.ssh_keys,

@@ -72,10 +72,22 @@ def tell(
         found = checks[name]
         cost_now = cost_line(found.cost, _per_hour(there.get(name), found.cost, rate))
         pulumi.log.info("\n".join([*found.facts, cost_now]), node)
-        for warning in [*found.warnings, *_locked_out(name, there.get(name), config.access)]:
+        moved = _moved(name, there.get(name), node)
+        for warning in [*found.warnings, *(moved or _locked_out(name, there.get(name), config.access))]:
             pulumi.log.warn(warning, node)
     count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}"
     pulumi.log.info(f"{count}, {cost_line(cost, _per_hour(deployed, cost, rate))}")
+
+
+def _moved(name: str, deployed: Mapping[str, Any] | None, node: GpuNode) -> list[str]:
+    """Whether the node gets another kind of address than it has, and what comes of it."""
+    if not deployed or (deployed.get("public_ip") is None) == (node.public_ip is None):
+        return []
+    way = "without a public address" if node.public_ip is None else "with a public address"
+    return [
+        f"public_ip: {name} gets a new machine {way}; the one that serves is removed once the new one has "
+        "passed its gate. Clients, tunnels and DNS records have to follow to its new address"
+    ]
 
 
 def _locked_out(name: str, deployed: Mapping[str, Any] | None, access: Access) -> list[str]:

@@ -39,6 +39,8 @@ class Billed:
     root_volume_gb: int
     running: bool
     spot: bool = False
+    public_address: bool = True
+    """Whether it has one that bills."""
     created: datetime | None = None
     in_state: bool = True
     """False for what only the cloud knows of: left by an interrupted update, or lost from the state."""
@@ -55,7 +57,13 @@ class Billed:
     def cost(self) -> Cost:
         """What it costs an hour as it is now."""
         return node_cost_per_hour(
-            self.cloud, self.zone, self.type, self.root_volume_gb, spot=self.spot, running=self.running
+            self.cloud,
+            self.zone,
+            self.type,
+            self.root_volume_gb,
+            spot=self.spot,
+            running=self.running,
+            public_address=self.public_address,
         )
 
 
@@ -252,6 +260,7 @@ def _scaleway_server(entry: Resource, family: Mapping[str, Resource], node: str)
         int(volume["outputs"]["size_gb"]) if volume else 20,
         # A server stopped in place keeps its machine and its price.
         power is not None and power["outputs"].get("state") in ("running", "starting", "stopped in place"),
+        public_address=outputs.get("dynamic_ip_required") is not False,
         created=_created(entry),
     )
 
@@ -267,6 +276,7 @@ def _scaleway_volume(entry: Resource, family: Mapping[str, Resource], node: str)
 def _aws_instance(entry: Resource, family: Mapping[str, Resource], node: str) -> Billed:
     outputs = entry["outputs"]
     disk = outputs.get("rootBlockDevice") or {}
+    boot = family.get("pulumi-python:dynamic/aws:FirstBoot")
     return Billed(
         node,
         entry["urn"],
@@ -278,6 +288,8 @@ def _aws_instance(entry: Resource, family: Mapping[str, Resource], node: str) ->
         int(disk.get("volumeSize", 0)),
         outputs.get("instanceState", "running") in ("running", "pending"),
         spot=outputs.get("instanceLifecycle") == "spot",
+        # The instance shows whether it has an address now, which one that is stopped has not.
+        public_address=boot is None or boot["outputs"].get("public_ip") is not False,
         created=_created(entry),
     )
 

@@ -24,7 +24,7 @@ BUNDLE_PATH = f"{DIRECTORY}/ca-bundle.crt"
 NEVER_PROXIED = (
     *("localhost", "127.0.0.1", "::1"),
     "169.254.169.254",  # metadata of AWS and Linode
-    "169.254.42.42",  # metadata of Scaleway
+    *("169.254.42.42", "fd00:42::42"),  # metadata of Scaleway
     *("vllm", "open-webui", gateway.SERVICE),  # the services of the compose file
 )
 """What is on the machine, or only reachable from it. The healthcheck and the gate ask it."""

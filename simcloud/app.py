@@ -111,6 +111,7 @@ class _Controls:
             Route("/release", self.release, methods=["POST"]),
             Route("/log", self.log, methods=["GET"]),
             Route("/inventory", self.inventory, methods=["GET"]),
+            Route("/private_addresses", self.private_addresses, methods=["GET"]),
             Route("/permissions", self.permissions, methods=["PUT"]),
             Route("/quotas", self.quotas, methods=["PUT"]),
             Route("/stock", self.stock, methods=["PUT"]),
@@ -152,6 +153,9 @@ class _Controls:
 
     async def inventory(self, _: Request) -> Response:
         return JSONResponse({"objects": [thing for cloud in self._clouds for thing in cloud.inventory()]})
+
+    async def private_addresses(self, _: Request) -> Response:
+        return JSONResponse(dict(pair for cloud in self._clouds for pair in cloud.private_addresses()))
 
     async def permissions(self, request: Request) -> Response:
         denied = _Permissions.model_validate_json(await request.body()).denied

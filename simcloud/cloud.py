@@ -127,6 +127,10 @@ class Cloud(Protocol):
     def inventory(self) -> Iterable[Json]:
         """Everything that exists, each with cloud, kind, id, name, node, state and whether it bills."""
 
+    def private_addresses(self) -> Iterable[tuple[str, str]]:
+        """Each machine's address in a private network, and the loopback address at which it really is."""
+        return ()
+
     def objects(self) -> frozenset[str]:
         """Ids of everything that exists, to see what a call made."""
 

@@ -128,6 +128,10 @@ class SimCloud:
         objects = self._get("/inventory")["objects"]
         return [thing for thing in objects if kind in (None, thing["kind"])]
 
+    def private_addresses(self) -> dict[str, str]:
+        """The loopback address of each machine, by its address in a private network."""
+        return {str(private): str(own) for private, own in self._get("/private_addresses").items()}
+
     def deny(self, *calls: str) -> None:
         """Takes away the permission for these calls, and gives back all others."""
         self._send("PUT", "/permissions", {"denied": list(calls)})

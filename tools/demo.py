@@ -225,7 +225,7 @@ def _show(outputs: dict[str, Any]) -> None:
         table.add_row(
             name,
             node["type"],
-            node["public_ip"],
+            node["address"],
             f"{node['root_volume_gb']} GB",
             node["model"],
             "unknown" if cost is None else f"{cost:.4f} {node['currency']}",

@@ -266,10 +266,19 @@ def _remove(shown: Callable[[], Sequence[Described]], delete: Callable[[], objec
         raise refused[-1] if refused else Ec2Error(f"EC2 shows what it has deleted. Fix: {AGAIN}")
 
 
-def check_place(ec2: Client, path: str, *, type_: str, subnet: str | None, key: str = "subnet") -> list[str]:
+def check_place(
+    ec2: Client,
+    path: str,
+    *,
+    type_: str,
+    subnet: str | None,
+    public: bool | None,
+    key: str = "subnet",
+) -> list[str]:
     """The zones that a machine can be launched in: the subnet's, or those with the type; without any effect.
 
-    Messages name settings as `path` and then `key`, or `type`. Raises Ec2Error where there are none, no
+    `public`: whether it gets a public address; None where that is the subnet's choice. Messages name settings
+    as `path` and then `key`, or `type`. Raises Ec2Error where there are none, no
     default subnet is in one, or the subnet has no way to the internet.
     """
     zones, region = offered_zones(ec2, type_), ec2.meta.region_name
@@ -277,7 +286,8 @@ def check_place(ec2: Client, path: str, *, type_: str, subnet: str | None, key: 
         raise Ec2Error(f"{path}type: {type_} is offered nowhere in {region}; choose another type or region")
     if subnet is None:
         chosen = default_subnet(ec2, type_, f"{path}{key}")
-        _check_way_out(ec2, ec2.describe_subnets(SubnetIds=[chosen])["Subnets"][0], f"{path}{key}")
+        found = ec2.describe_subnets(SubnetIds=[chosen])["Subnets"]
+        _check_way_out(ec2, found[0], f"{path}{key}", public=public)
         return zones
     found = ec2.describe_subnets(Filters=[{"Name": "subnet-id", "Values": [subnet]}])["Subnets"]
     if not found:
@@ -290,18 +300,34 @@ def check_place(ec2: Client, path: str, *, type_: str, subnet: str | None, key: 
             f"{path}{key}: {subnet} is in {zone}, which does not offer {type_}; "
             f"name a subnet in {' or '.join(zones)}, or choose another type"
         )
-    _check_way_out(ec2, found[0], f"{path}{key}")
+    _check_way_out(ec2, found[0], f"{path}{key}", public=public)
     return [zone]
 
 
-def _check_way_out(ec2: Client, subnet: Described, field: str) -> None:
-    if table := closed_table(ec2, subnet):
+def _check_way_out(ec2: Client, subnet: Described, field: str, *, public: bool | None) -> None:
+    closed = closed_table(ec2, subnet, public=public)
+    if closed is None:
+        return
+    id_, table, gateway = subnet["SubnetId"], closed.table, closed.gateway
+    if gateway and public:
         raise Ec2Error(
-            f"{field}: {subnet['SubnetId']} has no route to the internet (route table {table}), so a machine "
-            "in it can install nothing. Fix: name another subnet, or give it a route: aws ec2 create-route "
-            f"--route-table-id {table} --destination-cidr-block 0.0.0.0/0 --gateway-id igw-… (for a NAT "
-            "gateway: --nat-gateway-id nat-…)"
+            f"{field}: {id_} routes to the NAT gateway {gateway} (route table {table}), through which nobody "
+            "reaches a machine's public address. Fix: name a subnet that routes to an internet gateway, or "
+            "set public_ip: false and access.jump_host"
         )
+    if gateway:
+        raise Ec2Error(
+            f"{field}: {id_} routes to the internet gateway {gateway} (route table {table}), which lets out "
+            "machines with a public address alone, and public_ip is false, so a machine in it can install "
+            "nothing. Fix: name a subnet that routes to a NAT gateway, or leave public_ip out"
+        )
+    ways = {True: "--gateway-id igw-…", False: "--nat-gateway-id nat-…"}
+    raise Ec2Error(
+        f"{field}: {id_} has no route to the internet (route table {table}), so a machine in it can install "
+        "nothing. Fix: name another subnet, or give it a route: aws ec2 create-route --route-table-id "
+        f"{table} --destination-cidr-block 0.0.0.0/0 "
+        + ways.get(public, f"{ways[True]} (for a NAT gateway: {ways[False]})")  # type: ignore[arg-type]
+    )
 
 
 def check_image(ec2: Client, path: str, *, type_: str, ami: str) -> str:

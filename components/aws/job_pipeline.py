@@ -325,7 +325,7 @@ def _look_before(name: str, jobs: settings.Jobs) -> pulumi.ResourceHook:
     def run(inputs: Mapping[str, Any]) -> None:
         api = program_client("ec2", jobs.region, "jobs.")
         for subnet in jobs.subnets or [None]:
-            calls.check_place(api, "jobs.", type_=jobs.type, subnet=subnet, key="subnets")
+            calls.check_place(api, "jobs.", type_=jobs.type, subnet=subnet, public=None, key="subnets")
         calls.check_image(api, "jobs.", type_=jobs.type, ami=inputs["imageId"])
         if jobs.file_system:
             efs = program_client("efs", jobs.region)

@@ -92,6 +92,7 @@ class AwsGpuNode(GpuNode):
             ami=node.ami,
             newest_ami=newest,
             subnet=node.subnet,
+            public_ip=node.public_ip,
             root_volume_gb=node.root_volume_gb,
             opts=ResourceOptions(
                 parent=self,
@@ -105,7 +106,7 @@ class AwsGpuNode(GpuNode):
             ami=boot.made_with["ami"],
             instance_type=node.type,
             subnet_id=boot.made_with["subnet"],
-            associate_public_ip_address=True,
+            associate_public_ip_address=node.public_ip,
             vpc_security_group_ids=[group.id, *([args.member.network] if args.member else [])],
             key_name=key.key_name,
             iam_instance_profile=role.profile.name if role else None,
@@ -172,7 +173,7 @@ class AwsGpuNode(GpuNode):
             args,
             Machine(
                 server_id=instance.id,
-                public_ip=address.public_ip if address else power.public_ip,
+                public_ip=_public_ip(node, address, power),
                 host_keys=boot.host_key.apply(lambda key: [key]),
                 root_volume_gb=instance.root_block_device.apply(lambda device: int(device.volume_size)),
                 ssh_user=node.ssh_user,
@@ -196,6 +197,12 @@ class AwsGpuNode(GpuNode):
                 },
             ),
         )
+
+
+def _public_ip(node: settings.AwsNode, address: ec2.Eip | None, power: Power) -> Output[str] | None:
+    if not node.public_ip:
+        return None
+    return address.public_ip if address else power.public_ip
 
 
 def _host(args: GpuNodeArgs, node: settings.AwsNode, host_key: userdata.HostKey) -> userdata.HostPart:

@@ -185,7 +185,9 @@ class _Region:
         return Finding(self._subject, "image", Status.OK, f"{ami}, {name}")
 
     def _stock(self, node: AwsNode) -> Finding:
-        zones = ec2.check_place(self._ec2, f"{node.name}: ", type_=node.type, subnet=node.subnet)
+        zones = ec2.check_place(
+            self._ec2, f"{node.name}: ", type_=node.type, subnet=node.subnet, public=node.public_ip
+        )
         seen = f"{node.type} is offered in {', '.join(zones)}; whether one is free, AWS tells at launch alone"
         return Finding(self._subject, "stock", Status.OK, seen)
 

@@ -67,7 +67,7 @@ class AwsProvider(CloudProvider):
 
 
 class FirstBootProvider(AwsProvider):
-    replace_on = frozenset({"digest", "ami", "region", "subnet"})
+    replace_on = frozenset({"digest", "ami", "region", "subnet", "public_ip"})
     update_on = frozenset({"root_volume_gb"})
 
     decided = ("made_with", "made_user_data", "host_key", "mark")
@@ -147,8 +147,9 @@ def host_key_in(user_data: str) -> str:
 class FirstBoot(Resource, module="aws", name="FirstBoot"):
     """What a machine is made with, decided once: image, subnet, user data and, in it, the SSH host key.
 
-    A newer image, a new key or another model changes nothing here. A change of the host part, or of the image
-    or subnet that the configuration names, replaces it, and with it the machine.
+    A newer image, a new key or another model changes nothing here. A change of the host part, of the image or
+    subnet that the configuration names, or of whether there is a public address, replaces it, and with it the
+    machine.
     """
 
     made_with: Output[dict[str, str]]
@@ -177,6 +178,7 @@ class FirstBoot(Resource, module="aws", name="FirstBoot"):
         ami: str | None,
         newest_ami: Input[str],
         subnet: str | None,
+        public_ip: bool,
         root_volume_gb: int,
         opts: pulumi.ResourceOptions,
     ) -> None:
@@ -192,6 +194,7 @@ class FirstBoot(Resource, module="aws", name="FirstBoot"):
             "ami": ami,
             "newest_ami": newest_ami,
             "subnet": subnet,
+            "public_ip": public_ip,
             "root_volume_gb": root_volume_gb,
             **dict.fromkeys(FirstBootProvider.decided),
         }
@@ -212,7 +215,8 @@ class PowerProvider(AwsProvider):
         progress.reached(Stage.PROVIDER_CREATE, f"instance {props['instance_id']}")
         progress.reached(Stage.PROVIDER_VOLUME_RESIZE, f"root volume {props['root_volume_gb']:g} GB")
         progress.reached(Stage.PROVIDER_START, str(found["Placement"]["AvailabilityZone"]))
-        progress.reached(Stage.PROVIDER_GET_IP, str(found.get("PublicIpAddress", "")))
+        address = found.get("PublicIpAddress") or found.get("PrivateIpAddress", "")
+        progress.reached(Stage.PROVIDER_GET_IP, str(address))
         progress.reached(Stage.PROVIDER_SECURITY_GROUP)
         # Not the machine's own id, by which commands see whether state knows the machine.
         return CreateResult(f"power/{props['instance_id']}", self._seen(props, found))
@@ -243,6 +247,7 @@ class Power(Resource, module="aws", name="Power"):
     """That a machine runs, and its address: another one after each stop, unless an Elastic IP is on it."""
 
     public_ip: Output[str]
+    """Empty where it has none."""
     started: Output[str]
     """When it was last started."""
 
@@ -316,7 +321,8 @@ def before_first_boot(name: str) -> pulumi.ResourceHook:
     def run(inputs: Mapping[str, Any]) -> None:
         path, type_ = f"{inputs['node']}: ", inputs["type"]
         api = program_client("ec2", inputs["region"], path)
-        ec2.check_place(api, path, type_=type_, subnet=inputs.get("subnet"))
+        subnet, public = inputs.get("subnet"), inputs["public_ip"]
+        ec2.check_place(api, path, type_=type_, subnet=subnet, public=public)
         ec2.check_image(api, path, type_=type_, ami=inputs.get("ami") or inputs["newest_ami"])
 
     return pulumi.ResourceHook(name, hook, pulumi.ResourceHookOptions(on_dry_run=True))

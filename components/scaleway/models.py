@@ -326,6 +326,27 @@ class PrivateNic:
 
 
 @dataclass(frozen=True)
+class GatewayNetwork:
+    """A Public Gateway's place in a private network."""
+
+    id: str
+    private_network_id: str
+    status: str
+    """`created`, `attaching`, `configuring`, `ready` or `detaching`."""
+    push_default_route: bool
+    """Whether machines in the network are told to reach the internet through it, which then does NAT."""
+
+    @classmethod
+    def parse(cls, data: Json) -> Self:
+        return cls(
+            id=text(data, "id"),
+            private_network_id=text(data, "private_network_id"),
+            status=text(data, "status"),
+            push_default_route=bool(data["push_default_route"]),
+        )
+
+
+@dataclass(frozen=True)
 class SshKey:
     """A public key of the project; Scaleway installs it on every server it starts."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from components.scaleway.calls import Calls, filters_of, given, matching, merged, path_of
 from components.scaleway.models import (
+    GatewayNetwork,
     Ip,
     ListedRule,
     PrivateNetwork,
@@ -16,6 +17,18 @@ from components.scaleway.models import (
     editable_rules,
     text,
 )
+
+GATEWAY_ZONES = (
+    "fr-par-1",
+    "fr-par-2",
+    "nl-ams-1",
+    "nl-ams-2",
+    "nl-ams-3",
+    "pl-waw-1",
+    "pl-waw-2",
+    "pl-waw-3",
+)
+"""Zones that have Public Gateways, as Scaleway's SDK lists them for vpc-gw/v2."""
 
 
 class Networks(Calls):
@@ -177,6 +190,27 @@ class Networks(Calls):
     def delete_private_network(self, network_id: str) -> None:
         """Delete a network that nothing is in. One that is gone already is fine."""
         self._delete("delete_private_network", network_id, self._vpc("private-networks", network_id))
+
+    def leads_out(self, network_id: str) -> bool:
+        """Whether a Public Gateway, of whichever zone of the region, gives the network a default route."""
+        return any(
+            attached.push_default_route and attached.status == "ready"
+            for zone in GATEWAY_ZONES
+            if zone.startswith(f"{self._region}-")
+            for attached in self._gateways(zone, network_id)
+        )
+
+    def _gateways(self, zone: str, network_id: str) -> list[GatewayNetwork]:
+        found = self._list(
+            "list_gateway_networks",
+            network_id,
+            path_of("vpc-gw", "v2", "zones", zone, "gateway-networks"),
+            "gateway_networks",
+            GatewayNetwork.parse,
+            filters={"private_network_ids": network_id},
+            size="page_size",
+        )
+        return [attached for attached in found if attached.private_network_id == network_id]
 
     def create_private_nic(self, server_id: str, network_id: str) -> PrivateNic:
         """Put a server into a network, where it is not in it already."""

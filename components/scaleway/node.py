@@ -8,7 +8,7 @@ import pulumi
 from pulumi import Output, ResourceHookBinding, ResourceOptions
 
 from components.node import GpuNode, GpuNodeArgs, Machine
-from components.scaleway.private_network import PrivateNic
+from components.scaleway.private_network import PrivateNic, way_out_check
 from components.scaleway.resources import HostKeys, Power, RootVolume, SecurityGroup, Server
 from components.scaleway.stock import stock_check
 from components.tags import NODE_TAG
@@ -56,12 +56,18 @@ class ScalewayGpuNode(GpuNode):
             security_group_id=group.id,
             user_data=Output.secret(host.user_data()) if host.holds_secrets else host.user_data(),
             host_digest=host.digest(),
+            private_network_id=node.private_network,
             opts=ResourceOptions(
                 parent=self,
                 # The machine holds everything that costs hours to rebuild.
                 protect=node.protect,
                 additional_secret_outputs=["user_data"] if host.holds_secrets else None,
-                hooks=ResourceHookBinding(before_create=[stock_check(f"{name}-server", self)]),
+                hooks=ResourceHookBinding(
+                    before_create=[
+                        stock_check(f"{name}-server", self),
+                        *([way_out_check(f"{name}-way-out", self)] if node.private_network else []),
+                    ]
+                ),
             ),
         )
         volume = RootVolume(
@@ -74,16 +80,17 @@ class ScalewayGpuNode(GpuNode):
             size_gb=node.root_volume_gb,
             opts=ResourceOptions(parent=self),
         )
+        network = args.member.network if args.member else node.private_network
         nic = (
             PrivateNic(
                 f"{name}-private-nic",
                 zone=zone,
                 node=node.name,
                 server_id=server.id,
-                private_network_id=args.member.network,
+                private_network_id=network,
                 opts=ResourceOptions(parent=self),
             )
-            if args.member
+            if network
             else None
         )
         power = Power(
@@ -91,6 +98,7 @@ class ScalewayGpuNode(GpuNode):
             zone=zone,
             node=node.name,
             server_id=server.id,
+            private_ip=nic.address if nic and not node.public_ip else None,
             # The volume has to have its size before the first start; that is also when interfaces are found.
             opts=ResourceOptions(parent=self, depends_on=[volume, *([nic] if nic else [])]),
         )
@@ -107,7 +115,7 @@ class ScalewayGpuNode(GpuNode):
             args,
             Machine(
                 server_id=server.id,
-                public_ip=power.public_ip,
+                public_ip=power.public_ip if node.public_ip else None,
                 host_keys=keys.keys,
                 root_volume_gb=volume.size_gb.apply(int),
                 ssh_user="root",

@@ -1,10 +1,13 @@
-"""Where the machines of a cluster meet on Scaleway: a private network of the region's VPC.
+"""Private networks of a region's VPC: where the machines of a cluster meet, and where a node without a public
+address is reached.
 
 Security groups filter public traffic alone: within the network everything may talk, from outside nothing can.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import pulumi
@@ -12,7 +15,10 @@ from pulumi import Input, Output
 from pulumi.dynamic import CreateResult, ReadResult, Resource, UpdateResult
 
 from components.dynamic import gone
+from components.scaleway.credentials import Credentials
+from components.scaleway.owned import client_of, timeouts_of
 from components.scaleway.resources import ScalewayProvider
+from components.scaleway.way_out import NoSuchNetwork, way_out
 from components.tags import NODE_TAG, OWNER_TAG
 
 ADDRESS_DEADLINE_S = 120.0
@@ -103,3 +109,25 @@ class PrivateNic(Resource, module="scaleway", name="PrivateNic"):
             "address": None,
         }
         super().__init__(PrivateNicProvider(), name, props, opts)
+
+
+def way_out_check(name: str, node: pulumi.Resource) -> pulumi.ResourceHook:
+    """A hook for the creation of a server in a private network, at preview too: whether that leads anywhere.
+
+    What is warned of is said of `node`; see `components.scaleway.way_out`.
+    """
+
+    async def hook(args: pulumi.ResourceHookArgs) -> None:
+        if said := await asyncio.to_thread(look, args.new_inputs or {}):
+            pulumi.log.warn(f"private_network: {said}", node)
+
+    def look(inputs: Mapping[str, Any]) -> str | None:
+        setting = pulumi.Config("scaleway").get
+        timeouts = timeouts_of(lambda key: setting(key.removeprefix("scaleway:")))
+        client = client_of(Credentials.of_stack(setting), inputs["zone"], timeouts)
+        try:
+            return way_out(client, inputs["private_network_id"])
+        except NoSuchNetwork as error:
+            raise NoSuchNetwork(f"{inputs['node']}: {error}") from None
+
+    return pulumi.ResourceHook(name, hook, pulumi.ResourceHookOptions(on_dry_run=True))

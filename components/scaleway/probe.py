@@ -24,6 +24,7 @@ from components.scaleway.api import (
     Timeouts,
     Unreachable,
 )
+from components.scaleway.way_out import NoSuchNetwork, way_out
 from fleet.check import CloudRequest, Finding, Status, latency
 from fleet.settings import ScalewayNode
 
@@ -150,6 +151,8 @@ class _Zone:
 
     def findings(self) -> list[Finding]:
         findings = [self._permissions()]
+        networks = dict.fromkeys(node.private_network for node in self._nodes if node.private_network)
+        findings += [self._guarded("private network", self._network, network) for network in networks]
         images = dict.fromkeys(node.image for node in self._nodes)
         findings += [self._guarded("image", self._image, image) for image in images]
         findings += [self._guarded("stock", self._stock, kind) for kind in self._wanted]
@@ -189,6 +192,19 @@ class _Zone:
         mends = dict.fromkeys(error.mend for error in denied.values())
         seen = f"the key may not {', '.join(denied)}"
         return Finding(self._subject, "permissions", Status.FAILED, seen, "; ".join(mends))
+
+    def _network(self, network: str) -> Finding:
+        """Of nodes without a public address: whether it exists and leads to the internet."""
+        status = Status.WARNING
+        try:
+            said = way_out(self._client, network)
+        except NoSuchNetwork as error:
+            said, status = str(error), Status.FAILED
+        if said is None:
+            seen = f"{network}, a Public Gateway leads out of it"
+            return Finding(self._subject, "private network", Status.OK, seen)
+        seen, _, fix = said.partition(". Fix: ")
+        return Finding(self._subject, "private network", status, seen, fix)
 
     def _image(self, image_id: str) -> Finding:
         try:

@@ -229,23 +229,29 @@ class SecurityGroup(Resource, module="scaleway", name="SecurityGroup"):
 # --- server ---------------------------------------------------------------------------------------------
 
 
-_in_state: dict[tuple[str, str], tuple[str, ...]] = {}
+_in_state: dict[tuple[str, str], tuple[str | None, ...]] = {}
 """What kind of server state knows for a node, by owner and label: the engine has its inputs checked before it
 has another one created."""
 
 
-def _kind(props: Mapping[str, Any]) -> tuple[str, ...]:
+def _kind(props: Mapping[str, Any]) -> tuple[str | None, ...]:
     """What makes two servers interchangeable for a node."""
+    return (*_model(props), props.get("private_network_id"))
+
+
+def _model(props: Mapping[str, Any]) -> tuple[str, ...]:
+    """The same without where it is reached."""
     return props["zone"], props["commercial_type"], props["image"], props["host_digest"]
 
 
-SWITCHES: Mapping[str, bool] = {"protected": False, "dynamic_ip_required": True}
-"""How a server is made and has to stay: removable, and with an address while it runs."""
+SWITCHES = ("protected", "dynamic_ip_required")
+"""What a server is made with and has to keep: that it is removable, and has a public address while it runs or
+never has one."""
 
 
 class ServerProvider(ScalewayProvider):
     # User data is not compared: it acts at the first boot alone. What of it shapes the host is in the digest.
-    replace_on = frozenset({"zone", "commercial_type", "image", "host_digest"})
+    replace_on = frozenset({"zone", "commercial_type", "image", "host_digest", "private_network_id"})
     update_on = frozenset({"name", "owned", "tags", "security_group_id", *SWITCHES})
 
     def check(self, olds: dict[str, Any], news: dict[str, Any]) -> CheckResult:
@@ -267,6 +273,7 @@ class ServerProvider(ScalewayProvider):
             tags=[*props["tags"], f"{HOST_TAG}={props['host_digest']}"],
             marks=[*_marks(props), PENDING_TAG],
             security_group=props["security_group_id"],
+            dynamic_ip_required=props["dynamic_ip_required"],
         )
         # The volume that the image brings is listed by the server; nothing in the request named it.
         root_volume_id = sbs_root_volume_id(client.get_server(server.id))
@@ -286,12 +293,12 @@ class ServerProvider(ScalewayProvider):
         if strange := [server for server in found if value_of(server.tags, OWNER_TAG) != owner]:
             raise not_ours(props["node"], label, [f"server {each.id}" for each in strange])
         for server in found:
-            if PENDING_TAG in server.tags and not _fits(server, props):
+            if PENDING_TAG in server.tags and not _fits(client, server, props):
                 # Left by an interrupted create, before the settings were changed again: it never served.
                 delete_server(client, server.id, server.root_volume_id)
         if _in_state.get(_marks_key(props)) == _kind(props):
             return None  # another one just like it is asked for
-        lost = [each for each in found if PENDING_TAG not in each.tags and _fits(each, props)]
+        lost = [each for each in found if PENDING_TAG not in each.tags and _fits(client, each, props)]
         if not lost:
             return None
         server = lost[0]
@@ -352,11 +359,16 @@ def _all_tags(props: Mapping[str, Any]) -> list[str]:
     return merged(props["tags"], [*_marks(props), f"{HOST_TAG}={props['host_digest']}"])
 
 
-def _fits(server: FoundServer, props: Mapping[str, Any]) -> bool:
+def _fits(client: ScalewayClient, server: FoundServer, props: Mapping[str, Any]) -> bool:
     """Whether a server is what a create with these inputs makes."""
     digest = value_of(server.tags, HOST_TAG)
-    found = (server.zone, server.commercial_type, server.image_id, digest)
-    return found == _kind(props)
+    if (server.zone, server.commercial_type, server.image_id, digest) != _model(props):
+        return False
+    network = props.get("private_network_id")
+    if network is None or server.dynamic_ip_required:
+        return network is None and server.dynamic_ip_required
+    # One whose creation was cut short is in no network yet.
+    return all(nic.private_network_id == network for nic in client.list_private_nics(server.id))
 
 
 class Server(Resource, module="scaleway", name="Server"):
@@ -378,8 +390,10 @@ class Server(Resource, module="scaleway", name="Server"):
         security_group_id: Input[str],
         user_data: Input[str],
         host_digest: str,
+        private_network_id: str | None,
         opts: pulumi.ResourceOptions,
     ) -> None:
+        """With a `private_network_id`, into which `PrivateNic` puts it, the server has no public address."""
         props: dict[str, Any] = {
             "zone": zone,
             "node": node,
@@ -390,9 +404,11 @@ class Server(Resource, module="scaleway", name="Server"):
             "commercial_type": commercial_type,
             "image": image,
             "security_group_id": security_group_id,
-            **SWITCHES,
+            "protected": False,
+            "dynamic_ip_required": private_network_id is None,
             "user_data": user_data,
             "host_digest": host_digest,
+            "private_network_id": private_network_id,
             "root_volume_id": None,
         }
         super().__init__(ServerProvider(), name, props, opts)
@@ -518,11 +534,12 @@ class PowerProvider(ScalewayProvider):
                 if server.state != "starting":
                     client.server_action(server_id, "poweron")
                 client.wait_server(server_id, until={"running"}, deadline_s=START_DEADLINE_S)
-        address = client.wait_public_ip(server_id, deadline_s=START_DEADLINE_S)
-        Progress(node).reached(Stage.PROVIDER_GET_IP, address)
+        private = props.get("private_ip")
+        public = None if private else client.wait_public_ip(server_id, deadline_s=START_DEADLINE_S)
+        Progress(node).reached(Stage.PROVIDER_GET_IP, str(public or private))
         Progress(node).reached(Stage.PROVIDER_SECURITY_GROUP, server.security_group_id or "")
         started = props.get("started") if was_running else uuid.uuid4().hex[:12]
-        return {**props, "state": "running", "public_ip": address, "started": started or "before"}
+        return {**props, "state": "running", "public_ip": public, "started": started or "before"}
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         server = self.client(props).find_server(id_)
@@ -542,12 +559,21 @@ class Power(Resource, module="scaleway", name="Power"):
     """Changes whenever this resource starts the machine."""
 
     def __init__(
-        self, name: str, *, zone: str, node: str, server_id: Input[str], opts: pulumi.ResourceOptions
+        self,
+        name: str,
+        *,
+        zone: str,
+        node: str,
+        server_id: Input[str],
+        private_ip: Input[str] | None,
+        opts: pulumi.ResourceOptions,
     ) -> None:
+        """`private_ip` is that of a server without a public address, for which none is waited for."""
         props: dict[str, Any] = {
             "zone": zone,
             "node": node,
             "server_id": server_id,
+            "private_ip": private_ip,
             "state": "running",
             "public_ip": None,
             "started": None,

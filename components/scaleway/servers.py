@@ -93,6 +93,7 @@ class Servers(Calls):
         marks: Collection[str],
         tags: Collection[str] = (),
         security_group: str | None = None,
+        dynamic_ip_required: bool = True,
     ) -> Server:
         """Create a stopped server from an image alone, or return the one an earlier call left.
 
@@ -105,7 +106,7 @@ class Servers(Calls):
             "image": image,
             "project": self._project,
             "tags": merged(tags, marks),
-            "dynamic_ip_required": True,
+            "dynamic_ip_required": dynamic_ip_required,
             "boot_type": "local",
         }
         if security_group is not None:

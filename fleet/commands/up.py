@@ -62,17 +62,15 @@ def declared(config: Mapping[str, object]) -> dict[str, tuple[str, float | None]
     """The nodes of the configuration: name → cloud, and cost per hour in EUR. None of a wrong one: the engine
     says what is wrong with it."""
     from fleet import settings  # noqa: PLC0415  --help does without
-    from fleet.cost import default_rate, node_cost_per_hour  # noqa: PLC0415
+    from fleet.cost import default_rate  # noqa: PLC0415
 
     try:
         placed = settings.load(nodes.Config(config)).machines
     except settings.SettingsError:
         return {}
-    costs = {
-        node.name: node_cost_per_hour(node.cloud, node.location, node.type, node.root_volume_gb)
-        for node in placed
+    return {
+        node.name: (node.cloud, node.cost_per_hour().into("EUR", default_rate()).total) for node in placed
     }
-    return {node.name: (node.cloud, costs[node.name].into("EUR", default_rate()).total) for node in placed}
 
 
 def bring_up(name: str, board: Board, tell: Tell, warn: Tell) -> int:

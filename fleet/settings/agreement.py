@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from fleet.served_files import MOUNT
 from fleet.settings.expose import Expose, certificate_problem
+from fleet.settings.nodes import BaseNode, Node
 from fleet.settings.problems import Problem, printable
 from fleet.settings.ray import RayMachines
 from fleet.settings.stack import WATCHING_CONTAINERS, WATCHING_PORTS, Secrets, StackSettings
@@ -33,8 +34,10 @@ def disagreements(
     yield from _proxies(settings)
     yield from _names(settings)
     yield from _renamed(settings, names)
+    yield from _ways_in(settings)
     if settings.expose is not None:
         yield from _gateway(settings.expose, settings.ray, names)
+        yield from _upstreams(settings.expose, settings.nodes)
     yield from _containers(settings)
     yield from _served_files(settings)
     if settings.secrets is not None:
@@ -165,6 +168,49 @@ def _renamed(settings: StackSettings, names: Collection[str]) -> Iterator[Proble
                 f"leave renamed_from out, or the node {node.renamed_from}",
                 node.renamed_from,
             )
+
+
+def _ways_in(settings: StackSettings) -> Iterator[Problem]:
+    """A machine without a public address is reached through the jump host."""
+    alone = [machine.name for machine in settings.machines if not machine.has_public_address]
+    if alone and settings.access.jump_host is None:
+        yield Problem(
+            "access.jump_host",
+            f"is missing, and {alone[0]} has no public address (public_ip: false)",
+            "name the machine through which its private address is reached, or leave public_ip out",
+        )
+
+
+def _upstreams(expose: Expose, nodes: Sequence[BaseNode]) -> Iterator[Problem]:
+    """The gateway reaches its nodes at the addresses that they have."""
+    placed = [node for node in nodes if isinstance(node, Node)]
+    private = [node for node in placed if not node.has_public_address]
+    if not private:
+        return
+    public = [node for node in placed if node.has_public_address]
+    if public:
+        yield Problem(
+            "expose",
+            f"{private[0].name} has no public address (public_ip: false) and {public[0].name} has one, so "
+            "the gateway reaches one of them only",
+            "give all nodes of the stack the same public_ip",
+        )
+    elif len({node.cloud for node in private}) > 1:
+        first, other = private[0], next(node for node in private if node.cloud != private[0].cloud)
+        yield Problem(
+            "expose",
+            f"{first.name} on {first.cloud} and {other.name} on {other.cloud} have private addresses alone "
+            "(public_ip: false), and the gateway reaches those of its own cloud",
+            "give each cloud a stack of its own, or leave public_ip out",
+        )
+    elif expose.tls == "acme" and expose.acme_directory is None:
+        yield Problem(
+            "expose.tls",
+            "acme needs a public address for Let's Encrypt's challenges, and no node has one "
+            "(public_ip: false)",
+            "use certificate or internal, or name an authority of your own in expose.acme_directory",
+            "acme",
+        )
 
 
 def _keys(expose: Expose | None, secrets: Secrets) -> Iterator[Problem]:

@@ -22,6 +22,8 @@ CHEAPEST = "cheapest"
 SCALEWAY_GPU_IMAGE = "5c3d28db-33ce-4997-8572-f49506339283"
 """Ubuntu Noble GPU OS 13 passthrough: its root is an `sbs_snapshot`, and it carries the NVIDIA driver."""
 
+UUID = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+
 SCALEWAY_ZONES = (
     "fr-par-1",
     "fr-par-2",
@@ -94,6 +96,11 @@ class Node(BaseNode):
         """The zone or region the node lives in, as its cloud names it."""
         raise NotImplementedError
 
+    @property
+    def has_public_address(self) -> bool:
+        """Whether the node is reached at a public address; else at its private one, by the jump host."""
+        return True
+
     def instance_type(self) -> InstanceType:
         """The catalog's entry for the node's type."""
         found = catalog().find(self.cloud, self.type)
@@ -102,7 +109,13 @@ class Node(BaseNode):
 
     def cost_per_hour(self) -> Cost:
         """What the node costs, in the currency of its cloud."""
-        return node_cost_per_hour(self.cloud, self.location, self.type, self.root_volume_gb)
+        return node_cost_per_hour(
+            self.cloud,
+            self.location,
+            self.type,
+            self.root_volume_gb,
+            public_address=self.has_public_address,
+        )
 
     @model_validator(mode="after")
     def _gpus_suffice(self) -> Node:
@@ -172,12 +185,37 @@ class ScalewayNode(Node):
     """Commercial type."""
     root_volume_gb: Annotated[int, AfterValidator(_scaleway_root_volume)] = Field(default=200, le=10_000)
     """Size of the SBS root volume in GB (10⁹ bytes), 150 at least. Grows in place; never shrinks."""
-    image: str = Field(default=SCALEWAY_GPU_IMAGE, pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+    image: str = Field(default=SCALEWAY_GPU_IMAGE, pattern=UUID)
     """Image id in this zone; its root must be an `sbs_snapshot`."""
+    public_ip: bool = True
+    """Give the node a public address. Without one it is reached through `access.jump_host`, and the internet
+    through a Public Gateway of `private_network`. A change makes a new machine."""
+    private_network: str | None = Field(default=None, pattern=UUID)
+    """Id of the private network of a node without a public address, in the region of `zone`; the jump host
+    reaches it. A change makes a new machine."""
 
     @property
     def location(self) -> str:
         return str(self.zone)
+
+    @property
+    def has_public_address(self) -> bool:
+        return self.public_ip
+
+    @model_validator(mode="after")
+    def _one_address_to_be_reached_at(self) -> ScalewayNode:
+        if not self.public_ip and self.private_network is None:
+            raise wrong(
+                "public_ip: false leaves the machine without an address; add the id of the private_network "
+                "that the jump host reaches (scw vpc private-network list), or leave public_ip out"
+            )
+        if self.public_ip and self.private_network is not None:
+            raise wrong(
+                "private_network: {network} is for nodes without a public address; set public_ip: false, or "
+                "leave private_network out",
+                network=self.private_network,
+            )
+        return self
 
     @property
     def driver_branch_of_image(self) -> int | None:
@@ -325,6 +363,9 @@ class AwsNode(Node):
     """More tags on everything the node consists of, as `key=value` or `key`."""
     elastic_ip: bool = False
     """Give the node an address that stays when the machine is stopped or replaced. Billed when unused too."""
+    public_ip: bool = True
+    """Give the node a public address. Without one it is reached through `access.jump_host`, and the internet
+    through the NAT gateway that its `subnet` routes to. A change makes a new machine."""
     session_manager: bool = False
     """Let people in through Systems Manager too, without an open port: the machine gets a role with just the
     rights of its agent."""
@@ -334,6 +375,23 @@ class AwsNode(Node):
     @property
     def location(self) -> str:
         return self.region
+
+    @property
+    def has_public_address(self) -> bool:
+        return self.public_ip
+
+    @model_validator(mode="after")
+    def _no_address_is_no_elastic_ip(self) -> AwsNode:
+        if not self.public_ip and self.elastic_ip:
+            raise wrong(
+                "elastic_ip: true is a public address, and public_ip is false; leave one of the two out"
+            )
+        if not self.public_ip and self.subnet is None:
+            raise wrong(
+                "public_ip: false needs a subnet that routes to a NAT gateway, and default subnets route to "
+                "an internet gateway; add subnet, or leave public_ip out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _spot_cannot_be_protected(self) -> AwsNode:

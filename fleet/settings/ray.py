@@ -90,6 +90,18 @@ class ScalewayRayCluster(RayMachines, ScalewayNode):
 
     machine = ScalewayNode
 
+    @model_validator(mode="after")
+    def _one_address_to_be_reached_at(self) -> ScalewayRayCluster:
+        """In place of a node's own rule: the cluster's private network is made with it."""
+        if not self.public_ip or self.private_network is not None:
+            field = "private_network" if self.private_network else "public_ip"
+            raise wrong(
+                "{field}: a Ray cluster on Scaleway makes a private network of its own, which neither a jump "
+                "host nor a Public Gateway is in; leave public_ip and private_network out",
+                field=field,
+            )
+        return self
+
 
 class LinodeRayCluster(RayMachines, LinodeNode):
     """A Ray cluster on Linode, over a VLAN."""

@@ -29,7 +29,12 @@ LISTS = ("nodes", "ray")
 """Sections that list what costs money: a wrong entry is left out, the others are read."""
 SHARED = ("serving", "fit", "provision")
 """Sections that nodes inherit."""
-STAND_INS = {"ssh_cidrs": ["127.0.0.1/32"], "ssh_private_key_path": ""}
+STAND_INS: Raw = {
+    "ssh_cidrs": ["127.0.0.1/32"],
+    "ssh_private_key_path": "",
+    # One that is there and wrong is no jump host that is missing.
+    "jump_host": {"host": "unknown", "host_keys": [f"ssh-ed25519 {'A' * 68}"]},
+}
 """For keys of `access` that are wrong: there is no stack without that section."""
 
 COMPOUND = (".args", ".environment", ".extra_args", ".files", ".tags", ".visible_devices")

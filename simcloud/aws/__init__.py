@@ -55,6 +55,8 @@ class Aws(Cloud):
     def __init__(self, simulation: Simulation) -> None:
         self._simulation = simulation
         self._given: set[str] = set()
+        self._inner: dict[str, str] = {}
+        """Where instances without a public address are, by their id."""
         self._moto = Moto(self._free_address)
         self._on: dict[str, Boot] = {}
         self._jobs = JobMachines(self._job_is_off)
@@ -153,6 +155,11 @@ class Aws(Cloud):
                 "bills": thing.bills,
             }
 
+    def private_addresses(self) -> Iterable[tuple[str, str]]:
+        for instance in self._moto.instances():
+            if instance.id in self._on:
+                yield str(instance.private_ip), self._on[instance.id].address
+
     def objects(self) -> frozenset[str]:
         return frozenset(
             [instance.id for instance in self._moto.instances()] + [thing.id for thing in self._moto.things()]
@@ -168,6 +175,7 @@ class Aws(Cloud):
         self._jobs.reset()
         self._moto.reset()
         self._given.clear()
+        self._inner.clear()
         self._on.clear()
         self._states.clear()
 
@@ -231,7 +239,7 @@ class Aws(Cloud):
                     await self._reconcile_job(instance, api_url)
                     continue
                 on = self._on.get(instance.id)
-                address = instance.public_ip if instance.state == "running" else None
+                address = self._address(instance) if instance.state == "running" else None
                 if on and (on.address != address or instance.id in rebooted):
                     await machines.backend.stop(instance.id)
                     on = self._on.pop(instance.id) and None
@@ -240,6 +248,14 @@ class Aws(Cloud):
                 elif address and not on:
                     self._on[instance.id] = boot = self._boot(instance, address)
                     await machines.backend.start(boot)
+
+    def _address(self, instance: Any) -> str:
+        """The loopback address of a running instance, which is its public one if it has one."""
+        if instance.public_ip:
+            return str(instance.public_ip)
+        if instance.id not in self._inner:
+            self._inner[instance.id] = self._free_address()
+        return self._inner[instance.id]
 
     def _runs_a_job(self, instance: Any) -> bool:
         return not isinstance(self._simulation.machines.backend, NoNodes) and is_job(_user_data(instance))

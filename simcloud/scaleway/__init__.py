@@ -16,6 +16,7 @@ from simcloud.scaleway.model import ServerState
 from simcloud.scaleway.network import Network
 from simcloud.scaleway.power import Power
 from simcloud.scaleway.private_networks import PrivateNetworks
+from simcloud.scaleway.public_gateways import PublicGateways
 from simcloud.scaleway.resources import CLOUD, Resources
 from simcloud.scaleway.servers import Servers
 
@@ -49,6 +50,7 @@ class Scaleway(Cloud):
             *Servers(self._resources, self._block, self._power).calls,
             *Network(self._resources, self._power).calls,
             *PrivateNetworks(self._resources).calls,
+            *PublicGateways(self._resources).calls,
             *self._block.calls,
             *Iam(self._resources).calls,
         ]
@@ -132,8 +134,20 @@ class Scaleway(Cloud):
                 "state": "available",
                 "bills": False,
             }
+        for gateway in resources.gateways:
+            yield {
+                **_thing("public_gateway", gateway.id, gateway.name, gateway.zone, None),
+                "state": "running",
+                "bills": True,
+            }
         for key in resources.ssh_keys:
             yield {**_thing("ssh_key", key.id, key.name, None, None), "state": "enabled", "bills": False}
+
+    def private_addresses(self) -> Iterable[tuple[str, str]]:
+        for nic in self._resources.private_nics:
+            server = self._resources.servers.get(nic.server)
+            if server and server.address:
+                yield nic.address, server.address
 
     def objects(self) -> frozenset[str]:
         return self._simulation.store.ids(f"{CLOUD}/")

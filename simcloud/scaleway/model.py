@@ -155,6 +155,27 @@ class PrivateNic(Document):
     created: datetime = Field(default_factory=utc_now)
 
 
+class PublicGateway(_Resource):
+    """A Public Gateway: it bills until it is deleted."""
+
+    name: str
+    type: str
+
+
+class GatewayNetwork(Document):
+    """A Public Gateway's place in a private network."""
+
+    id: str = Field(default_factory=new_id)
+    zone: str
+    gateway: str
+    network: str
+    masquerade: bool
+    default_route: bool
+    ip: str = Field(default_factory=new_id)
+    """IPAM's id of its address there."""
+    created: datetime = Field(default_factory=utc_now)
+
+
 class SshKey(Document):
     id: str = Field(default_factory=new_id)
     project: str

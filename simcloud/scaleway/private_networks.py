@@ -73,7 +73,8 @@ class PrivateNetworks:
 
     def delete_network(self, received: Received) -> Reply:
         network = self._network(received)
-        if any(nic.network == network.id for nic in self._nics()):
+        attached = self._resources.gateway_networks
+        if any(each.network == network.id for each in (*self._nics(), *attached)):
             raise errors.precondition(
                 "Private network must be empty to be deleted",
                 status=412,

@@ -11,7 +11,17 @@ from uuid import NAMESPACE_URL, uuid5
 from simcloud.cloud import Json, Received, Reply, Simulation, node_name
 from simcloud.scaleway import errors
 from simcloud.scaleway.catalog import ZONES
-from simcloud.scaleway.model import Ip, PrivateNetwork, PrivateNic, SecurityGroup, Server, SshKey, Volume
+from simcloud.scaleway.model import (
+    GatewayNetwork,
+    Ip,
+    PrivateNetwork,
+    PrivateNic,
+    PublicGateway,
+    SecurityGroup,
+    Server,
+    SshKey,
+    Volume,
+)
 from simcloud.store import Document
 
 CLOUD = "scaleway"
@@ -36,6 +46,8 @@ class Resources:
         self.ips = store.table("scaleway/ip", Ip)
         self.private_networks = store.table("scaleway/private_network", PrivateNetwork)
         self.private_nics = store.table("scaleway/private_nic", PrivateNic)
+        self.gateways = store.table("scaleway/public_gateway", PublicGateway)
+        self.gateway_networks = store.table("scaleway/gateway_network", GatewayNetwork)
         self.ssh_keys = store.table("scaleway/ssh_key", SshKey)
 
     def server(self, received: Received) -> Server:

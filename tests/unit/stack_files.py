@@ -97,6 +97,12 @@ def node(cloud: str, **more: Any) -> dict[str, Any]:
 
 PROXIED = {"http_proxy": "http://proxy.example.com:3128", "https_proxy": "http://[2001:db8::5]:3128/"}
 EXPOSED = {"domain": "llm.example.com", "cidrs": ["203.0.113.0/24"], "tls": "internal"}
+INTERNAL = {"expose": EXPOSED}
+PUBLIC_DOOR = EXPOSED | {"tls": "acme", "cidrs": ["0.0.0.0/0"]}
+JUMPING = {"access.jump_host": HOP}
+NETWORK = "51b656e3-4865-41e8-adbc-0c45bdd780db"
+HIDDEN = node("scaleway", public_ip=False, private_network=NETWORK)
+HIDDEN_AWS = node("aws", public_ip=False, subnet="subnet-0123456789abcdef0")
 ARGS = "serving.extra_args"
 ENVIRONMENT = "serving.environment"
 IMAGE = "serving.image"
@@ -380,6 +386,34 @@ WRONG = [
     Wrong("access.jump_host", {"host": "bastion"}, "access.jump_host.host_keys", "missing"),
     Wrong("access.jump_host", {**HOP, "host": "-oX"}, "access.jump_host.host", "is malformed"),
     Wrong("access.jump_host", {**HOP, "user": "a b"}, "access.jump_host.user", "is malformed"),
+    # without a public address
+    Wrong("nodes.0", node("scaleway", public_ip=False), "nodes[0].public_ip", "add the id", JUMPING),
+    Wrong(
+        "nodes.0", node("scaleway", private_network=NETWORK), "nodes[0].private_network", "public_ip: false"
+    ),
+    Wrong("nodes.0", HIDDEN | {"private_network": "pn-1"}, "nodes[0].private_network", "malformed", JUMPING),
+    Wrong("nodes.0", HIDDEN, "access.jump_host", "is missing, and a has no public address"),
+    Wrong("nodes.0", node("aws", public_ip=False), "nodes[0].public_ip", "add subnet", JUMPING),
+    Wrong("nodes.0", HIDDEN_AWS, "access.jump_host", "is missing, and a has no public address"),
+    Wrong("nodes.0", HIDDEN_AWS | {"elastic_ip": True}, "nodes[0].elastic_ip", "one of the two", JUMPING),
+    Wrong("nodes.0", node("linode", public_ip=False), "nodes[0].public_ip", "only of scaleway and aws"),
+    Wrong(
+        "nodes.0",
+        HIDDEN,
+        "access.jump_host.user",
+        "is malformed",
+        {"access.jump_host": {**HOP, "user": "a b"}},
+    ),
+    Wrong("nodes", [HIDDEN, {**HIDDEN_AWS, "name": "b"}], "expose", "of its own cloud", JUMPING | INTERNAL),
+    Wrong("nodes", [HIDDEN, node("aws") | {"name": "b"}], "expose", "the same public_ip", JUMPING | INTERNAL),
+    Wrong("nodes.0", HIDDEN, "expose.tls", "no node has one", JUMPING | {"expose": PUBLIC_DOOR}),
+    Wrong(
+        "ray",
+        [{"name": "pool", "cloud": "scaleway", "public_ip": False}],
+        "ray[0].public_ip",
+        "of its own",
+        JUMPING,
+    ),
     Wrong("access.ssh_private_key_path", "id_%h", "access.ssh_private_key_path", "rename the file"),
     Wrong("serving.model", "/opt/models/own", "serving.model", "write /files/own here"),
     Wrong("serving.files", {"a/b": "setup.sh"}, "serving.files", "letters, digits"),
@@ -495,6 +529,18 @@ RIGHT: list[dict[str, Any]] = [
             "user": "hop",
             "port": 2222,
         }
+    },
+    {"nodes.0": HIDDEN, "access.jump_host": HOP},
+    {"nodes.0": HIDDEN_AWS, "access.jump_host": HOP},
+    {
+        "nodes": [HIDDEN, {**HIDDEN_AWS, "name": "b"}, {**node("linode"), "name": "c"}],
+        "access.jump_host": HOP,
+    },
+    {"nodes": [HIDDEN, {**HIDDEN, "name": "b"}], "expose": EXPOSED, "access.jump_host": HOP},
+    {
+        "nodes": [],
+        "ray": [{"name": "pool", "cloud": "aws", "public_ip": False, "subnet": "subnet-0123456789abcdef0"}],
+        "access.jump_host": HOP,
     },
     {
         "serving.files": {"tool.jinja": "setup.sh"},

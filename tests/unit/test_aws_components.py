@@ -27,6 +27,7 @@ MADE = {
     "ami": None,
     "newest_ami": "ami-1",
     "subnet": None,
+    "public_ip": True,
     "root_volume_gb": 200,
     "made_with": {"ami": "ami-1", "subnet": "subnet-1"},
     "made_user_data": "first",
@@ -63,8 +64,10 @@ def test_a_machine_is_not_made_anew_for_what_nobody_asked_for(changes: dict[str,
     assert found.replaces == []
 
 
-@pytest.mark.parametrize("changes", [{"ami": "ami-2"}, {"digest": "d2"}, {"subnet": "subnet-2"}])
-def test_a_machine_is_made_anew_for_an_image_host_part_or_subnet_that_is_asked_for(
+@pytest.mark.parametrize(
+    "changes", [{"ami": "ami-2"}, {"digest": "d2"}, {"subnet": "subnet-2"}, {"public_ip": False}]
+)
+def test_a_machine_is_made_anew_for_an_image_host_part_subnet_or_address_that_is_asked_for(
     changes: dict[str, Any],
 ) -> None:
     assert FirstBootProvider().diff("id", MADE, {**MADE, **changes}).replaces == list(changes)
@@ -90,8 +93,8 @@ def test_credentials_show_no_secret() -> None:
 
 def test_a_launch_that_ec2_would_take_is_let_through(api: Any) -> None:
     subnet = ec2.default_subnet(api, "g6.xlarge")
-    ec2.check_place(api, "a: ", type_="g6.xlarge", subnet=subnet)
-    ec2.check_place(api, "a: ", type_="g6.xlarge", subnet=None)
+    ec2.check_place(api, "a: ", type_="g6.xlarge", subnet=subnet, public=True)
+    ec2.check_place(api, "a: ", type_="g6.xlarge", subnet=None, public=True)
     ec2.check_image(api, "a: ", type_="g6.xlarge", ami=UBUNTU)
 
 
@@ -101,14 +104,14 @@ def test_a_subnet_in_a_zone_without_the_type_names_the_zones_that_have_it(api: A
     without = next(subnet for zone, subnet in subnets.items() if zone not in zones)
     said = rf"^jobs.subnets: {without} is in .*, which does not offer g6.xlarge; name a subnet in {zones[0]}"
     with pytest.raises(ec2.Ec2Error, match=said):
-        ec2.check_place(api, "jobs.", type_="g6.xlarge", subnet=without, key="subnets")
+        ec2.check_place(api, "jobs.", type_="g6.xlarge", subnet=without, public=None, key="subnets")
 
 
 def test_a_type_or_subnet_that_the_region_does_not_have_is_refused(api: Any) -> None:
     with pytest.raises(ec2.Ec2Error, match=r"^a: type: g9.xlarge is offered nowhere in us-east-1; choose"):
-        ec2.check_place(api, "a: ", type_="g9.xlarge", subnet=None)
+        ec2.check_place(api, "a: ", type_="g9.xlarge", subnet=None, public=True)
     with pytest.raises(ec2.Ec2Error, match=r"^a: subnet: subnet-0 does not exist in us-east-1; name one of"):
-        ec2.check_place(api, "a: ", type_="g6.xlarge", subnet="subnet-0")
+        ec2.check_place(api, "a: ", type_="g6.xlarge", subnet="subnet-0", public=True)
 
 
 def test_an_image_without_the_driver_is_refused(api: Any) -> None:

@@ -267,20 +267,24 @@ def test_default_tags_are_known() -> None:
     assert dict(given.default_tags) == {"cost": "ml", "team": "a"}
 
 
-WAYS: list[tuple[str, bool]] = [
-    ("no table of its own", False),
-    ("no table of its own, main with a gateway", True),
-    ("own table without a route", False),
-    ("own table without a route, main with a gateway", False),
-    ("own table with a gateway", True),
-    ("own table with a NAT gateway", True),
-    ("own table with a gateway for a part", False),
+NOWHERE = "has no route to the internet"
+IGW, NAT = "routes to the internet gateway igw-", "routes to the NAT gateway nat-"
+WAYS: list[tuple[str, str | None, str | None]] = [
+    ("no table of its own", NOWHERE, NOWHERE),
+    ("no table of its own, main with a gateway", None, IGW),
+    ("own table without a route", NOWHERE, NOWHERE),
+    ("own table without a route, main with a gateway", NOWHERE, NOWHERE),
+    ("own table with a gateway", None, IGW),
+    ("own table with a NAT gateway", NAT, None),
+    ("own table with a gateway for a part", NOWHERE, NOWHERE),
 ]
+"""What is said of a machine with a public address, and of one without; None: it is let through."""
 
 
-@pytest.mark.parametrize(("way", "leads_out"), WAYS)
+@pytest.mark.parametrize("public", [True, False, None])
+@pytest.mark.parametrize(("way", "said_of_public", "said_of_private"), WAYS)
 def test_a_subnet_without_a_way_to_the_internet_is_refused(
-    cloud: SimCloud, way: str, leads_out: bool
+    cloud: SimCloud, way: str, said_of_public: str | None, said_of_private: str | None, public: bool | None
 ) -> None:
     console = cloud.console("ec2")
     vpc = console.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
@@ -304,16 +308,19 @@ def test_a_subnet_without_a_way_to_the_internet_is_refused(
         part = "192.0.2.0/24" if "part" in way else "0.0.0.0/0"
         if "without" not in way:
             console.create_route(RouteTableId=table, DestinationCidrBlock=part, **to)
-    if leads_out:
-        ec2.check_place(console, "a: ", type_="g6.xlarge", subnet=subnet)
+    # Where either will do, only what leads nowhere is refused.
+    either = NOWHERE if said_of_public == said_of_private == NOWHERE else None
+    said = {True: said_of_public, False: said_of_private, None: either}[public]
+    if said is None:
+        ec2.check_place(console, "a: ", type_="g6.xlarge", subnet=subnet, public=public)
         return
-    said = rf"^a: subnet: {subnet} has no route to the internet \(route table {table}\).*Fix: name another"
-    with pytest.raises(ec2.Ec2Error, match=said):
-        ec2.check_place(console, "a: ", type_="g6.xlarge", subnet=subnet)
+    message = rf"^a: subnet: {subnet} {said}.*\(route table {table}\).*Fix: name a"
+    with pytest.raises(ec2.Ec2Error, match=message):
+        ec2.check_place(console, "a: ", type_="g6.xlarge", subnet=subnet, public=public)
 
 
 def test_credentials_that_may_not_read_route_tables_are_no_obstacle(cloud: SimCloud) -> None:
     ec2_api = client(config(cloud).get, "ec2", "us-east-1")
     subnet = ec2.default_subnet(ec2_api, "g6.xlarge")
     cloud.set_fault("DescribeRouteTables", "403")
-    ec2.check_place(ec2_api, "a: ", type_="g6.xlarge", subnet=subnet)
+    ec2.check_place(ec2_api, "a: ", type_="g6.xlarge", subnet=subnet, public=True)

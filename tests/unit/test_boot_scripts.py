@@ -226,6 +226,16 @@ def test_host_keys_are_published_from_a_privileged_port(node: Node) -> None:
     assert (node.root / "body").read_text() == "ssh-ed25519 AAAA\nssh-rsa AAAA\n"
 
 
+def test_host_keys_are_published_by_ipv6_where_the_machine_has_no_public_ipv4(node: Node) -> None:
+    node.write("/etc/ssh/ssh_host_ed25519_key.pub", "ssh-ed25519 AAAA\n")
+    node.tool("curl", f'[[ "$*" == *fd00:42::42* ]] && cat >{node.root}/body')
+    assert node.run("publish-host-keys.sh").returncode == 0
+    first, second = node.calls
+    assert first.endswith("http://169.254.42.42/user_data/ssh-host-public-keys")
+    assert second.endswith("http://[fd00:42::42]/user_data/ssh-host-public-keys")
+    assert (node.root / "body").read_text() == "ssh-ed25519 AAAA\n"
+
+
 def test_a_metadata_service_that_never_answers_is_given_up(node: Node) -> None:
     node.write("/etc/ssh/ssh_host_ed25519_key.pub", "ssh-ed25519 AAAA\n")
     node.tool("curl", "exit 7")

@@ -194,6 +194,18 @@ def test_a_state_tells_running_stopped_and_left_over_apart() -> None:
     }
 
 
+def test_a_machine_without_a_public_address_is_not_billed_for_one() -> None:
+    top, server, *others = node("a")
+    hidden = {**server, "outputs": {**server["outputs"], "dynamic_ip_required": False}}
+    parent = resource("vllm-fleet:aws:GpuNode", "gpu")
+    boot = resource("pulumi-python:dynamic/aws:FirstBoot", "boot", outputs={"public_ip": False})
+    family = [{**each, "parent": parent["urn"]} for each in (AWS, boot)]
+    shown = [entry.cost().total for entry in billed(state(*node("a"), AWS))]
+    found = [entry.cost().total for entry in billed(state(top, hidden, *others, parent, *family))]
+    assert None not in (*shown, *found)
+    assert [round((was or 0) - (now or 0), 6) for was, now in zip(shown, found, strict=True)] == [0.005] * 2
+
+
 def test_month_to_date_follows_the_states_the_stack_went_through() -> None:
     now = datetime(2026, 11, 11, tzinfo=UTC)
     old = node("a", created="2026-10-01T00:00:00Z")

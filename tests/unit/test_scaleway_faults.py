@@ -133,9 +133,10 @@ class Engine:
             security_group_id=group.id,
             user_data="#cloud-config",
             host_digest="digest",
+            private_network_id=None,
         )
         volume = declare(resources.RootVolume, **ours, server_id=server.id, size_gb=node["size"])
-        declare(resources.Power, **common, server_id=server.id)
+        declare(resources.Power, **common, server_id=server.id, private_ip=None)
         if "HostKeys" not in self.state or self.state["HostKeys"].id != server.id:
             self.boot(server.id)
         declare(resources.HostKeys, **common, server_id=server.id, deadline_s=60)

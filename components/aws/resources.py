@@ -85,6 +85,8 @@ class FirstBootProvider(AwsProvider):
     def differs(self, key: str, olds: Mapping[str, Any], news: Mapping[str, Any]) -> bool:
         if key in ("ami", "subnet") and not news.get(key):
             return False  # none is asked for: the one it was made with stays
+        # A machine that was made before there was this setting has a public address.
+        olds = {"public_ip": True, **olds}
         return super().differs(key, {**olds, **(olds.get("made_with") or {})}, news)
 
     def create(self, props: dict[str, Any]) -> CreateResult:

@@ -64,6 +64,12 @@ def test_a_machine_is_not_made_anew_for_what_nobody_asked_for(changes: dict[str,
     assert found.replaces == []
 
 
+def test_a_machine_made_before_public_ip_was_a_setting_has_a_public_address() -> None:
+    olds = {key: value for key, value in MADE.items() if key != "public_ip"}
+    assert FirstBootProvider().diff("id", olds, {**MADE, "public_ip": True}).replaces == []
+    assert FirstBootProvider().diff("id", olds, {**MADE, "public_ip": False}).replaces == ["public_ip"]
+
+
 @pytest.mark.parametrize(
     "changes", [{"ami": "ami-2"}, {"digest": "d2"}, {"subnet": "subnet-2"}, {"public_ip": False}]
 )

@@ -106,6 +106,7 @@ def _keys(table: ast.expr) -> Iterable[str]:
 
 
 def classes(files: Mapping[str, str]) -> set[str]:
-    """Model classes that generate. They are found by their first line: a wheel has 10 MB of them."""
-    generative = re.compile(rf"^class (\w+(?:{'|'.join(GENERATIVE)}))\b", re.MULTILINE)
+    """Model classes that generate, of those in PyTorch. They are found by their first line: a wheel has 10 MB
+    of them."""
+    generative = re.compile(rf"^class (?!TF|Flax)(\w+(?:{'|'.join(GENERATIVE)}))\b", re.MULTILINE)
     return {name for path in files if "/modeling_" in path for name in generative.findall(files[path])}

@@ -57,6 +57,11 @@ def parsers(flag: str, version: VllmVersion | None) -> frozenset[str]:
     return frozenset(name for name, changes in _data()[flag].items() if releases.as_of(changes, at))
 
 
+def parser_life(flag: str, name: str) -> tuple[VllmVersion, VllmVersion | None] | None:
+    """The first release that has a parser, and the first that has it no more; None for one of no release."""
+    return releases.life_of(_data()[flag].get(name))
+
+
 def purposes(architecture: str, version: VllmVersion | None) -> frozenset[str]:
     """What a release registers a model for: generate, multimodal, embed, score, classify, reward, draft,
     transformers; nothing for a model that it does not register."""

@@ -105,7 +105,11 @@ def release(version: VllmVersion | None) -> Release:
 
 def life(flag: str) -> tuple[VllmVersion, VllmVersion | None] | None:
     """The first release that has the flag, and the first that has it no more; None for a flag of none."""
-    changes = _data().flags.get(flag)
+    return life_of(_data().flags.get(flag))
+
+
+def life_of(changes: Mapping[str, Any] | None) -> tuple[VllmVersion, VllmVersion | None] | None:
+    """The same of anything, from what changed in which release."""
     if changes is None:
         return None
     since = next(name for name, now in changes.items() if now is not None)

@@ -152,6 +152,15 @@ class Serving(Section):
         for setting, words in (("serving.args", rendered), ("serving.extra_args", self.extra_args)):
             found = vllm_arguments.problems(words, version)
             yield from ((setting, each) for each in found if each.is_warning)
+        for each in vllm_arguments.unregistered(self.added, version):
+            if each.is_warning:
+                yield f"serving.{self._setting_with(each.flag)}", each
+
+    def _setting_with(self, flag: str) -> str:
+        """The setting that gives an argument."""
+        rendered, _ = vllm_arguments.render(self.args, self.vllm_version)
+        given = vllm_arguments.parse(rendered, self.vllm_version).arguments
+        return "args" if any(each.flag == flag for each in given) else "extra_args"
 
     @property
     def prefetched_model(self) -> str:
@@ -206,6 +215,18 @@ class Serving(Section):
                     value=value,
                     version=str(release.version),
                     choices=", ".join(str(each) for each in option.choices if repr(each) in str(known)),
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _the_image_has_its_parsers(self) -> Serving:
+        for found in vllm_arguments.unregistered(self.added, self.vllm_version):
+            if not found.is_warning:
+                raise wrong(
+                    "{key}: {problem}; {fix}",
+                    key=self._setting_with(found.flag),
+                    problem=found.problem,
+                    fix=found.fix,
                 )
         return self
 

@@ -99,13 +99,12 @@ def judge(
         if misfit and cluster.fit.override is None:
             problems.append(Problem.said(f"ray[{index}].count", misfit))
         if cluster.serve:
+            # A cluster installs vLLM from PyPI, and with it the newest Transformers, whose backend may load
+            # more than that of the release's image: nothing is certain.
             refused, doubts = _loading(cluster.serving, config.keys, ask_hub=ask_hub)
-            if cluster.fit.override is None:
-                problems += [each.problem(f"ray[{index}]") for each in refused]
-            else:
-                doubts = [*(f"{each}; overridden: {cluster.fit.override}" for each in refused), *doubts]
+            said = [*(f"serving.model: {each}" for each in refused), *doubts]
             head = checks[cluster.head.name]
-            checks[cluster.head.name] = replace(head, warnings=(*head.warnings, *doubts))
+            checks[cluster.head.name] = replace(head, warnings=(*head.warnings, *said))
     problems += _unpayable_jobs(config.jobs)
     if complete:
         problems += _over_budget(config, {name: found.cost for name, found in checks.items()})

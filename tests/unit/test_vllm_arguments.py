@@ -232,6 +232,7 @@ def test_what_is_short_in_one_release_is_unknown_or_another_in_the_next() -> Non
         (["--seed", "1", "--seed=2"], "carries --seed twice", "leave one out"),
         (["--model-impl", "auto", "--seed 1"], "has --seed and its value in one word", "as two words"),
         (["--disable-log"], "ambiguous", "--disable-log-requests, --disable-log-stats"),
+        (["--cpu-offload-gb=1", "-0.5"], "takes for a flag with a key", "as in --flag=-0.5"),
         (["--", "x"], "after which vLLM reads no flags", "leave it out"),
     ],
 )

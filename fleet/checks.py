@@ -354,7 +354,7 @@ def _image_warnings(node: Node) -> Iterator[str]:
     if version is None:
         yield (
             f"serving.image {serving.image} names no vLLM release, so it is judged as vLLM {DEFAULT_VERSION} "
-            f"and {doubt}; a tag such as vllm/vllm-openai:v0.9.2 says which it is"
+            f"and {doubt}; a tag such as vllm/vllm-openai:v0.33.0 says which it is"
         )
     elif doubt:
         yield f"serving.image: {doubt}"

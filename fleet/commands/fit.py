@@ -50,7 +50,7 @@ def fit(
     kv_cache_dtype: Annotated[str, typer.Option(help="auto, fp8, …")] = "auto",
     max_num_seqs: Annotated[int | None, typer.Option(help="Requests of one engine step.")] = None,
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens of one engine step.")] = None,
-    vllm_version: Annotated[str, typer.Option(help="Release or image reference.")] = "0.9.2",
+    vllm_version: Annotated[str, typer.Option(help="Release or image reference.")] = "0.33.0",
     enforce_eager: Annotated[bool, typer.Option("--enforce-eager", help="No CUDA graphs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -53,8 +53,8 @@ class ModelArchitecture(Section):
 class Serving(Section):
     """What vLLM serves and with which flags. A change is rolled out in place; it never replaces a machine."""
 
-    image: PinnedImage = "vllm/vllm-openai:v0.9.2"
-    """Container image, pinned by tag or digest."""
+    image: PinnedImage = "vllm/vllm-openai:v0.33.0"
+    """Container image, pinned by tag or digest. The default is the newest that driver 580 carries."""
     model: ModelReference
     """Hugging Face model (owner/name) or an absolute path on the node."""
     architecture: ModelArchitecture | None = None

@@ -63,7 +63,9 @@ def on(stack: dict[str, Any], type_: str, **serving: Any) -> dict[str, Any]:
 def test_the_default_model_fits_the_default_node(stack: dict[str, Any]) -> None:
     found = checked(stack)["a"]
     assert found.warnings == ()
-    assert "5.60 requests of 16,384 tokens at once" in found.facts[0]
+    assert "5.92 requests of 16,384 tokens at once" in found.facts[0]
+    stack["serving"]["image"] = "vllm/vllm-openai:v0.9.2"
+    assert "5.60 requests of 16,384 tokens at once" in checked(stack)["a"].facts[0]
 
 
 def test_a_misfit_is_refused_with_its_reason_and_what_would_fit(stack: dict[str, Any]) -> None:

@@ -218,7 +218,7 @@ def test_hostile_texts_reach_the_shell_as_one_word(value: str) -> None:
     script = f'{sourced}printf "%s\\0" "${{IMAGES[@]}}" "$MODEL" "${{ENVIRONMENT[@]}}"'
     done = subprocess.run(["bash", "-c", script], capture_output=True, check=True, timeout=30)
     images, model, *options = done.stdout.decode().split("\0")[:-1]
-    assert (images, model) == ("vllm/vllm-openai:v0.9.2", "Qwen/Qwen3-8B-AWQ")
+    assert (images, model) == ("vllm/vllm-openai:v0.33.0", "Qwen/Qwen3-8B-AWQ")
     assert f"HOSTILE={value}" in options
 
 

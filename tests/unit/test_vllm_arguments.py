@@ -282,7 +282,9 @@ def test_a_value_that_looks_like_a_secret_is_not_repeated() -> None:
 
 
 def serving(**changed: Any) -> Serving:
-    return Serving.model_validate({"model": "Qwen/Qwen3-8B-AWQ", **changed})
+    return Serving.model_validate(
+        {"image": "vllm/vllm-openai:v0.9.2", "model": "Qwen/Qwen3-8B-AWQ", **changed}
+    )
 
 
 def test_a_mapping_comes_after_what_settings_own_and_before_the_words() -> None:

@@ -184,7 +184,6 @@ WRONG = [
     args("--scheduling-policy", "lifo", said="use fcfs, priority"),
     args("--speculative-config", "{model: x}", said="is not JSON"),
     args("--seed", "1", "--seed=2", said="leave one out"),
-    args("--enable-prefix-cachin", said="write --enable-prefix-caching"),
     args("--enable-prefix-caches", said="did you mean --enable-prefix-caching?"),
     # the same as a mapping
     Wrong("serving.args", {"max_model_len": 9000}, "serving.args", "set serving.max_model_len instead"),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from fleet import models, vllm_arguments
+from fleet import loading, models, vllm_arguments
 from fleet.catalog import InstanceType, catalog
 from fleet.cost import HOURS_PER_MONTH, Cost, check_budget
 from fleet.fit import DEFAULT_VERSION, Architecture, FitReport, FitRequest, gpu, plan
@@ -24,6 +24,7 @@ from fleet.fit.compatibility import compatible
 from fleet.fit.flags import supported
 from fleet.fit.memory import GIB
 from fleet.fit.planner import disk_gib
+from fleet.models.files import ModelFiles
 from fleet.settings import Jobs, Node, Problem, Secrets, Serving, SettingsError, StackSettings
 
 MAX_SWAP_SHARE = 0.7
@@ -53,8 +54,8 @@ class Model:
     architecture: Architecture
     weights_gib: float | None = None
     """Size of the checkpoint in GiB where it is known; else it is counted from the architecture."""
-    files: models.ModelFiles | None = None
-    """What the hub says of its repository, where it was asked."""
+    files: ModelFiles | None = None
+    """Its repository's, where the model was looked up."""
 
 
 def check(config: StackSettings) -> dict[str, NodeCheck]:
@@ -100,6 +101,13 @@ def judge(
         checks |= found
         if misfit and cluster.fit.override is None:
             problems.append(Problem.said(f"ray[{index}].count", misfit))
+        if cluster.serve:
+            # A cluster installs vLLM from PyPI, and with it the newest Transformers, whose backend may load
+            # more than that of the release's image: nothing is certain.
+            refused, doubts = _loading(cluster.serving, config.keys, ask_hub=ask_hub)
+            said = [*(f"serving.model: {each}" for each in refused), *doubts]
+            head = checks[cluster.head.name]
+            checks[cluster.head.name] = replace(head, warnings=(*head.warnings, *said))
     problems += _unpayable_jobs(config.jobs)
     if complete:
         problems += _over_budget(config, {name: found.cost for name, found in checks.items()})
@@ -147,19 +155,25 @@ def find_model(serving: Serving, secrets: Secrets, *, ask_hub: bool = True) -> M
 
     With `ask_hub` False, of the hub only what it said before. Raises UnknownModelError.
     """
-    token = secrets.hf_token.get_secret_value() if secrets.hf_token else None
-    given = serving.architecture
     try:
-        if given is not None:
-            return _model_of_file(str(given.config.expanduser()), given.weights_gib)
-        if folder := serving.model_folder:
-            return _model_of_file(str(folder / "config.json"), _weights_gib(folder))
-        return _model_of_name(serving.model, token, ask_hub)
+        files = _files_of(serving, secrets, ask_hub=ask_hub)
+        return Model(Architecture.from_config(files.config), files.weights_gib, files)
     except (OSError, ValueError) as error:
         raise UnknownModelError(
             f"whether {serving.model} fits is unknown: {error}; give its config.json as "
             "serving.architecture.config, and the size of its weights as serving.architecture.weights_gib"
         ) from None
+
+
+def _files_of(serving: Serving, secrets: Secrets, *, ask_hub: bool) -> ModelFiles:
+    """The model's configuration and the size of its weights. Raises OSError and ValueError."""
+    token = secrets.hf_token.get_secret_value() if secrets.hf_token else None
+    given = serving.architecture
+    if given is not None:
+        return _files_from(str(given.config.expanduser()), given.weights_gib)
+    if folder := serving.model_folder:
+        return _files_from(str(folder / "config.json"), _weights_gib(folder))
+    return _files_by_name(serving.model, token, ask_hub)
 
 
 def request_of(serving: Serving, model: Model, kind: InstanceType) -> FitRequest:
@@ -212,19 +226,38 @@ class Misfit:
 
 def _judge(node: Node, secrets: Secrets, *, ask_hub: bool) -> tuple[list[Misfit], list[str], list[str]]:
     """Misfits, facts and warnings of a node."""
-    warnings = list(_image_warnings(node))
+    refused, doubts = _loading(node.serving, secrets, ask_hub=ask_hub)
+    warnings = [*doubts, *_image_warnings(node)]
     try:
         model = find_model(node.serving, secrets, ask_hub=ask_hub)
         request = request_of(node.serving, model, node.instance_type())
         report = plan(request)
     except ValueError as error:
-        return [], [], [str(error), *warnings]
-    misfits = list(_misfits(node, model, request, report))
+        return refused, [], [str(error), *warnings]
+    misfits = [*refused, *_misfits(node, model, request, report)]
     facts = [] if misfits else [f"fit: {report.reason}"]
     lengthened = any(flag in node.serving.added.values for flag in LENGTHENING)
     too_long = node.serving.max_model_len > request.architecture.max_model_len
     said = [warning for warning in report.warnings if not (lengthened and too_long)]
     return misfits, facts, [*said, *_memory_warnings(node, report), *warnings]
+
+
+def _loading(serving: Serving, secrets: Secrets, *, ask_hub: bool = True) -> tuple[list[Misfit], list[str]]:
+    """Why the image's release cannot load the model, and what is doubtful about it.
+
+    Of a model whose configuration is not known here nothing is said.
+    """
+    try:
+        config = _files_of(serving, secrets, ask_hub=ask_hub).config
+    except (OSError, ValueError):
+        return [], []
+    found = loading.finding(serving, config)
+    doubts = list(loading.doubts(serving, config))
+    if found is None:
+        return [], doubts
+    if found.is_warning:
+        return [], [f"serving.model: {found}", *doubts]
+    return [Misfit("serving.model", found.problem, found.fix)], doubts
 
 
 def _misfits(node: Node, model: Model, request: FitRequest, report: FitReport) -> Iterator[Misfit]:
@@ -326,7 +359,7 @@ def _image_warnings(node: Node) -> Iterator[str]:
     if version is None:
         yield (
             f"serving.image {serving.image} names no vLLM release, so it is judged as vLLM {DEFAULT_VERSION} "
-            f"and {doubt}; a tag such as vllm/vllm-openai:v0.9.2 says which it is"
+            f"and {doubt}; a tag such as vllm/vllm-openai:v0.33.0 says which it is"
         )
     elif doubt:
         yield f"serving.image: {doubt}"
@@ -346,12 +379,12 @@ def _image_warnings(node: Node) -> Iterator[str]:
 
 
 @cache
-def _model_of_file(path: str, weights_gib: float | None) -> Model:
+def _files_from(path: str, weights_gib: float | None) -> ModelFiles:
     with open(path, encoding="utf-8") as file:  # noqa: PTH123  a path from the settings, once a run
         config = json.load(file)
     if not isinstance(config, dict):
         raise ValueError(f"{path} is not a JSON object")
-    return Model(Architecture.from_config(config), weights_gib)
+    return ModelFiles(config, weights_gib)
 
 
 def _weights_gib(folder: Path) -> float | None:
@@ -364,18 +397,17 @@ _unknown: dict[str, str] = {}
 
 
 @cache
-def _model_of_name(name: str, token: str | None, ask_hub: bool) -> Model:
+def _files_by_name(name: str, token: str | None, ask_hub: bool) -> ModelFiles:
     if name.startswith("/"):
         raise ValueError("it lies on the node alone")
     if name in _unknown:
         raise ValueError(_unknown[name])
     try:
-        files = models.find_model(name, token, ask_hub=ask_hub)
+        return models.find_model(name, token, ask_hub=ask_hub)
     except ValueError as error:
         if ask_hub:
             _unknown[name] = str(error)
         raise
-    return Model(Architecture.from_config(files.config), files.weights_gib, files)
 
 
 def _number(added: Mapping[str, object], name: str) -> int | None:

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from fleet.engine import mapping, releases, words
+from fleet.engine import mapping, registry, releases, values, words
+from fleet.engine.releases import Release
 from fleet.engine.words import Argument, Finding, Parsed
 from fleet.fit.versions import VllmVersion
 
@@ -69,6 +70,12 @@ PATHS = (
 )
 """Flags whose values are paths, or hold some, of any release that is known here."""
 
+PLUGINS = {
+    "--reasoning-parser": "--reasoning-parser-plugin",
+    "--tool-call-parser": "--tool-parser-plugin",
+}
+"""Flags that name a parser, each with the one that brings more of them."""
+
 
 @lru_cache(maxsize=256)
 def _parsed(given: tuple[str, ...], version: VllmVersion | None) -> Parsed:
@@ -96,6 +103,45 @@ def problems(given: Sequence[str], version: VllmVersion | None = None) -> Iterat
             yield refused
     refused_flags = {each.flag for each in found.arguments if each.flag in {*OWNED, *FIXED}}
     yield from (each for each in found.findings if each.flag not in refused_flags)
+
+
+def unregistered(found: Parsed, version: VllmVersion | None) -> Iterator[Finding]:
+    """The parsers that arguments name and that the release does not have, of all arguments together."""
+    release = releases.release(version)
+    for flag, plugin in PLUGINS.items():
+        name = found.values.get(flag)
+        if not isinstance(name, str) or not name or plugin in found.values:
+            continue
+        if flag in release.options and name not in registry.parsers(flag, release.version):
+            yield _unregistered(flag, name, found, release, is_known=release.version == version)
+
+
+def _unregistered(flag: str, name: str, found: Parsed, release: Release, *, is_known: bool) -> Finding:
+    why = f"carries {flag} {values.shown(name)}, which vLLM {release.version} does not have"
+    lived = registry.parser_life(flag, name)
+    if lived and lived[0] > release.version:
+        why, fix = f"{why} before {lived[0]}", f"pin an image of vLLM {lived[0]} or later"
+    elif lived:
+        why, fix = (
+            f"{why} since {lived[1]}",
+            f"leave it out, or pin an image of an earlier vLLM than {lived[1]}",
+        )
+    else:
+        import difflib  # noqa: PLC0415  for what is wrong alone
+
+        near = difflib.get_close_matches(name, sorted(registry.parsers(flag, release.version)), 3)
+        named = f"use {' or '.join(near)}" if near else "see `vllm serve --help` of the image for the names"
+        fix = f"{named}, or give a parser of your own by {PLUGINS[flag]}"
+    if not _is_used(flag, found, release):
+        fix = f"{fix}; nothing uses it now"
+    return Finding(flag, why, fix, is_warning=not is_known or not _is_used(flag, found, release))
+
+
+def _is_used(flag: str, found: Parsed, release: Release) -> bool:
+    """Whether vLLM looks the parser up when it starts (`validate_api_server_args`)."""
+    if flag == "--tool-call-parser":
+        return found.values.get("--enable-auto-tool-choice") is True
+    return release.version >= (0, 8, 5) or found.values.get("--enable-reasoning") is True
 
 
 def _not_set_here(argument: Argument, found: Parsed) -> Finding | None:

@@ -1,36 +1,42 @@
-"""`python -m tools.vllm_flags [RELEASE …]`: brings what `fleet.engine` knows of vLLM's arguments up to date.
+"""`python -m tools.vllm_flags [RELEASE …]`: brings what `fleet.engine` knows of vLLM's releases up to date.
 
-Without a release, every one on PyPI since 0.6.6 that the data lacks is read. A wheel is 200 to 500 MB, its
-argument definitions are 1 MB: only those are fetched, by ranges, as the wheel's own zip directory has them.
+Which arguments `vllm serve` takes goes to `arguments.json`; which models and parsers a release knows, and
+which models the Transformers in its image, to `registry.json`.
+
+Without a release, every one on PyPI since 0.6.6 that the data lacks is read. A wheel is 200 to 500 MB, the
+files that are read of it 2 MB: only those are fetched, by ranges, as the wheel's own zip directory has them.
 `--wheel FILE` reads one that is here already.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import re
 import sys
-import zipfile
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import httpx
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from tools.vllm_source import SOURCES, read_arguments, read_features
+from tools import pypi, transformers_source, vllm_registry, vllm_source
+from tools.pypi import Wheel, number
 
-TARGET = Path(__file__).resolve().parent.parent / "fleet" / "engine" / "arguments.json"
-INDEX = "https://pypi.org/simple/vllm/"
+TARGET = Path(__file__).resolve().parent.parent / "fleet" / "engine"
 OLDEST = (0, 6, 6)
-BLOCK = 1 << 18
-"""Bytes of one request. A wheel's directory takes two, its sources some ten."""
+SOURCES = (*vllm_source.SOURCES, *vllm_registry.SOURCES)
+FALLBACK = "fallback"
+"""What a model is for that only Transformers knows."""
 
 Table = dict[str, dict[str, Any]]
-"""Release → what it has: options by flag, or features of the parser by name."""
+"""Release → what it has, by name."""
+PARTS = {
+    "arguments.json": ("parser", "flags"),
+    "registry.json": ("transformers", "suffixes", *vllm_registry.PARSERS, "model_types", "architectures"),
+}
+"""The tables of each file."""
+A_LINE_EACH = ("flags", *vllm_registry.PARSERS, "model_types", "architectures")
+"""Tables of which each name has a line, so that a change of one shows as such."""
 
 
 def main(arguments: list[str]) -> int:
@@ -40,113 +46,77 @@ def main(arguments: list[str]) -> int:
         "releases", nargs="*", metavar="RELEASE", help="as PyPI names it: 0.33.0, 0.8.5.post1"
     )
     parser.add_argument("--wheel", action="append", default=[], type=Path, help="a wheel on this machine")
-    parser.add_argument("--target", default=TARGET, type=Path, help="the data to update")
+    parser.add_argument("--target", default=TARGET, type=Path, help="the folder of the data to update")
     given = parser.parse_args(arguments)
-    data = json.loads(given.target.read_text()) if given.target.exists() else {}
-    options, features = expanded(data, "flags"), expanded(data, "parser")
-    for wheel in given.wheel:
-        _add(wheel.name.split("-")[1], wheel.open("rb", buffering=0), options, features)
-    if given.releases or not given.wheel:
-        with httpx.Client(timeout=60, follow_redirects=True) as client:
-            on_pypi = wheels(client)
+    tables = {part: table for name in PARTS for part, table in _read(given.target / name).items()}
+    with httpx.Client(timeout=60, follow_redirects=True) as client:
+        transformers = transformers_source.Reader(client)
+        for path in given.wheel:
+            wheel = Wheel(path.name.split("-")[1], str(path), path.stat().st_size, None, False)
+            _add(wheel, pypi.read(path.open("rb", buffering=0), SOURCES), tables, transformers)
+        if given.releases or not given.wheel:
+            on_pypi = releases(pypi.wheels(client, "vllm"))
             missing = [each for each in given.releases if each not in on_pypi]
             if missing:
                 print(f"not on PyPI: {', '.join(missing)}; newest there: {', '.join(list(on_pypi)[-5:])}")
                 return 1
-            for release in given.releases or unread(on_pypi, options):
-                url, size = on_pypi[release]
-                _add(release, RemoteFile(client, url, size), options, features)
-    given.target.write_text(written(options, features))
+            for release in given.releases or unread(on_pypi, tables):
+                wheel = on_pypi[release]
+                remote = pypi.RemoteFile(client, wheel.url, wheel.size)
+                _add(wheel, pypi.read(remote, SOURCES), tables, transformers)
+    for name, parts in PARTS.items():
+        (given.target / name).write_text(written({part: tables[part] for part in parts}))
     return 0
 
 
-def _add(release: str, wheel: io.RawIOBase, options: Table, features: Table) -> None:
-    with zipfile.ZipFile(io.BufferedReader(wheel, BLOCK)) as archive:
-        files = sources(archive)
-    key = str_of(number(release))
-    options[key], features[key] = read_arguments(files), read_features(files)
-    print(f"vLLM {release}: {len(options[key])} arguments")
+def _read(path: Path) -> dict[str, Table]:
+    data = json.loads(path.read_text()) if path.exists() else {}
+    return {part: expanded(data, part) for part in PARTS[path.name]}
 
 
-def sources(archive: zipfile.ZipFile) -> dict[str, str]:
-    """The files of a wheel that define arguments: path → text."""
-    names = archive.namelist()
-    chosen = dict.fromkeys(name for pattern in SOURCES for name in names if fnmatch(name, pattern))
-    return {name: archive.read(name).decode() for name in chosen}
-
-
-# --- what PyPI has ------------------------------------------------------------------------------------------
-
-
-class RemoteFile(io.RawIOBase):
-    """A file behind an address, of which only the blocks are fetched that are read."""
-
-    def __init__(self, client: httpx.Client, url: str, size: int) -> None:
-        super().__init__()
-        self._client, self._url, self._size = client, url, size
-        self._at = 0
-        self._blocks: dict[int, bytes] = {}
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + (0, self._at, self._size)[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        index, inside = divmod(self._at, BLOCK)
-        if self._at >= self._size:
-            return 0
-        if index not in self._blocks:
-            self._blocks[index] = self._fetched(index * BLOCK)
-        part = self._blocks[index][inside : inside + len(buffer)]
-        buffer[: len(part)] = part
-        self._at += len(part)
-        return len(part)
-
-    @retry(
-        retry=retry_if_exception_type(httpx.HTTPError),
-        stop=stop_after_attempt(4),
-        wait=wait_exponential(max=10),
-        reraise=True,
+def _add(
+    wheel: Wheel,
+    files: Mapping[str, str],
+    tables: Mapping[str, Table],
+    transformers: transformers_source.Reader,
+) -> None:
+    key = str_of(number(wheel.release))
+    found: dict[str, dict[str, Any]] = {
+        "flags": vllm_source.read_arguments(pypi.matching(files, vllm_source.SOURCES)),
+        "parser": vllm_source.read_features(files),
+        "suffixes": dict.fromkeys(vllm_registry.read_suffixes(files), True),
+    }
+    for flag, names in vllm_registry.read_parsers(files).items():
+        found[flag] = dict.fromkeys(names, True)
+    known = transformers.of(vllm_registry.read_requirement(files, transformers_source.PROJECT), wheel)
+    models = vllm_registry.read_models(files)
+    found["transformers"] = {"newest": known.release}
+    found["model_types"] = dict.fromkeys(vllm_registry.read_model_types(files) | known.model_types, True)
+    # Before it had this flag, a release loaded what its own registry has, and nothing else.
+    others = known.classes if "--model-impl" in found["flags"] else ()
+    found["architectures"] = dict.fromkeys(others, FALLBACK) | models
+    for part, now in found.items():
+        tables[part][key] = now
+    print(
+        f"vLLM {wheel.release}: {len(found['flags'])} arguments, {len(models)} models; "
+        f"Transformers up to {known.release}"
     )
-    def _fetched(self, first: int) -> bytes:
-        last = min(first + BLOCK, self._size) - 1
-        reply = self._client.get(self._url, headers={"Range": f"bytes={first}-{last}"})
-        reply.raise_for_status()
-        if reply.status_code != httpx.codes.PARTIAL_CONTENT:
-            raise SystemExit(
-                f"{self._url} is not served in ranges; fetch it with pip download, and give --wheel"
-            )
-        return reply.content
 
 
-def wheels(client: httpx.Client) -> dict[str, tuple[str, int]]:
-    """Every release on PyPI since the oldest that is read, in their order: address and size of its wheel."""
-    reply = client.get(INDEX, headers={"Accept": "application/vnd.pypi.simple.v1+json"})
-    found = {}
-    for file in reply.raise_for_status().json()["files"]:
-        name = str(file["filename"])
-        if name.endswith(("x86_64.whl", "none-any.whl")) and number(name.split("-")[1]) >= OLDEST:
-            found[name.split("-")[1]] = str(file["url"]), int(file["size"])
+def releases(wheels: Iterable[Wheel]) -> dict[str, Wheel]:
+    """Every release since the oldest that is read, in their order."""
+    found = {each.release: each for each in wheels if number(each.release) >= OLDEST}
     return dict(sorted(found.items(), key=lambda each: number(each[0])))
 
 
-def unread(on_pypi: Iterable[str], options: Table) -> list[str]:
+def unread(on_pypi: Iterable[str], tables: Mapping[str, Table]) -> list[str]:
     """Of releases with the same three numbers, as 0.8.5 and 0.8.5.post1, the last."""
     last = {str_of(number(release)): release for release in on_pypi}
-    return [release for key, release in last.items() if key not in options]
-
-
-def number(release: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", release))
+    return [
+        release
+        for key, release in last.items()
+        if not all(key in tables[part] for parts in PARTS.values() for part in parts)
+    ]
 
 
 def str_of(numbers: tuple[int, ...]) -> str:
@@ -183,13 +153,18 @@ def compressed(table: Table) -> dict[str, dict[str, Any]]:
     return found
 
 
-def written(options: Table, features: Table) -> str:
-    """The data file: a line a flag, so that a change of one shows as such."""
-    lines = [f"{json.dumps(name)}: {json.dumps(changes)}" for name, changes in compressed(options).items()]
-    body = ",\n".join(f"    {line}" for line in lines)
-    releases = json.dumps(sorted(options, key=number))
-    parser = json.dumps(compressed(features))
-    return f'{{\n  "releases": {releases},\n  "parser": {parser},\n  "flags": {{\n{body}\n  }}\n}}\n'
+def written(tables: Mapping[str, Table]) -> str:
+    """A data file."""
+    releases = sorted(next(iter(tables.values())), key=number)
+    lines = [f'  "releases": {json.dumps(releases)}']
+    for part, table in tables.items():
+        changes = compressed(table)
+        if part in A_LINE_EACH:
+            body = ",\n".join(f"    {json.dumps(name)}: {json.dumps(each)}" for name, each in changes.items())
+            lines.append(f'  "{part}": {{\n{body}\n  }}')
+        else:
+            lines.append(f'  "{part}": {json.dumps(changes)}')
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 if __name__ == "__main__":

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fleet.commands import output
 
 if TYPE_CHECKING:
-    from fleet.fit import Architecture, FitReport, FitRequest, Gpu
+    from fleet.fit import Architecture, FitReport, FitRequest, Gpu, VllmVersion
+    from fleet.models.files import ModelFiles
 
 MISFIT = 3
 """Exit code for a configuration that does not fit."""
@@ -48,7 +50,7 @@ def fit(
     kv_cache_dtype: Annotated[str, typer.Option(help="auto, fp8, …")] = "auto",
     max_num_seqs: Annotated[int | None, typer.Option(help="Requests of one engine step.")] = None,
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens of one engine step.")] = None,
-    vllm_version: Annotated[str, typer.Option(help="Release or image reference.")] = "0.9.2",
+    vllm_version: Annotated[str, typer.Option(help="Release or image reference.")] = "0.33.0",
     enforce_eager: Annotated[bool, typer.Option("--enforce-eager", help="No CUDA graphs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -58,10 +60,11 @@ def fit(
 
     Example: fleet fit --model Qwen/Qwen3-8B-AWQ --type L4-1-24G --max-model-len 16384
     """
-    from fleet.fit import FitRequest, VllmVersion, plan  # noqa: PLC0415  keeps `fleet --help` quick
+    from fleet.fit import Architecture, FitRequest, VllmVersion, plan  # noqa: PLC0415  keeps `fleet --help` quick
 
     try:
-        architecture, stored_gib = _architecture(model, model_config)
+        files = _files(model, model_config)
+        architecture, stored_gib = Architecture.from_config(files.config), files.weights_gib
         # Weights that are quantized while they load are not as large as their files.
         as_stored = quantization is None or bool(architecture.quantization)
         card, there = _card(type_name, gpu_memory_gib, gpus)
@@ -82,7 +85,7 @@ def fit(
             version=VllmVersion.parse(vllm_version),
             enforce_eager=enforce_eager,
         )
-        report = plan(request)
+        report = _loadable(files.config, request.version, plan(request))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     if as_json:
@@ -92,17 +95,28 @@ def fit(
     raise typer.Exit(0 if report.fits else MISFIT)
 
 
-def _architecture(model: str | None, model_config: Path | None) -> tuple[Architecture, float | None]:
-    """The model's shape, and the GiB of its weights where they are known."""
-    from fleet.fit import Architecture  # noqa: PLC0415
+def _loadable(config: Mapping[str, Any], version: VllmVersion, report: FitReport) -> FitReport:
+    """The report of a model that the release can load: one that it cannot does not fit."""
+    from fleet.engine import registry  # noqa: PLC0415
+
+    found = registry.loading(registry.declared(config), version)
+    if found is None:
+        return report
+    if found.is_warning:
+        return replace(report, warnings=(*report.warnings, str(found)))
+    return replace(report, fits=False, reason=str(found), suggestion=None)
+
+
+def _files(model: str | None, model_config: Path | None) -> ModelFiles:
+    """The model's configuration, and the GiB of its weights where they are known."""
+    from fleet.models.files import ModelFiles  # noqa: PLC0415
 
     if (model is None) == (model_config is None):
         raise ValueError("give the model either by --model NAME or by --model-config FILE")
     if model is not None:
         from fleet.models import find_model  # noqa: PLC0415
 
-        files = find_model(model)
-        return Architecture.from_config(files.config), files.weights_gib
+        return find_model(model)
     assert model_config is not None
     try:
         config = json.loads(model_config.read_text(encoding="utf-8"))
@@ -110,7 +124,7 @@ def _architecture(model: str | None, model_config: Path | None) -> tuple[Archite
         raise ValueError(f"--model-config {model_config}: {error}; give the model's config.json") from None
     if not isinstance(config, dict):
         raise ValueError(f"--model-config {model_config}: not a JSON object; give the model's config.json")
-    return Architecture.from_config(config), None
+    return ModelFiles(config, None)
 
 
 def _card(type_name: str | None, memory_gib: float | None, gpus: int | None) -> tuple[Gpu, int]:

@@ -148,13 +148,18 @@ class Judge:
 def judge_of(model: str, **settings: Any) -> Judge:
     """A judge for a model of the bundled table or the hub; ``settings`` are the fit planner's own.
 
-    Raises ValueError for a model that neither has, with the names nearest to it.
+    Raises ValueError for a model that neither has, with the names nearest to it, and for one that the default
+    image cannot load.
     """
-    from fleet.fit import Architecture, FitRequest, gpu, gpu_from_memory  # noqa: PLC0415
+    from fleet.engine import registry  # noqa: PLC0415
+    from fleet.fit import DEFAULT_VERSION, Architecture, FitRequest, gpu, gpu_from_memory  # noqa: PLC0415
     from fleet.fit import plan as judge  # noqa: PLC0415
     from fleet.models import find_model  # noqa: PLC0415
 
     files = find_model(model)
+    found = registry.loading(registry.declared(files.config), DEFAULT_VERSION)
+    if found and not found.is_warning:
+        raise ValueError(f"{model}: {found}")
     architecture = Architecture.from_config(files.config)
 
     def report(name: str, memory_gib: float, tensor_parallel: int, quantization: str | None) -> FitReport:

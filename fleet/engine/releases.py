@@ -96,8 +96,8 @@ def release(version: VllmVersion | None) -> Release:
     data = _data()
     older = [each for each in known() if version is None or each <= version]
     found = older[-1] if older else known()[0]
-    options = {name: _option(name, now) for name in data.flags if (now := _at(data.flags[name], found))}
-    features = frozenset(name for name, changes in data.parser.items() if _at(changes, found))
+    options = {name: _option(name, now) for name in data.flags if (now := as_of(data.flags[name], found))}
+    features = frozenset(name for name, changes in data.parser.items() if as_of(changes, found))
     # A patch release takes what those before it take; of a later minor one nothing is known.
     exact = version is not None and bool(older) and version[:2] == found[:2]
     return Release(found, options, features, exact)
@@ -105,7 +105,11 @@ def release(version: VllmVersion | None) -> Release:
 
 def life(flag: str) -> tuple[VllmVersion, VllmVersion | None] | None:
     """The first release that has the flag, and the first that has it no more; None for a flag of none."""
-    changes = _data().flags.get(flag)
+    return life_of(_data().flags.get(flag))
+
+
+def life_of(changes: Mapping[str, Any] | None) -> tuple[VllmVersion, VllmVersion | None] | None:
+    """The same of anything, from what changed in which release."""
     if changes is None:
         return None
     since = next(name for name, now in changes.items() if now is not None)
@@ -126,14 +130,14 @@ def deprecated_since(flag: str, version: VllmVersion) -> VllmVersion:
     return since
 
 
-def _at(changes: Mapping[str, Any], version: VllmVersion) -> Any:
+def as_of(changes: Mapping[str, Any], version: VllmVersion) -> Any:
     """What holds in a release, of what changed in which."""
     now, numbers = None, _data().numbers
     for name, then in changes.items():
         if numbers[name] > version:
             break
         # An option without anything to say of it is an empty mapping, and an option all the same.
-        now = then if then is None or then is True else {"takes": "one", **then}
+        now = {"takes": "one", **then} if isinstance(then, dict) else then
     return now
 
 

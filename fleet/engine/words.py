@@ -99,7 +99,7 @@ class _Reader:
         while index < len(words):
             word = words[index]
             index += 1
-            if not is_flag(word):
+            if not self._is_flag(word):
                 why = f"has the word {values.shown(word)}, which belongs to no flag"
                 self._found(word, why, "write the flag before its value, or leave the word out")
                 continue
@@ -109,13 +109,18 @@ class _Reader:
             flag = self._flag(word)
             # What has a dot takes the next word, whatever it looks like.
             end = index + 1 if flag.keys and flag.attached is None else index
-            while not flag.keys and end < len(words) and not is_flag(words[end]):
+            while not flag.keys and end < len(words) and not self._is_flag(words[end]):
                 end += 1
             index += self._take(flag, list(words[index:end]))
         self.values |= {flag: value for (flag, _), value in self.nested.items()}
         return Parsed(tuple(self.arguments), tuple(self.findings), self.values)
 
     # --- which flag it is -------------------------------------------------------------------------------
+
+    def _is_flag(self, word: str) -> bool:
+        """Whether vLLM takes the word for a flag: where it knows dotted keys, -0.5 is one."""
+        dotted = "dotted" in self.release.features and word[:1] == "-" and "." in word.partition("=")[0]
+        return is_flag(word) or dotted
 
     def _flag(self, word: str) -> _Flag:
         written, separator, attached = word.partition("=")
@@ -241,8 +246,9 @@ class _Reader:
         name, written = option.flag, flag.written
         if flag.meant:
             meant = flag.meant[0] if flag.meant[0].startswith("--") else name
-            why = f"carries {written}, which vLLM reads as {meant}"
-            self.findings.append(Finding(name, why, f"write {meant}", is_abbreviation=True))
+            why = f"carries {written}, which vLLM {self.release.version} reads as {meant}"
+            fix = f"write {meant}: in another release the beginning may be ambiguous"
+            self.findings.append(Finding(name, why, fix, is_warning=True, is_abbreviation=True))
         if option.deprecated:
             since = releases.deprecated_since(name, self.release.version)
             why = f"carries {written}, which is deprecated since vLLM {since}"
@@ -261,6 +267,10 @@ class _Reader:
 
     def _unknown(self, flag: _Flag) -> None:
         written, version = flag.written, self.release.version
+        if _NUMBER.fullmatch(written):
+            why = f"carries {written} as a word, which vLLM {version} takes for a flag with a key"
+            self._found(written, why, f"write it after its flag and =, as in --flag={written}")
+            return
         if len(flag.meant) > 1:
             few = ", ".join(sorted(flag.meant)[:4]) + (", …" if len(flag.meant) > 4 else "")
             self._found(written, f"carries {written}, which is ambiguous", f"write the whole name: {few}")

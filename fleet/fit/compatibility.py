@@ -25,7 +25,8 @@ _LEAST_DRIVER = {
     (13, 1): 590,
 }
 
-# CUDA of the vllm/vllm-openai images, by the PyTorch build each release pins.
+# CUDA of the vllm/vllm-openai images, by the PyTorch build each release pins (torch/version.py of 2.11.0 for
+# 0.20 and of 2.14.0 for 0.33 says 13.0).
 _IMAGE_CUDA: tuple[tuple[VllmVersion, tuple[int, int]], ...] = (
     (VllmVersion(0, 20), (13, 0)),
     (VllmVersion(0, 11, 1), (12, 9)),

@@ -30,8 +30,8 @@ class VllmVersion(NamedTuple):
         match = _VERSION.match(tag.strip())
         if match is None:
             raise ValueError(
-                f"vllm_version: {text!r} names no vLLM release; give one such as 0.9.2, or pin the image "
-                "by a tag such as vllm/vllm-openai:v0.9.2"
+                f"vllm_version: {text!r} names no vLLM release; give one such as 0.33.0, or pin the image "
+                "by a tag such as vllm/vllm-openai:v0.33.0"
             )
         return cls(int(match[1]), int(match[2]), int(match[3] or 0))
 
@@ -39,7 +39,7 @@ class VllmVersion(NamedTuple):
         return f"{self.major}.{self.minor}.{self.patch}"
 
 
-DEFAULT_VERSION = VllmVersion(0, 9, 2)
+DEFAULT_VERSION = VllmVersion(0, 33, 0)
 
 
 def default_utilization(version: VllmVersion) -> float:

@@ -32,7 +32,7 @@ _MOVING = {"latest", "nightly", "main", "master", "head", "edge", "dev", "devel"
     *("stable", "unstable", "rolling", "canary", "preview", "current", "lts", "test", "testing", "next")
 }
 
-EXAMPLE = "vllm/vllm-openai:v0.9.2"
+EXAMPLE = "vllm/vllm-openai:v0.33.0"
 
 
 @dataclass(frozen=True)

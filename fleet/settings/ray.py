@@ -79,7 +79,7 @@ class RayMachines(Section):
         if self.serve and serving.vllm_version is None:
             raise wrong(
                 "serving.image: {image} names no vLLM release, which a cluster installs from PyPI; "
-                "use a tag such as vllm/vllm-openai:v0.9.2",
+                "use a tag such as vllm/vllm-openai:v0.33.0",
                 image=serving.image,
             )
         return self

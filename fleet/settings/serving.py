@@ -55,8 +55,8 @@ class ModelArchitecture(Section):
 class Serving(Section):
     """What vLLM serves and with which flags. A change is rolled out in place; it never replaces a machine."""
 
-    image: PinnedImage = "vllm/vllm-openai:v0.9.2"
-    """Container image, pinned by tag or digest."""
+    image: PinnedImage = "vllm/vllm-openai:v0.33.0"
+    """Container image, pinned by tag or digest. The default is the newest that driver 580 carries."""
     model: ModelReference
     """Hugging Face model (owner/name; of GGUF owner/name:Q4_K_M or owner/name/file.gguf) or an absolute path
     on the node."""
@@ -155,6 +155,15 @@ class Serving(Section):
         for setting, words in (("serving.args", rendered), ("serving.extra_args", self.extra_args)):
             found = vllm_arguments.problems(words, version)
             yield from ((setting, each) for each in found if each.is_warning)
+        for each in vllm_arguments.unregistered(self.added, version):
+            if each.is_warning:
+                yield f"serving.{self._setting_with(each.flag)}", each
+
+    def _setting_with(self, flag: str) -> str:
+        """The setting that gives an argument."""
+        rendered, _ = vllm_arguments.render(self.args, self.vllm_version)
+        given = vllm_arguments.parse(rendered, self.vllm_version).arguments
+        return "args" if any(each.flag == flag for each in given) else "extra_args"
 
     @property
     def weights(self) -> tuple[Source, ...]:
@@ -226,6 +235,18 @@ class Serving(Section):
                 since=str(reading[0]),
                 until=str(reading[1]),
             )
+        return self
+
+    @model_validator(mode="after")
+    def _the_image_has_its_parsers(self) -> Serving:
+        for found in vllm_arguments.unregistered(self.added, self.vllm_version):
+            if not found.is_warning:
+                raise wrong(
+                    "{key}: {problem}; {fix}",
+                    key=self._setting_with(found.flag),
+                    problem=found.problem,
+                    fix=found.fix,
+                )
         return self
 
     @model_validator(mode="after")

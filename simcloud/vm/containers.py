@@ -80,6 +80,7 @@ def _images() -> tuple[ContainerImage, ...]:
     return (
         _vllm("0.9.2"),
         _vllm("0.10.0"),
+        _vllm("0.33.0"),
         ContainerImage(
             "open-webui/open-webui",
             "v0.6.18",

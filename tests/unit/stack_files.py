@@ -27,7 +27,7 @@ def base() -> dict[str, Any]:
     """The least that is right, as the `config` of a stack's file; files named in it lie beside it."""
     return {
         "nodes": [{"name": "l4-a", "cloud": "scaleway"}],
-        "serving": {"model": "Qwen/Qwen3-8B-AWQ"},
+        "serving": {"image": "vllm/vllm-openai:v0.9.2", "model": "Qwen/Qwen3-8B-AWQ"},
         "access": {"ssh_cidrs": ["203.0.113.7/32"], "ssh_private_key_path": "id_ed25519"},
         "secrets": {"api_key": SECURE},
     }
@@ -168,7 +168,7 @@ WRONG = [
     args("--config", "/models/all.yaml", said="leave it out"),
     args("--conf=/models/all.yaml", said="write the whole name: --config, --config-format"),
     args("--ssl_keyfile", "/k", said="leave it out"),
-    args("--enforce", said="write --enforce-eager"),
+    args("--disable-log", said="write the whole name: --disable-log-requests, --disable-log-stats"),
     args("--", "--enforce-eager", said="leave it out"),
     args("Qwen/Qwen3-4B", said="before its value"),
     args("--swap_spa", "1", said="set serving.swap_space_gb instead"),
@@ -190,7 +190,6 @@ WRONG = [
     args("--scheduling-policy", "lifo", said="use fcfs, priority"),
     args("--speculative-config", "{model: x}", said="is not JSON"),
     args("--seed", "1", "--seed=2", said="leave one out"),
-    args("--enable-prefix-cachin", said="write --enable-prefix-caching"),
     args("--enable-prefix-caches", said="did you mean --enable-prefix-caching?"),
     # the same as a mapping
     Wrong("serving.args", {"max_model_len": 9000}, "serving.args", "set serving.max_model_len instead"),
@@ -473,6 +472,7 @@ RIGHT: list[dict[str, Any]] = [
     {"serving.max_model_len": 4096, "serving.max_num_seqs": 8},
     {"serving.swap_space_gb": 4},
     {"serving.extra_args": ["--enforce-eager"]},
+    {"serving.extra_args": ["--enforce"]},
     {"serving.extra_args": ["--enforce_eager", "--max_num_batched_tokens=4096"]},
     {"serving.extra_args": ["--max-num-batched-tokens", "4096", "--seed", "-1"]},
     {"serving.extra_args": ["--tokenizer", "Qwen/Qwen3-8B", "--trust-remote-code"]},

@@ -63,7 +63,9 @@ def on(stack: dict[str, Any], type_: str, **serving: Any) -> dict[str, Any]:
 def test_the_default_model_fits_the_default_node(stack: dict[str, Any]) -> None:
     found = checked(stack)["a"]
     assert found.warnings == ()
-    assert "5.60 requests of 16,384 tokens at once" in found.facts[0]
+    assert "5.92 requests of 16,384 tokens at once" in found.facts[0]
+    stack["serving"]["image"] = "vllm/vllm-openai:v0.9.2"
+    assert "5.60 requests of 16,384 tokens at once" in checked(stack)["a"].facts[0]
 
 
 def test_a_misfit_is_refused_with_its_reason_and_what_would_fit(stack: dict[str, Any]) -> None:
@@ -249,3 +251,25 @@ def test_the_projects_own_stacks_fit(path: Path, stack: dict[str, Any]) -> None:
     key = {"ssh_private_key_path": stack["access"]["ssh_private_key_path"]}
     found = checked({**own, "access": {**own["access"], **key}, "secrets": stack["secrets"]})
     assert all(node.facts for node in found.values())
+
+
+def test_a_model_that_the_image_cannot_load_is_refused_with_the_release_that_can(
+    stack: dict[str, Any],
+) -> None:
+    stack["serving"] = {
+        "image": "vllm/vllm-openai:v0.9.2",
+        "model": "openai/gpt-oss-20b",
+        "max_model_len": 4096,
+    }
+    (said,) = refused(stack)
+    assert said.startswith(
+        "nodes[0].serving.model: vLLM 0.9.2, the image's release, cannot load GptOssForCausalLM; "
+        "pin an image of vLLM 0.10.1 or later"
+    )
+    stack["nodes"][0]["fit"] = {"override": "an image built here"}
+    assert "cannot load GptOssForCausalLM" in checked(stack)["a"].warnings[0]
+
+
+def test_an_image_of_ones_own_that_may_load_a_model_is_a_warning(stack: dict[str, Any]) -> None:
+    stack["serving"] = {"image": "own/vllm:v0.9.2", "model": "openai/gpt-oss-20b", "max_model_len": 4096}
+    assert "serving.model: vLLM 0.9.2" in checked(stack)["a"].warnings[0]

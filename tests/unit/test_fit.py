@@ -115,6 +115,7 @@ def qwen3_32b(card: str, gpus: int, ranks: int) -> FitReport:
             max_model_len=131072,
             gpu_memory_utilization=0.95,
             quantization="awq_marlin",
+            version=VllmVersion(0, 9, 2),
             swap_space_gib=16,
         )
     )
@@ -172,6 +173,7 @@ def test_a_misfit_names_what_stands_in_its_way(changes: dict[str, Any], reason: 
         "gpu": gpu("L4"),
         "gpus": 1,
         "max_model_len": 8192,
+        "version": VllmVersion(0, 9, 2),
     }
 
     report = plan(FitRequest(**{**values, **changes}))

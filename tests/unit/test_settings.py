@@ -191,8 +191,8 @@ WRONG: list[tuple[str, Any, str, str]] = [
         "--disable-log-requests is gone since vLLM 0.17.0, the image has 0.18.0; instead: nothing",
     ),
     (
-        "serving.extra_args",
-        ["--async-scheduling"],
+        "serving",
+        {"model": "a/b", "image": "vllm/vllm-openai:v0.9.2", "extra_args": ["--async-scheduling"]},
         "serving.extra_args",
         "exists since vLLM 0.10.0, the image has 0.9.2",
     ),

@@ -223,7 +223,7 @@ def test_hostile_texts_reach_the_shell_as_one_word(value: str) -> None:
     script = f'{sourced}printf "%s\\0" "${{IMAGES[@]}}" "$WEIGHTS" "${{ENVIRONMENT[@]}}"'
     done = subprocess.run(["bash", "-c", script], capture_output=True, check=True, timeout=30)
     images, weights, *options = done.stdout.decode().split("\0")[:-1]
-    assert images == "vllm/vllm-openai:v0.9.2"
+    assert images == "vllm/vllm-openai:v0.33.0"
     assert [source.repo for source in read(weights)] == ["Qwen/Qwen3-8B-AWQ"]
     assert f"HOSTILE={value}" in options
 

@@ -7,10 +7,12 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import parser_judge
 import pytest
 import yaml
 from hypothesis import assume, given
@@ -113,69 +115,46 @@ def test_any_spelling_of_a_flag_is_read_as_that_flag(
         assert argument.value == " ".join([value] * count)
 
 
-VALUES = st.sampled_from(
-    ["1", "-1", "-0.5", "x", "auto", "None", "{}", '{"a": 1}', "fp8", "mp", "", "-", "a b"]
-)
-
-
 @cache
 def argparse_of(version: VllmVersion) -> argparse.ArgumentParser:
-    """The same options in argparse, which is what vLLM's parser is made of: a judge of how words are read."""
-    release = releases.release(version)
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
-    counts = {"some": "+", "any": "*", "maybe": "?", "one": None}
-    for option in release.options.values():
-        names = (option.flag, *option.also)
-        keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": option.flag}
-        if option.takes == "none" and option.pair:
-            keywords["action"] = argparse.BooleanOptionalAction
-        elif option.takes == "none":
-            keywords["action"] = "store_true"
-        else:
-            count = option.takes if isinstance(option.takes, int) else counts[option.takes]
-            keywords |= {"nargs": count, "action": "append" if option.repeats else "store"}
-        parser.add_argument(*names, **keywords)
-    return parser
+    return parser_judge.filled(
+        argparse.ArgumentParser(add_help=False, exit_on_error=False), releases.release(version)
+    )
 
 
 @trials(max_examples=400, deadline=None)
 @given(data=st.data())
 def test_argparse_finds_the_same_flags_and_values(data: st.DataObject) -> None:
     release = data.draw(st.sampled_from([V092, releases.release(VllmVersion(0, 20, 2))]))
-    names = st.sampled_from(
-        [each for each in sorted(release.spellings) if each not in ("-h", "--help", "-O")]
-    )
-    flags = st.one_of(
-        names,
-        names.map(lambda name: name[: max(3, len(name) - 3)]),
-        st.tuples(names, VALUES).map("=".join),
-        st.just("--no-such-flag"),
-    )
-    words = data.draw(st.lists(st.one_of(flags, VALUES), max_size=6))
-    assume(not any("." in word.partition("=")[0] for word in words if word[:2] == "--"))
-    found = parse(words, release)
-    doubtful = ("last counts", "which vLLM reads as", "which is deprecated since", ", which is not ")
-    refused = [each for each in found.findings if not any(part in each.problem for part in doubtful)]
-    try:
-        read = vars(argparse_of(release.version).parse_args([_hyphened(word) for word in words]))
-    except (argparse.ArgumentError, SystemExit):
-        assert refused, "argparse refuses it"
-        return
-    assert not refused, "argparse takes it"
-    for flag, value in read.items():
-        mine = [each for each in found.arguments if each.flag == flag]
-        if isinstance(value, bool):
-            assert mine[-1].on is value
-        elif release.options[flag].repeats:
-            assert [each.value for each in mine] == value
-        elif value is not None:
-            assert mine[-1].value == (value if isinstance(value, str) else " ".join(value))
-    assert {each.flag for each in found.arguments} == read.keys()
+    words = data.draw(parser_judge.word_lists(release))
+    assume(not parser_judge.is_dotted(words))
+
+    def reads(words: Sequence[str]) -> argparse.Namespace:
+        return argparse_of(release.version).parse_args([parser_judge.hyphened(word) for word in words])
+
+    parser_judge.assert_same_reading(words, release, reads)
 
 
-def _hyphened(word: str) -> str:
-    name, separator, value = word.partition("=")
-    return (name.replace("_", "-") if name.startswith("--") else name) + separator + value
+@trials(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_beginning_is_read_as_its_flag_and_refused_where_it_has_several(data: st.DataObject) -> None:
+    release = data.draw(RELEASES)
+    name = data.draw(st.sampled_from([each for each in sorted(release.spellings) if each[:2] == "--"]))
+    begun = name[: data.draw(st.integers(3, len(name)))]
+    meant = {begun} & release.spellings.keys() or {
+        each for each in release.spellings if each.startswith(begun)
+    }
+    option, _ = release.spellings[name]
+    value = [] if option.takes == "none" else [value_for(option)]
+    found = parse([begun, *value * (option.takes if isinstance(option.takes, int) else 1)], release)
+    if len(meant) > 1:
+        assert found.findings[0].problem == f"carries {begun}, which is ambiguous"
+        assert not found.findings[0].is_warning
+    else:
+        option, _ = release.spellings[meant.pop()]
+        assert found.arguments[0].flag == option.flag
+        said = [each for each in found.findings if each.is_abbreviation]
+        assert [each.is_warning for each in said] == ([] if begun in release.spellings else [True])
 
 
 @pytest.mark.parametrize(
@@ -253,7 +232,7 @@ def test_what_is_short_in_one_release_is_unknown_or_another_in_the_next() -> Non
         (["--seed", "1", "--seed=2"], "carries --seed twice", "leave one out"),
         (["--model-impl", "auto", "--seed 1"], "has --seed and its value in one word", "as two words"),
         (["--disable-log"], "ambiguous", "--disable-log-requests, --disable-log-stats"),
-        (["--enforce"], "which vLLM reads as --enforce-eager", "write --enforce-eager"),
+        (["--cpu-offload-gb=1", "-0.5"], "takes for a flag with a key", "as in --flag=-0.5"),
         (["--", "x"], "after which vLLM reads no flags", "leave it out"),
     ],
 )
@@ -262,6 +241,18 @@ def test_a_mistake_is_named_with_its_fix(words: list[str], problem: str, fix: st
     assert problem in found.problem
     assert fix in found.fix
     assert not found.is_warning
+
+
+def test_a_beginning_of_one_flag_alone_is_a_warning_with_the_whole_name() -> None:
+    found = parse(["--enforce"], V092)
+    assert found.values == {"--enforce-eager": True}
+    assert [str(each) for each in found.findings] == [
+        "carries --enforce, which vLLM 0.9.2 reads as --enforce-eager; "
+        "write --enforce-eager: in another release the beginning may be ambiguous"
+    ]
+    assert found.findings[0].is_warning
+    # Flags that settings own are refused however they are written.
+    assert not next(iter(vllm_arguments.problems(["--quant", "awq"], V092.version))).is_warning
 
 
 def test_a_deprecated_flag_is_a_warning_with_the_release_that_said_so() -> None:
@@ -279,7 +270,7 @@ def test_what_only_the_newest_known_release_refuses_is_a_warning_for_a_newer_one
             ["--of-tomorrow", "--seed", "x", "--host", "::", "--enforce"], tomorrow
         )
     }
-    assert kinds == {"--of-tomorrow": True, "--seed": True, "--host": False, "--enforce-eager": False}
+    assert kinds == {"--of-tomorrow": True, "--seed": True, "--host": False, "--enforce-eager": True}
 
 
 def test_a_value_that_looks_like_a_secret_is_not_repeated() -> None:
@@ -291,7 +282,9 @@ def test_a_value_that_looks_like_a_secret_is_not_repeated() -> None:
 
 
 def serving(**changed: Any) -> Serving:
-    return Serving.model_validate({"model": "Qwen/Qwen3-8B-AWQ", **changed})
+    return Serving.model_validate(
+        {"image": "vllm/vllm-openai:v0.9.2", "model": "Qwen/Qwen3-8B-AWQ", **changed}
+    )
 
 
 def test_a_mapping_comes_after_what_settings_own_and_before_the_words() -> None:
@@ -396,8 +389,81 @@ def test_every_flag_that_this_project_names_is_one_of_some_release() -> None:
     assert [flag for flag in sorted(named) if releases.life(flag) is None] == []
 
 
-def test_the_data_file_is_what_its_tool_writes() -> None:
-    from tools.vllm_flags import TARGET, expanded, written
+# --- parsers --------------------------------------------------------------------------------------------
 
-    data = json.loads(TARGET.read_text())
-    assert written(expanded(data, "flags"), expanded(data, "parser")) == TARGET.read_text()
+
+@pytest.mark.parametrize(
+    ("image", "args", "said"),
+    [
+        (
+            "v0.9.2",
+            {"enable_auto_tool_choice": True, "tool_call_parser": "hermez"},
+            "carries --tool-call-parser 'hermez', which vLLM 0.9.2 does not have; "
+            "use hermes, or give a parser of your own by --tool-parser-plugin",
+        ),
+        (
+            "v0.9.2",
+            {"reasoning_parser": "gemma4"},
+            "carries --reasoning-parser 'gemma4', which vLLM 0.9.2 does not have before 0.19.0; "
+            "pin an image of vLLM 0.19.0 or later",
+        ),
+        (
+            "v0.33.0",
+            {"reasoning_parser": "xyzzy"},
+            "does not have; see `vllm serve --help` of the image for the names",
+        ),
+    ],
+)
+def test_a_parser_that_the_release_does_not_have_is_refused(
+    image: str, args: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValidationError) as refused:
+        serving(image=f"vllm/vllm-openai:{image}", args=args)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("image", "args"),
+    [
+        ("v0.9.2", {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}),
+        ("v0.33.0", {"reasoning_parser": "gemma4"}),
+        ("v0.33.0", {"reasoning_parser": ""}),
+        (
+            "v0.9.2",
+            {"tool_call_parser": "mine", "enable_auto_tool_choice": True, "tool_parser_plugin": "x.py"},
+        ),
+        ("v0.33.0", {"reasoning_parser": "mine", "reasoning_parser_plugin": "x.py"}),
+    ],
+)
+def test_a_parser_of_the_release_or_of_a_plugin_is_taken(image: str, args: dict[str, Any]) -> None:
+    assert not list(serving(image=f"vllm/vllm-openai:{image}", args=args).argument_warnings())
+
+
+def test_a_plugin_among_the_words_brings_a_parser_among_the_arguments() -> None:
+    given_so = {"args": {"reasoning_parser": "mine"}, "extra_args": ["--reasoning-parser-plugin", "x.py"]}
+    assert not list(serving(image="vllm/vllm-openai:v0.33.0", **given_so).argument_warnings())
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        ("v0.33.0", ["--tool-call-parser", "hermez"]),  # nothing uses it
+        ("v0.7.3", ["--reasoning-parser", "mine"]),  # without --enable-reasoning
+        ("v0.99.0", ["--reasoning-parser", "of_tomorrow"]),  # nobody knows that release
+    ],
+)
+def test_a_parser_that_is_not_certain_to_be_refused_is_a_warning(image: str, words: list[str]) -> None:
+    (found,) = [
+        each
+        for setting, each in serving(image=f"vllm/vllm-openai:{image}", extra_args=words).argument_warnings()
+        if setting == "serving.extra_args"
+    ]
+    assert "does not have" in found.problem
+
+
+def test_the_data_files_are_what_their_tool_writes() -> None:
+    from tools.vllm_flags import PARTS, TARGET, expanded, written
+
+    for name, parts in PARTS.items():
+        data = json.loads((TARGET / name).read_text())
+        assert written({part: expanded(data, part) for part in parts}) == (TARGET / name).read_text()

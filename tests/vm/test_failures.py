@@ -35,7 +35,11 @@ from simcloud.vm.testing import SSH_PORT, Guest, Lab
 pytestmark = [pytest.mark.vm, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(2400)]
 
 API_KEY = "planted-api-key-0123456789"
-SERVING: dict[str, Any] = {"model": "Qwen/Qwen3-8B-AWQ", "environment": {"VLLM_SIM_SPEED": "0"}}
+SERVING: dict[str, Any] = {
+    "image": "vllm/vllm-openai:v0.9.2",
+    "model": "Qwen/Qwen3-8B-AWQ",
+    "environment": {"VLLM_SIM_SPEED": "0"},
+}
 GATED = "meta-llama/Llama-3.1-8B-Instruct"
 DOWN = Condition(fault=Fault.DOWN)
 

@@ -81,7 +81,11 @@ def ours() -> bytes:
             "name": "a",
             "region": "us-ord",
             "type": "g2-gpu-rtx4000a1-s",
-            "serving": {"model": "Qwen/Qwen3-8B", "environment": {"VLLM_SIM_SPEED": "0"}},
+            "serving": {
+                "image": "vllm/vllm-openai:v0.9.2",
+                "model": "Qwen/Qwen3-8B",
+                "environment": {"VLLM_SIM_SPEED": "0"},
+            },
         }
     )
     secrets = Secrets.model_validate({"api_key": "bench-0123456789abcdef", "delivery": "cloud-init"})

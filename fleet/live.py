@@ -16,8 +16,8 @@ from fleet.progress import Stage, parse_line
 
 NODE_URN = re.compile(r"[:$]vllm-fleet:\w+:GpuNode::([^:]+)$")
 
-EXCEPTION = re.compile(r"^(?:\w+\.)+[A-Z]\w+: ")
-"""An exception's name with its module, before what it says."""
+EXCEPTION = re.compile(r"^(?:(?:\w+\.)+[A-Z]\w+|(?:create|read|update|delete) failed): ")
+"""What Pulumi's host prints before a message: the exception's class, or `components.dynamic`'s words."""
 
 EXPECTED_S: Mapping[str, Mapping[Stage, float]] = {
     "scaleway": {

@@ -56,7 +56,7 @@ class ScalewayError(Exception):
 
     def __str__(self) -> str:
         seen, mend = self.told
-        return f"{seen}. Mend: {mend}"
+        return f"{seen}. Fix: {mend}"
 
     @property
     def told(self) -> tuple[str, str]:

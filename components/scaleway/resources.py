@@ -87,7 +87,7 @@ def diagnosed(fault: str, stage: Stage, props: Mapping[str, Any], **ids: str) ->
 
         seen, mend = error.told
         context = Context(props["node"], "scaleway", Hints(zone=props["zone"], **ids))
-        found = diagnose(Fault[fault], stage, context, [seen, f"Mend: {mend}"])
+        found = diagnose(Fault[fault], stage, context, [seen, f"Fix: {mend}"])
         raise NodeStopped(str(found)) from None
 
 

@@ -80,7 +80,7 @@ def test_replies_that_are_not_linode_s_make_no_second_machine_and_leave_nothing(
         # What makes something is not sent twice where it may have taken effect.
         fails = call.startswith("create") and kind != "409"
         assert (calls[call].said in errors) == fails, f"{kind} on {call}: {errors}"
-        assert ("Mend: " in errors) == fails
+        assert ("Fix: " in errors) == fails
     assert "Traceback" not in first.stdout and "Error:" not in first.stdout.replace("error:", "")
     assert fleet.cloud.faults()["planted"] == []
     assert {count for parts in fleet.parts().values() for count in parts.values()} == {1}

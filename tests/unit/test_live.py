@@ -63,8 +63,8 @@ def test_what_is_said_of_a_node_names_it_and_an_error_says_what_it_says() -> Non
     stage = line("b", Stage.PROVIDER_CREATE).rstrip()
     assert seen.said(PART.format(SERVER, "b-server"), "info", stage) == stage
     urn = PART.format(SERVER, "b-server")
-    seen.said(urn, "error", "components.scaleway.errors.OutOfStock: create_server: none. Mend: wait")
-    assert seen.nodes["b"].failure == ["create_server: none. Mend: wait"]
+    seen.said(urn, "error", "create failed: create_server: none. Fix: wait")
+    assert seen.nodes["b"].failure == ["create_server: none. Fix: wait"]
 
 
 @pytest.mark.parametrize("cloud", ["scaleway", "linode", "aws"])

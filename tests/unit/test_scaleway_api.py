@@ -529,7 +529,7 @@ def test_a_lasting_refusal_is_reported_at_once(status: int, body: object, kind: 
     assert type(caught.value) is kind
     assert len(requests) == 1
     assert caught.value.status == status
-    assert re.fullmatch(r"get_server s-1 \(fr-par-2\): .+\. Mend: .+", str(caught.value))
+    assert re.fullmatch(r"get_server s-1 \(fr-par-2\): .+\. Fix: .+", str(caught.value))
 
 
 def test_an_error_is_one_readable_line() -> None:
@@ -539,7 +539,7 @@ def test_an_error_is_one_readable_line() -> None:
     with pytest.raises(QuotaExceeded) as caught:
         create(client_of(scripted([ok({"servers": []}), ok(quota, 403, **{"X-Request-Id": "r-9"})])))
     assert str(caught.value) == (
-        "create_server dev-l4-a (fr-par-2): quota exceeded: cp_servers_type_L4_1_24G 1 of 1 used. Mend: ask "
+        "create_server dev-l4-a (fr-par-2): quota exceeded: cp_servers_type_L4_1_24G 1 of 1 used. Fix: ask "
         "Scaleway support for a higher quota, or delete what is no longer needed [request id r-9]"
     )
 
@@ -571,7 +571,7 @@ SERVER = {"zone": ZONE, "node": "l4-a", "server_id": "s-1"}
             VOLUME,
             [ok({"server": server_json()}), ok(volume_json()), DENIED],
             r"l4-a stopped at 25 % PROVIDER_VOLUME_RESIZE: the root volume did not grow\n"
-            r"  seen:  update_volume v-1 .*permission denied.* \| Mend: .*BlockStorageFullAccess.*\n"
+            r"  seen:  update_volume v-1 .*permission denied.* \| Fix: .*BlockStorageFullAccess.*\n"
             r"  cause: the API key may not change block volumes, .*\n"
             r"  next:  scw block volume get v-1 zone=fr-par-2$",
         ),
@@ -866,7 +866,7 @@ def test_a_server_that_does_not_start_in_time_says_what_was_seen_and_how_long() 
         client_of(scripted([stuck]), time).wait_server("s-1", until={"running"}, deadline_s=300)
     assert re.match(
         r"wait_server dev-l4-a \(fr-par-2\): deadline exceeded: not running after 300 s, last seen starting "
-        r"\(allocating node\)\. Mend: check that its root volume holds the image's snapshot, that no local",
+        r"\(allocating node\)\. Fix: check that its root volume holds the image's snapshot, that no local",
         str(caught.value),
     )
     assert time.now == pytest.approx(1300)

@@ -320,7 +320,7 @@ def assert_explained(error: Exception, calls: set[str]) -> None:
     said = str(error)
     assert type(error).__module__.startswith("components."), repr(error)
     assert any(call in said for call in calls), said
-    assert "Mend: " in said or "Fix: " in said, said
+    assert "Fix: " in said, said
 
 
 # --- what was just made is not known everywhere yet ---

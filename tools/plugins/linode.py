@@ -139,7 +139,7 @@ class Api:
             reason = "; ".join(map(str, error.errors)) or f"HTTP {error.status}"
             mend = MENDS_OF_400.get(method, AGAIN) if error.status == 400 else MENDS.get(error.status, AGAIN)
             raise Failed(
-                f"{method} {path}: Linode refused: {reason} Mend: {mend}",
+                f"{method} {path}: Linode refused: {reason} Fix: {mend}",
                 status=error.status,
                 passing=error.status in NOT_TAKEN
                 or "Linode busy." in error.errors
@@ -148,14 +148,14 @@ class Api:
         except RequestException as error:
             raise Failed(
                 f"{method} {path}: no reply from Linode ({type(error).__name__}). "
-                f"Mend: check the network and linode:url, then {AGAIN}",
+                f"Fix: check the network and linode:url, then {AGAIN}",
                 status=None,
                 passing=repeatable,
             ) from None
         if not isinstance(reply, dict) or any(reply.get(name) is None for name in fields):
             raise Failed(
                 f"{method} {path}: the reply is not as Linode's API documents it. "
-                f"Mend: check linode:url and what proxies lie before it, then {AGAIN}",
+                f"Fix: check linode:url and what proxies lie before it, then {AGAIN}",
                 status=None,
                 passing=repeatable,
             )
@@ -202,7 +202,7 @@ class Api:
                 status = found["status"] if found else "gone"
                 raise ProviderError(
                     f"{path}: still {status} after {deadline_s:.0f} s of waiting for it to be {what}; "
-                    f"Mend: look at it in Linode's Cloud Manager, then {AGAIN}"
+                    f"Fix: look at it in Linode's Cloud Manager, then {AGAIN}"
                 )
             _wait(call, pause, path)
         return found
@@ -328,7 +328,7 @@ class Instance(ResourceType):
             if inputs[name] != state[name]:
                 raise ProviderError(
                     f"{name}: the stand-in plugin cannot turn {state[name]} into {inputs[name]} in place; "
-                    f"Mend: have the program replace the instance (replace_on_changes)"
+                    f"Fix: have the program replace the instance (replace_on_changes)"
                 )
         fields = {"label": "label", "tags": "tags", "watchdogEnabled": "watchdog_enabled"}
         wanted = {
@@ -350,7 +350,7 @@ class Instance(ResourceType):
                 API.call(call, "POST", f"{path}/{action}", {})
                 seen = API.wait(call, path, _has(status), deadline_s, status)
         if seen is None:
-            raise ProviderError(f"{path}: is gone; Mend: {AGAIN}, with --refresh")
+            raise ProviderError(f"{path}: is gone; Fix: {AGAIN}, with --refresh")
         return state | inputs | self._outputs(call, seen)
 
     def delete(self, call: Call, id_: str, state: Props) -> None:
@@ -451,7 +451,7 @@ class Firewall(ResourceType):
                 API.delete(call, f"{path}/devices/{devices[linode]}")
         seen = API.get(call, path, FIREWALL_FIELDS)
         if seen is None:
-            raise ProviderError(f"{path}: is gone; Mend: {AGAIN}, with --refresh")
+            raise ProviderError(f"{path}: is gone; Fix: {AGAIN}, with --refresh")
         return inputs | self._outputs(call, seen)
 
     def delete(self, call: Call, id_: str, state: Props) -> None:

@@ -1,4 +1,4 @@
-"""Is all well? One finding for each thing that must hold, in the clouds and on the nodes, with its mend.
+"""Is all well? One finding for each thing that must hold, in the clouds and on the nodes, with its fix.
 
 Looks only: nothing is changed anywhere. What is asked of a cloud is up to that cloud's probe; what is asked
 of a node is the same on every cloud.
@@ -67,7 +67,7 @@ class Finding:
     name: str
     status: Status
     seen: str
-    mend: str = ""
+    fix: str = ""
     """What to do; never empty for what failed."""
 
 
@@ -98,8 +98,8 @@ def latency(cloud: str, who: str, took_ms: float, status_page: str) -> Finding:
     seen = f"{who} answered in {took_ms:.0f} ms"
     if took_ms <= SLOW_MS:
         return Finding(cloud, "API", Status.OK, seen)
-    mend = f"look at {status_page} and at the network between here and there"
-    return Finding(cloud, "API", Status.WARNING, f"{seen}, which is slow", mend)
+    fix = f"look at {status_page} and at the network between here and there"
+    return Finding(cloud, "API", Status.WARNING, f"{seen}, which is slow", fix)
 
 
 def exit_status(findings: Sequence[Finding]) -> int:
@@ -117,8 +117,8 @@ def check_keeping(stack: str, environment: Mapping[str, str], folder: Path) -> l
         found = [Finding("stack", "secrets", Status.OK, "no published passphrase opens them")]
     else:
         seen = f"encrypted with {passphrase!r}, a passphrase that everybody knows"
-        mend = safekeeping.own_secrets_provider(stack)
-        found = [Finding("stack", "secrets", Status.FAILED, seen, mend)]
+        fix = safekeeping.own_secrets_provider(stack)
+        found = [Finding("stack", "secrets", Status.FAILED, seen, fix)]
     backend = environment.get(safekeeping.BACKEND, "")
     state = safekeeping.local_state(backend)
     if safekeeping.is_development_state(backend, folder):
@@ -126,8 +126,8 @@ def check_keeping(stack: str, environment: Mapping[str, str], folder: Path) -> l
         found.append(Finding("stack", "state", Status.FAILED, seen, safekeeping.own_backend(stack)))
     if state is not None and (files := safekeeping.readable_by_others(state)):
         seen = f"others on this machine can read {len(files)} files of it, {files[0].name} for one"
-        mend = f"chmod -R go= {shlex.quote(str(state / '.pulumi'))}; umask 077 keeps it so"
-        found.append(Finding("stack", "state", Status.WARNING, seen, mend))
+        fix = f"chmod -R go= {shlex.quote(str(state / '.pulumi'))}; umask 077 keeps it so"
+        found.append(Finding("stack", "state", Status.WARNING, seen, fix))
     return found
 
 
@@ -201,9 +201,9 @@ class _Looks:
         _, said = await self._ask("systemctl", "is-active", ray.HEAD_UNIT, ray.WORKER_UNIT)
         if "active" in said.split():
             return self._ok("cluster", "its part of the Ray cluster runs")
-        mend = f"sudo journalctl -u {ray.HEAD_UNIT} -u {ray.WORKER_UNIT} -n 20, then pulumi up"
+        fix = f"sudo journalctl -u {ray.HEAD_UNIT} -u {ray.WORKER_UNIT} -n 20, then pulumi up"
         seen = f"neither {ray.HEAD_UNIT} nor {ray.WORKER_UNIT} runs"
-        return Finding(self._node.name, "cluster", Status.FAILED, seen, mend)
+        return Finding(self._node.name, "cluster", Status.FAILED, seen, fix)
 
     async def certificate(self, name: str) -> Finding:
         """Whom the gateway's certificate is for, and how long it holds."""
@@ -219,9 +219,9 @@ class _Looks:
         seen = f"for {name}, {days} days left"
         if days >= LEAST_DAYS:
             return self._ok("certificate", seen)
-        mend = "it was to be renewed by now: docs/runbooks/certificate.md"
+        fix = "it was to be renewed by now: docs/runbooks/certificate.md"
         status = Status.FAILED if days < LAST_DAYS else Status.WARNING
-        return Finding(self._node.name, "certificate", status, seen, mend)
+        return Finding(self._node.name, "certificate", status, seen, fix)
 
     async def _shown_certificate(self, name: str) -> tuple[list[str], datetime]:
         """The names and the end of what is shown to clients of `name`. Raises OSError, TimeoutError."""
@@ -244,8 +244,8 @@ class _Looks:
             return Finding(self._node.name, "restarts", Status.UNKNOWN, "there is no container")
         if said == "0":
             return self._ok("restarts", "none")
-        mend = diagnose(Fault.EXIT_LOOP, Stage.READY, _context(self._node)).next_command
-        return Finding(self._node.name, "restarts", Status.WARNING, f"restarted {said} times", mend)
+        fix = diagnose(Fault.EXIT_LOOP, Stage.READY, _context(self._node)).next_command
+        return Finding(self._node.name, "restarts", Status.WARNING, f"restarted {said} times", fix)
 
 
 async def _readiness(node: FleetNode, api_key: str | None, limits: Timeouts) -> Finding:

@@ -53,24 +53,22 @@ def _environments(file: Path) -> Iterator[tuple[str, bool]]:
 def _for_branches(name: str, ask: Ask) -> Finding:
     """Keys that may change something, or log in to nodes, are for what was reviewed and merged."""
     found = ask(f"environments/{name}")
-    mend = (
+    fix = (
         f"gh api --method PUT '{REPOSITORY}/environments/{name}' "
         "-F 'deployment_branch_policy[protected_branches]=true' "
         "-F 'deployment_branch_policy[custom_branch_policies]=false'"
     )
     if found is None:
-        return Finding("github", name, Status.FAILED, "there is no such environment", mend)
+        return Finding("github", name, Status.FAILED, "there is no such environment", fix)
     policy = found.get("deployment_branch_policy") or {}
     if policy.get("protected_branches"):
         return Finding("github", name, Status.OK, "for protected branches alone")
     if not policy.get("custom_branch_policies"):
-        return Finding("github", name, Status.FAILED, "any branch may use its keys", mend)
+        return Finding("github", name, Status.FAILED, "any branch may use its keys", fix)
     listed = ask(f"environments/{name}/deployment-branch-policies") or {}
     open_ = [each["name"] for each in listed.get("branch_policies", []) if not _is_protected(each, ask)]
     if open_:
-        return Finding(
-            "github", name, Status.FAILED, f"unprotected {', '.join(open_)} may use its keys", mend
-        )
+        return Finding("github", name, Status.FAILED, f"unprotected {', '.join(open_)} may use its keys", fix)
     return Finding("github", name, Status.OK, "for protected branches alone, by name")
 
 
@@ -87,12 +85,12 @@ def _for_pull_requests(name: str, ask: Ask) -> Finding:
     rules = {rule.get("type") for rule in found.get("protection_rules", [])}
     if "required_reviewers" in rules:
         return Finding("github", name, Status.OK, "reviewers allow each run")
-    mend = (
+    fix = (
         "give it required reviewers, unless everybody who may push may read the stacks' settings; "
         "docs/environments.md"
     )
     seen = "whoever may push can run code with its keys, by a pull request"
-    return Finding("github", name, Status.WARNING, seen, mend)
+    return Finding("github", name, Status.WARNING, seen, fix)
 
 
 def ask_github(path: str) -> Any:

@@ -11,7 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 COMMANDS: dict[str, tuple[str, str]] = {
     "adopt": ("adopt:adopt", "Take a machine of a node's name into the stack instead of buying another."),
     "catalog": ("catalog:app", "GPU types of the clouds, their prices and stock."),
-    "check": ("check:check", "Clouds and nodes of a stack, every failure with its mend."),
+    "check": ("check:check", "Clouds and nodes of a stack, every failure with its fix."),
     "cost-report": ("cost_report:cost_report", "What a stack is billed for."),
     "destroy": ("destroy:destroy", "Remove one node from its cloud and from the state."),
     "diagnose": ("diagnose:diagnose", "Why vLLM did not start, from its own log."),
@@ -74,7 +74,7 @@ app = _typer(cls=LazyGroup, name="fleet", no_args_is_help=True)
 
 @app.callback()
 def main() -> None:
-    """GPU nodes that serve language models: choose, price, check, watch, mend.
+    """GPU nodes that serve language models: choose, price, check, watch, fix.
 
     Example: fleet plan --model Qwen/Qwen3-8B-AWQ
 

@@ -161,8 +161,8 @@ def _unknown_server(found: InstanceType, zone: str, spot: bool) -> str:
         zones = ", ".join(found.zones) or "no zone known"
         return f"{found.name} is not listed in {found.cloud} {zone}; it is in {zones}"
     kind = "spot price" if spot else "price"
-    mend = f"; bring it in with: fleet catalog refresh {found.cloud}" if found.deployable else ""
-    return f"the {kind} of {found.name} in {found.cloud} {zone} is unknown{mend}"
+    fix = f"; bring it in with: fleet catalog refresh {found.cloud}" if found.deployable else ""
+    return f"the {kind} of {found.name} in {found.cloud} {zone} is unknown{fix}"
 
 
 def _unknown_type(offer: CloudCatalog, name: str, zone: str) -> str:

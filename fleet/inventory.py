@@ -114,8 +114,8 @@ def _no_such(word: str, nodes: Sequence[FleetNode]) -> str:
         clouds = ", ".join(sorted({node.cloud for node in nodes}))
         return f"no node is on {word[1:]!r}; this stack has nodes on {clouds}"
     near = difflib.get_close_matches(word, [node.name for node in nodes], n=1)
-    mend = f"did you mean {near[0]}?" if near else f"there are {_names(nodes)}"
-    return f"no node is called {word!r}; {mend}"
+    fix = f"did you mean {near[0]}?" if near else f"there are {_names(nodes)}"
+    return f"no node is called {word!r}; {fix}"
 
 
 def _names(nodes: Iterable[FleetNode]) -> str:

@@ -18,7 +18,7 @@ _NEW_FORMAT = b"openssh-key-v1\0"
 
 
 class NoPublicKey(ValueError):
-    """The public half cannot be told. The message says how to mend it."""
+    """The public half cannot be told. The message says how to fix it."""
 
 
 def is_public(path: Path) -> bool:

@@ -47,7 +47,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong with a stack's files, and what would mend it."""
+    """What is wrong with a stack's files, and what would fix it."""
 
     attributes: tuple[Path, ...]
     """Files of attributes that cannot be read; the engine does without."""

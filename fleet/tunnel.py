@@ -67,7 +67,7 @@ async def hold(
     """Open the tunnel, tell of each service when it answers, and open it again whenever it breaks.
 
     `tell` gets a line for each change; `on_open` is called once, when all services answer for the first
-    time. Ends by being cancelled. Raises PortTaken; and what no waiting mends: HostKeyMismatch,
+    time. Ends by being cancelled. Raises PortTaken; and what no waiting fixes: HostKeyMismatch,
     AuthenticationRefused, InventoryError.
     """
     target = node.reachable()

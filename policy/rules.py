@@ -1,4 +1,4 @@
-"""The policies, one function each: it yields what is wrong with a resource, and how to mend it.
+"""The policies, one function each: it yields what is wrong with a resource, and how to fix it.
 
 A function's name, with hyphens, is the policy's name; the first line of its docstring is what users read.
 What a preview does not know yet breaks no policy: `up` asks again, before it creates anything. The limits

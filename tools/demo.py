@@ -118,7 +118,7 @@ _NEXT = """[bold]What to try next[/]
   pulumi config set --path 'vllm-fleet:nodes[0].root_volume_gb' 300 && pulumi up
                                                             the disk grows in place
   make demo-break                                           switch the server off behind its back, then:
-  pulumi refresh --preview-only --expect-no-changes         the drift is found; pulumi up mends it
+  pulumi refresh --preview-only --expect-no-changes         the drift is found; pulumi up fixes it
   fleet check; fleet top; fleet ssh l4-a                    look around
   make demo-down                                            and nothing is left"""
 

@@ -33,9 +33,9 @@ say_failure() {
     esac
 }
 
-# refuse WHAT MEND: nothing that this phase may do would help.
+# refuse WHAT FIX: nothing that this phase may do would help.
 refuse() {
-    printf 'refused: %s\nmend: %s\n' "$1" "$2" >&2
+    printf 'refused: %s\nfix: %s\n' "$1" "$2" >&2
     exit "$REFUSED"
 }
 

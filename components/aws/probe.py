@@ -73,8 +73,8 @@ def probe(request: CloudRequest) -> list[Finding]:
         except CredentialsError as error:
             findings.append(_failed("credentials", str(error)))
         except BotoCoreError as error:  # a profile that does not exist, a login that has run out
-            mend = "correct aws:profile, or log in again: aws sso login"
-            findings.append(Finding(CLOUD, "credentials", Status.FAILED, str(error), mend))
+            fix = "correct aws:profile, or log in again: aws sso login"
+            findings.append(Finding(CLOUD, "credentials", Status.FAILED, str(error), fix))
     return findings
 
 
@@ -137,9 +137,9 @@ class _Region:
         if not denied:
             seen = "may find an image, launch, start, end and tag machines, and what belongs to them"
             return Finding(self._subject, "permissions", Status.OK, seen)
-        mend = f"allow in the policy of the user or role: {', '.join(denied)}"
+        fix = f"allow in the policy of the user or role: {', '.join(denied)}"
         seen = "the credentials may not do everything that a deployment does"
-        return Finding(self._subject, "permissions", Status.FAILED, seen, mend)
+        return Finding(self._subject, "permissions", Status.FAILED, seen, fix)
 
     def _needed(self) -> dict[str, Callable[[], object]]:
         """Actions of a deployment, as policies name them, and calls that tell whether they are allowed."""
@@ -209,8 +209,8 @@ class _Region:
         seen = f"{name}: {used} of {limit:g} vCPUs in use, {more} more wanted"
         if used + more <= limit:
             return Finding(self._subject, "quota", Status.OK, seen)
-        mend = f"ask for more at Service Quotas: {code} in {self._region}; it takes hours to days"
-        return Finding(self._subject, "quota", Status.FAILED, seen, mend)
+        fix = f"ask for more at Service Quotas: {code} in {self._region}; it takes hours to days"
+        return Finding(self._subject, "quota", Status.FAILED, seen, fix)
 
     def _running(self) -> list[dict[str, Any]]:
         states = [{"Name": "instance-state-name", "Values": ["pending", "running"]}]

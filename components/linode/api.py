@@ -13,7 +13,7 @@ import httpx
 import tenacity
 
 from components.linode.credentials import Credentials
-from components.linode.errors import AGAIN, BUSY, PASSING, LinodeError, mend_of
+from components.linode.errors import AGAIN, BUSY, PASSING, LinodeError, fix_of
 
 T = TypeVar("T")
 
@@ -340,16 +340,16 @@ class LinodeClient:
             response = self._http.request(method, self._url + path, json=body, headers=headers)
         except httpx.RequestError as error:
             reason = f"no reply from {self._url} ({type(error).__name__})"
-            mend = f"check the network and that linode:url is right, then {AGAIN}"
-            raise LinodeError(call, reason, mend, status=None, passing=True) from None
+            fix = f"check the network and that linode:url is right, then {AGAIN}"
+            raise LinodeError(call, reason, fix, status=None, passing=True) from None
         if response.is_success:
             try:
                 return read(response.json())
             except (ValueError, KeyError, TypeError, AttributeError, IndexError):
                 kind = response.headers.get("content-type", "no type").partition(";")[0]
                 reason = f"the reply is not as Linode's API documents it ({response.status_code}, {kind})"
-                mend = f"check that linode:url is right and that no proxy answers in its place, then {AGAIN}"
-                raise LinodeError(call, reason, mend, status=None, passing=True) from None
+                fix = f"check that linode:url is right and that no proxy answers in its place, then {AGAIN}"
+                raise LinodeError(call, reason, fix, status=None, passing=True) from None
         raise self._refused(call, response)
 
     def _refused(self, call: str, response: httpx.Response) -> LinodeError:
@@ -361,7 +361,7 @@ class LinodeClient:
         return LinodeError(
             call,
             f"Linode refused ({response.status_code}): {reasons}",
-            mend_of(call.partition(" ")[0], status, reasons),
+            fix_of(call.partition(" ")[0], status, reasons),
             status=status,
             passing=status in PASSING or status >= 500 or BUSY in reasons,
         )

@@ -18,7 +18,7 @@ SOURCES = {"token": "LINODE_TOKEN", "url": "LINODE_URL", "apiVersion": "LINODE_A
 
 
 class CredentialsError(ValueError):
-    """A credential is missing or unusable. The message says how to mend it and never shows a secret."""
+    """A credential is missing or unusable. The message says how to fix it and never shows a secret."""
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,8 @@ def probe(request: CloudRequest) -> list[Finding]:
     try:
         credentials = Credentials.resolve(request.config.get)
     except CredentialsError as error:
-        seen, _, mend = str(error).partition("; ")
-        return [Finding(CLOUD, "credentials", Status.FAILED, seen, mend)]
+        seen, _, fix = str(error).partition("; ")
+        return [Finding(CLOUD, "credentials", Status.FAILED, seen, fix)]
     client = LinodeClient(credentials, patience_s=PATIENCE_S, read_timeout_s=READ_TIMEOUT_S)
     started = time.monotonic()
     try:
@@ -66,7 +66,7 @@ def probe(request: CloudRequest) -> list[Finding]:
 
 
 def _wrong(name: str, error: LinodeError) -> Finding:
-    return Finding(CLOUD, name, Status.FAILED, error.seen, error.mend)
+    return Finding(CLOUD, name, Status.FAILED, error.seen, error.fix)
 
 
 def _guarded(name: str, look: Callable[..., Finding], client: LinodeClient, *at: object) -> Finding:
@@ -86,12 +86,12 @@ def _permissions(client: LinodeClient) -> Finding:
 def _image(client: LinodeClient, image: str) -> Finding:
     capabilities = client.capabilities(image)
     if capabilities is None:
-        mend = "set the node's image to one of: linode-cli images list"
-        return Finding(CLOUD, "image", Status.FAILED, f"there is no image {image}", mend)
+        fix = "set the node's image to one of: linode-cli images list"
+        return Finding(CLOUD, "image", Status.FAILED, f"there is no image {image}", fix)
     if "cloud-init" in capabilities:
         return Finding(CLOUD, "image", Status.OK, f"{image} has cloud-init")
-    mend = "remove the node's image to get Ubuntu 24.04, or choose one whose capabilities name cloud-init"
-    return Finding(CLOUD, "image", Status.FAILED, f"{image} has no cloud-init, so it would stay bare", mend)
+    fix = "remove the node's image to get Ubuntu 24.04, or choose one whose capabilities name cloud-init"
+    return Finding(CLOUD, "image", Status.FAILED, f"{image} has no cloud-init, so it would stay bare", fix)
 
 
 def _stock(client: LinodeClient, region: str, plan: str, count: int) -> Finding:
@@ -100,7 +100,7 @@ def _stock(client: LinodeClient, region: str, plan: str, count: int) -> Finding:
         case True:
             return Finding(subject, "stock", Status.OK, f"{plan}: available, {wanted}")
         case False:
-            mend = f"choose another region or type (fleet catalog list {CLOUD}), or try again later"
-            return Finding(subject, "stock", Status.FAILED, f"{plan}: none left, {wanted}", mend)
+            fix = f"choose another region or type (fleet catalog list {CLOUD}), or try again later"
+            return Finding(subject, "stock", Status.FAILED, f"{plan}: none left, {wanted}", fix)
         case None:
             return Finding(subject, "stock", Status.UNKNOWN, f"{plan}: Linode does not say, {wanted}")

@@ -167,7 +167,7 @@ class FirewallAttachmentProvider(LinodeProvider):
 
 
 class FirewallAttachment(Resource, module="linode", name="FirewallAttachment"):
-    """That a machine is behind its firewall: it is from its creation on; this notices and mends when not."""
+    """That a machine is behind its firewall: it is from its creation on; this notices and fixes when not."""
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ SOURCES = {
 
 
 class CredentialsError(ValueError):
-    """A credential is missing or unusable. The message says how to mend it and never shows a secret."""
+    """A credential is missing or unusable. The message says how to fix it and never shows a secret."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,7 @@ def _read_profile(path: Path, wanted: str | None) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
-        raise CredentialsError(
-            f"{path}: cannot be read ({type(error).__name__}); mend or remove it"
-        ) from None
+        raise CredentialsError(f"{path}: cannot be read ({type(error).__name__}); fix or remove it") from None
 
     import yaml  # noqa: PLC0415  # most runs get everything from the stack and never read the file
 
@@ -154,7 +152,7 @@ def _read_profile(path: Path, wanted: str | None) -> dict[str, str]:
     except yaml.YAMLError:
         # The parser's own message quotes the line it stumbled over, which may hold the secret key.
         raise CredentialsError(
-            f"{path}: is not valid YAML; mend it or write it anew with `scw init`"
+            f"{path}: is not valid YAML; fix it or write it anew with `scw init`"
         ) from None
     if not isinstance(content, dict):
         raise CredentialsError(f"{path}: is not a mapping of settings; write it anew with `scw init`")

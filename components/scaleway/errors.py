@@ -16,12 +16,12 @@ class ScalewayError(Exception):
     """A call that did not succeed.
 
     `call` and `resource` say what was asked of what, `status` is the HTTP status if a reply came, `message`
-    says what is wrong, `api_message` is the API's own sentence, `mend` says what to do about it, `request_id`
+    says what is wrong, `api_message` is the API's own sentence, `fix` says what to do about it, `request_id`
     is what Scaleway's support asks for. Neither headers nor secrets are kept.
     """
 
     label: ClassVar[str] = "failed"
-    default_mend: ClassVar[str] = "read the API's message; the same call may work later"
+    default_fix: ClassVar[str] = "read the API's message; the same call may work later"
     retriable: bool = False
     """Whether the same call may succeed a little later."""
     effect_unknown: bool = False
@@ -39,7 +39,7 @@ class ScalewayError(Exception):
         zone: str,
         message: str,
         *,
-        mend: str | None = None,
+        fix: str | None = None,
         status: int | None = None,
         api_message: str = "",
         request_id: str | None = None,
@@ -49,18 +49,18 @@ class ScalewayError(Exception):
         self.resource = resource
         self.zone = zone
         self.message = message
-        self.mend = mend or self.default_mend
+        self.fix = fix or self.default_fix
         self.status = status
         self.api_message = api_message
         self.request_id = request_id
 
     def __str__(self) -> str:
-        seen, mend = self.told
-        return f"{seen}. Fix: {mend}"
+        seen, fix = self.told
+        return f"{seen}. Fix: {fix}"
 
     @property
     def told(self) -> tuple[str, str]:
-        """What is wrong with which call, and the mend; a line each."""
+        """What is wrong with which call, and the fix; a line each."""
         subject = f"{self.call} {self.resource}".rstrip()
         effort = (
             f" (gave up after {self.attempts} attempts in {self.elapsed_s:.0f} s)"
@@ -70,56 +70,56 @@ class ScalewayError(Exception):
         request = f" [request id {self.request_id}]" if self.request_id else ""
         problem = f"{self.label}: {self.message.rstrip('.')}{effort}"
         seen = " ".join(f"{subject} ({self.zone}): {problem}".split())
-        return seen, " ".join(f"{self.mend}{request}".split())
+        return seen, " ".join(f"{self.fix}{request}".split())
 
 
 class AuthenticationFailed(ScalewayError):
     """401: the secret key is unknown, expired or revoked."""
 
     label = "authentication failed"
-    default_mend = "check secret_key (SCW_SECRET_KEY) and that the key is neither expired nor revoked"
+    default_fix = "check secret_key (SCW_SECRET_KEY) and that the key is neither expired nor revoked"
 
 
 class PermissionDenied(ScalewayError):
     """403: the key is good, its policy does not allow this."""
 
     label = "permission denied"
-    default_mend = "give the API key's IAM policy InstancesFullAccess on this project"
+    default_fix = "give the API key's IAM policy InstancesFullAccess on this project"
 
 
 class QuotaExceeded(ScalewayError):
     """403: the organization may not have more of this."""
 
     label = "quota exceeded"
-    default_mend = "ask Scaleway support for a higher quota, or delete what is no longer needed"
+    default_fix = "ask Scaleway support for a higher quota, or delete what is no longer needed"
 
 
 class OutOfStock(ScalewayError):
     """412 or 503: the zone has none of these left at the moment."""
 
     label = "out of stock"
-    default_mend = "choose another zone or type for this node, or try again later"
+    default_fix = "choose another zone or type for this node, or try again later"
 
 
 class InvalidArguments(ScalewayError):
     """400: the request itself is wrong."""
 
     label = "invalid argument"
-    default_mend = "correct the named setting of this node"
+    default_fix = "correct the named setting of this node"
 
 
 class PreconditionFailed(ScalewayError):
     """400 or 412: the resource is not in the state that this call needs."""
 
     label = "precondition failed"
-    default_mend = "bring the resource into the state named and run the same command again"
+    default_fix = "bring the resource into the state named and run the same command again"
 
 
 class TransientState(ScalewayError):
     """409: the resource is just changing."""
 
     label = "resource is changing"
-    default_mend = "wait until it has settled and run the same command again"
+    default_fix = "wait until it has settled and run the same command again"
     retriable = True
 
 
@@ -127,7 +127,7 @@ class NotFound(ScalewayError):
     """404: there is no such thing, or not in this zone or project."""
 
     label = "not found"
-    default_mend = "check the id and the zone; if it was deleted by hand, `pulumi refresh` takes note of it"
+    default_fix = "check the id and the zone; if it was deleted by hand, `pulumi refresh` takes note of it"
     resource_id: str = ""
     """Of what is missing, as the reply names it."""
 
@@ -136,7 +136,7 @@ class RateLimited(ScalewayError):
     """429: too many calls. The request was not carried out."""
 
     label = "rate limited"
-    default_mend = "run fewer deployments at once with this API key, or try again in a minute"
+    default_fix = "run fewer deployments at once with this API key, or try again in a minute"
     retriable = True
 
 
@@ -144,7 +144,7 @@ class ServerError(ScalewayError):
     """5xx: a failure on Scaleway's side. The request may or may not have been carried out."""
 
     label = "server error"
-    default_mend = "look at status.scaleway.com and run the same command again"
+    default_fix = "look at status.scaleway.com and run the same command again"
     effect_unknown = True
 
     @property
@@ -160,7 +160,7 @@ class UnexpectedReply(ScalewayError):
     effect_unknown = True
     retriable = True
     most_attempts = 3
-    default_mend = "check that api_url is Scaleway's API and that no proxy answers in its place"
+    default_fix = "check that api_url is Scaleway's API and that no proxy answers in its place"
 
 
 class Unreachable(ScalewayError):
@@ -180,7 +180,7 @@ class StartFailed(ScalewayError):
     """A server began to start and stopped again by itself."""
 
     label = "did not start"
-    default_mend = (
+    default_fix = (
         "check that its root volume holds the image's snapshot, that no local volume is attached, and that "
         "the zone has the type in stock; then run `pulumi up` again"
     )
@@ -211,19 +211,19 @@ FIXES: Mapping[str, Mapping[type[ScalewayError], str]] = {
         NotFound: f"{UNCHANGED}; if the object was deleted by hand, that takes note of it",
     },
 }
-"""Mends for the operations that a kind's own does not fit: it speaks to whoever creates or changes."""
+"""Fixes for the operations that a kind's own does not fit: it speaks to whoever creates or changes."""
 
 
 def in_operation(error: Exception, operation: str) -> Exception:
-    """An error with the mend that fits the operation it ended: `create`, `read`, `update` or `delete`."""
-    if isinstance(error, ScalewayError) and error.mend == error.default_mend:
-        error.mend = FIXES.get(operation, {}).get(type(error), error.mend)
+    """An error with the fix that fits the operation it ended: `create`, `read`, `update` or `delete`."""
+    if isinstance(error, ScalewayError) and error.fix == error.default_fix:
+        error.fix = FIXES.get(operation, {}).get(type(error), error.fix)
     return error
 
 
 @contextmanager
 def doing(operation: str) -> Iterator[None]:
-    """Gives what fails meanwhile the mend of an operation."""
+    """Gives what fails meanwhile the fix of an operation."""
     try:
         yield
     except ScalewayError as error:
@@ -243,7 +243,7 @@ BY_TYPE: Mapping[str, type[ScalewayError]] = {
     "not_found": NotFound,
 }
 
-# 409 is left out on purpose: without `transient_state` it is a lasting conflict, which waiting does not mend.
+# 409 is left out on purpose: without `transient_state` it is a lasting conflict, which waiting does not fix.
 BY_STATUS: Mapping[int, type[ScalewayError]] = {
     400: InvalidArguments,
     401: AuthenticationFailed,
@@ -270,7 +270,7 @@ def error_from_reply(
         resource,
         zone,
         _explain(kind, reply) or api_message or f"HTTP {status}",
-        mend=_mend(kind, call, reply),
+        fix=_fix(kind, call, reply),
         status=status,
         api_message=api_message,
         request_id=request_id,
@@ -325,8 +325,8 @@ _EXPLAIN_REPLY: Mapping[type[ScalewayError], Callable[[Json], str]] = {
 }
 
 
-def _mend(kind: type[ScalewayError], call: str, reply: Json) -> str | None:
-    """A mend more exact than the kind's own, where the call or the reply allows it."""
+def _fix(kind: type[ScalewayError], call: str, reply: Json) -> str | None:
+    """A fix more exact than the kind's own, where the call or the reply allows it."""
     if kind is PermissionDenied and call.endswith(("_volume", "_volumes")):
         return "give the API key's IAM policy BlockStorageFullAccess on this project"
     if kind is PermissionDenied and call == "list_ssh_keys":

@@ -381,5 +381,5 @@ def sbs_root_volume_id(server: Server) -> str:
         server.name,
         server.zone,
         f"the server has no volume of type sbs_volume, but {seen}",
-        mend="create it without a `volumes` field, from an image whose root volume is of type sbs_snapshot",
+        fix="create it without a `volumes` field, from an image whose root volume is of type sbs_snapshot",
     )

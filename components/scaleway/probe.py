@@ -71,12 +71,12 @@ def _client(credentials: Credentials, zone: str) -> ScalewayClient:
 
 
 def _credential(line: str) -> Finding:
-    seen, _, mend = line.partition("; ")
-    return Finding(CLOUD, "credentials", Status.FAILED, seen, mend)
+    seen, _, fix = line.partition("; ")
+    return Finding(CLOUD, "credentials", Status.FAILED, seen, fix)
 
 
 def _wrong(name: str, error: ScalewayError, subject: str = CLOUD) -> Finding:
-    return Finding(subject, name, Status.FAILED, f"{error.call}: {error.label}: {error.message}", error.mend)
+    return Finding(subject, name, Status.FAILED, f"{error.call}: {error.label}: {error.message}", error.fix)
 
 
 class _Access:
@@ -189,9 +189,9 @@ class _Zone:
                 return _wrong("permissions", error, self._subject)
         if not denied:
             return Finding(self._subject, "permissions", Status.OK, f"may {', '.join(needed)}")
-        mends = dict.fromkeys(error.mend for error in denied.values())
+        fixes = dict.fromkeys(error.fix for error in denied.values())
         seen = f"the key may not {', '.join(denied)}"
-        return Finding(self._subject, "permissions", Status.FAILED, seen, "; ".join(mends))
+        return Finding(self._subject, "permissions", Status.FAILED, seen, "; ".join(fixes))
 
     def _network(self, network: str) -> Finding:
         """Of nodes without a public address: whether it exists and leads to the internet."""
@@ -230,12 +230,12 @@ class _Zone:
     def _stock(self, kind: str) -> Finding:
         word = self._client.list_availability().get(kind, "not offered in this zone")
         seen = f"{kind}: {word}, {self._wanted[kind]} wanted"
-        mend = f"choose another zone or type (fleet catalog list {CLOUD}), or try again later"
+        fix = f"choose another zone or type (fleet catalog list {CLOUD}), or try again later"
         if word == "available":
             return Finding(self._subject, "stock", Status.OK, seen)
         if word == "scarce":
-            return Finding(self._subject, "stock", Status.WARNING, seen, f"be ready to {mend}")
-        return Finding(self._subject, "stock", Status.FAILED, seen, mend)
+            return Finding(self._subject, "stock", Status.WARNING, seen, f"be ready to {fix}")
+        return Finding(self._subject, "stock", Status.FAILED, seen, fix)
 
     def _quota(self, kind: str) -> Finding:
         name = f"cp_servers_type_{kind.replace('-', '_')}"
@@ -252,5 +252,5 @@ class _Zone:
         seen = f"{kind}: {used} of {limit} in use in this zone, {self._wanted[kind]} more wanted"
         if used + self._wanted[kind] <= limit:
             return Finding(self._subject, "quota", Status.OK, seen)
-        mend = f"ask Scaleway support to raise {name}, or delete servers that are no longer needed"
-        return Finding(self._subject, "quota", Status.FAILED, seen, mend)
+        fix = f"ask Scaleway support to raise {name}, or delete servers that are no longer needed"
+        return Finding(self._subject, "quota", Status.FAILED, seen, fix)

@@ -85,9 +85,9 @@ def diagnosed(fault: str, stage: Stage, props: Mapping[str, Any], **ids: str) ->
         # Loaded when something is wrong: it takes longer than a preview may.
         from fleet.diagnosis import Context, Fault, Hints, diagnose  # noqa: PLC0415
 
-        seen, mend = error.told
+        seen, fix = error.told
         context = Context(props["node"], "scaleway", Hints(zone=props["zone"], **ids))
-        found = diagnose(Fault[fault], stage, context, [seen, f"Fix: {mend}"])
+        found = diagnose(Fault[fault], stage, context, [seen, f"Fix: {fix}"])
         raise NodeStopped(str(found)) from None
 
 

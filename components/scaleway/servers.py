@@ -211,7 +211,7 @@ class Servers(Calls):
             f"{server.id} {action}",
             self.zone,
             "the server is protected, and Scaleway refuses to stop or terminate it",
-            mend=f"if it really is to go, take its protection away: {unprotect}; then run the same command "
+            fix=f"if it really is to go, take its protection away: {unprotect}; then run the same command "
             "again. Until then it exists and bills",
         )
 
@@ -241,7 +241,7 @@ class Servers(Calls):
                 server.name,
                 f"not {one_of(until)} after {waited:.0f} s, last seen {server.state}"
                 + (f" ({server.state_detail})" if server.state_detail else ""),
-                StartFailed.default_mend if until <= {"running"} else UNDER_WAY,
+                StartFailed.default_fix if until <= {"running"} else UNDER_WAY,
             ),
         )
 

@@ -165,7 +165,7 @@ class Transport:
     ) -> T:
         """Look at once, after 0.1 s, and then ever less often, at last every 5 s, until what is seen will do.
 
-        `failure` gives call, resource, message and mend of the `DeadlineExceeded` raised after `deadline_s`
+        `failure` gives call, resource, message and fix of the `DeadlineExceeded` raised after `deadline_s`
         seconds, from what was seen last and the seconds waited.
         """
         started = self._clock()
@@ -175,8 +175,8 @@ class Transport:
 
         def give_up(state: tenacity.RetryCallState) -> T:
             assert state.outcome is not None
-            call, resource, message, mend = failure(state.outcome.result(), self._clock() - started)
-            raise DeadlineExceeded(call, resource, self._zone, message, mend=mend)
+            call, resource, message, fix = failure(state.outcome.result(), self._clock() - started)
+            raise DeadlineExceeded(call, resource, self._zone, message, fix=fix)
 
         backoff = tenacity.wait_exponential_jitter(multiplier=0.1, exp_base=1.6, max=5, jitter=0.05)
         return tenacity.Retrying(
@@ -252,7 +252,7 @@ class Transport:
             resource,
             self._zone,
             self._scrub(f"{self._api_url}: {seen}"),
-            mend="trust the certificate's issuer (SSL_CERT_FILE) or correct api_url"
+            fix="trust the certificate's issuer (SSL_CERT_FILE) or correct api_url"
             if untrusted
             else "check the network and that api_url is right and answers; then run the same command again",
         )

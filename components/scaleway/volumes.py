@@ -109,7 +109,7 @@ class Volumes(Calls):
     def _wait_volume(
         self, volume_id: str, done: Callable[[Volume], bool], what: str, deadline_s: float
     ) -> Volume:
-        mend = (
+        fix = (
             "check that the API key may change volumes (BlockStorageFullAccess), that the server is stopped "
             "or running and not in between, and the volume's state at console.scaleway.com; then run "
             "`pulumi up` again"
@@ -119,7 +119,7 @@ class Volumes(Calls):
             volume = self.get_volume(volume_id)
             if volume.status == "error" and not done(volume):
                 raise PreconditionFailed(
-                    "wait_volume", volume_id, self.zone, "the volume is in state error", mend=mend
+                    "wait_volume", volume_id, self.zone, "the volume is in state error", fix=fix
                 )
             return volume
 
@@ -131,6 +131,6 @@ class Volumes(Calls):
                 "wait_volume",
                 volume_id,
                 f"not {what} after {waited:.0f} s, last seen {volume.status} with {volume.size / 1e9:g} GB",
-                mend,
+                fix,
             ),
         )

@@ -1,4 +1,4 @@
-"""`fleet check`: clouds and nodes on one screen, every ✗ with its mend."""
+"""`fleet check`: clouds and nodes on one screen, every ✗ with its fix."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check(
 ) -> None:
     """Check a stack: its secrets and state, its clouds (credentials to quota), its nodes (SSH to readiness).
 
-    Nothing is changed. The exit code is 1 if anything failed; each failure comes with its mend.
+    Nothing is changed. The exit code is 1 if anything failed; each failure comes with its fix.
 
     Example: fleet check --stack prod --json
     """
@@ -98,8 +98,8 @@ async def look(
         api_key = declared.secrets.api_key.get_secret_value() if declared.secrets else None
         requests = _requests(declared, config, deployed)
     except settings.SettingsError as error:
-        mend = "correct the values named in the stack's configuration"
-        findings.append(Finding("configuration", "values", Status.FAILED, str(error), mend))
+        fix = "correct the values named in the stack's configuration"
+        findings.append(Finding("configuration", "values", Status.FAILED, str(error), fix))
     found = await asyncio.gather(
         *(asyncio.to_thread(_probe(cloud), request) for cloud, request in requests if clouds),
         *(check_node(node, api_key) for node in deployed if on_nodes),
@@ -121,8 +121,8 @@ def surplus(state: Mapping[str, Any], config: Mapping[str, Any]) -> list[Finding
         return [Finding("stack", "surplus", Status.UNKNOWN, f"the clouds did not say: {error}")]
     if not objects:
         return [Finding("stack", "surplus", Status.OK, "nothing beside what the state knows")]
-    mend = "pulumi up takes a lost machine up again and removes what is in nobody's use"
-    return [Finding("stack", "surplus", Status.FAILED, f"not in the state: {each}", mend) for each in objects]
+    fix = "pulumi up takes a lost machine up again and removes what is in nobody's use"
+    return [Finding("stack", "surplus", Status.FAILED, f"not in the state: {each}", fix) for each in objects]
 
 
 def _requests(
@@ -178,8 +178,8 @@ def _show(findings: Sequence[Finding]) -> None:
     subject = ""
     for finding in findings:
         seen = Text(finding.seen)
-        if finding.mend:
-            seen.append(f"\n→ {finding.mend}", style="bold")
+        if finding.fix:
+            seen.append(f"\n→ {finding.fix}", style="bold")
         table.add_row(
             "" if finding.subject == subject else finding.subject, MARKS[finding.status], finding.name, seen
         )

@@ -73,8 +73,8 @@ def plan(
     Example: fleet plan --model Qwen/Qwen3-32B-AWQ --max-model-len 32768 --concurrency 4
     """
     if write is not None and not ssh_cidr:
-        mend = "give the addresses that may open SSH, for example --ssh-cidr 203.0.113.7/32"
-        raise typer.BadParameter(f"is needed with --write; {mend}", param_hint="--ssh-cidr")
+        fix = "give the addresses that may open SSH, for example --ssh-cidr 203.0.113.7/32"
+        raise typer.BadParameter(f"is needed with --write; {fix}", param_hint="--ssh-cidr")
     if write is not None and write.exists():
         raise typer.BadParameter(f"{write} exists; choose another name or remove it", param_hint="--write")
     for name in cloud or ():
@@ -101,7 +101,7 @@ def plan(
             currency=currency,
         )
         found = search(wish, judge.fit, rate=rate)
-    except ValueError as error:  # its message names the value and the mend
+    except ValueError as error:  # its message names the value and the fix
         raise typer.BadParameter(str(error)) from error
     choice = found.choice(accept_stale=accept_stale)
     if as_json:
@@ -305,8 +305,8 @@ def _zones_of_each_way(found: Plan) -> list[list[Option]]:
 def _say_choice(found: Plan, choice: Option | None, wish: Wish) -> None:
     if choice is None:
         stale = found.choice(accept_stale=True)
-        mend = "every price is old: fleet catalog refresh, or --accept-stale" if stale else "see --why"
-        typer.echo(f"Nothing to choose; {mend}", err=True)
+        fix = "every price is old: fleet catalog refresh, or --accept-stale" if stale else "see --why"
+        typer.echo(f"Nothing to choose; {fix}", err=True)
         return
     hour, month = choice.cost_per_hour, choice.cost_per_hour * HOURS_PER_MONTH
     typer.echo(

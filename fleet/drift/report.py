@@ -60,7 +60,7 @@ def markdown(stack: str, drifts: Sequence[Drift]) -> str:
             f"|{'---|' * len(COLUMNS)}",
             *(f"| {row} |" for row in rows),
             "",
-            "What each means and how to mend it: `docs/runbooks/drift-found.md`.",
+            "What each means and how to fix it: `docs/runbooks/drift-found.md`.",
             "",
         ]
     )

@@ -55,7 +55,7 @@ _FORWARD_COMPATIBLE = frozenset({535, 550, 570, 580})
 
 @dataclass(frozen=True, slots=True)
 class Compatibility:
-    """Whether the image's containers start on that driver and card, and why, with the mend if not."""
+    """Whether the image's containers start on that driver and card, and why, with the fix if not."""
 
     ok: bool
     reason: str

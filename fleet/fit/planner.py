@@ -303,7 +303,7 @@ def _limits(request: FitRequest) -> BatchLimits:
 
 
 def _impossible(request: FitRequest, weights: WeightFormat, *, v1: bool) -> Iterator[str]:
-    """What no amount of memory mends."""
+    """What no amount of memory fixes."""
     architecture, tp, pp = request.architecture, request.tensor_parallel_size, request.pipeline_parallel_size
     heads, kv_heads = architecture.attention_heads, architecture.kv_heads
     if stored := contradicted(request.quantization, architecture.quantization):

@@ -9,7 +9,7 @@ from fleet.catalog import catalog
 
 
 class LimitError(ValueError):
-    """A limit that cannot be held. The message names the field, its value and the mend."""
+    """A limit that cannot be held. The message names the field, its value and the fix."""
 
 
 @dataclass(frozen=True)

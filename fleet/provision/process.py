@@ -51,10 +51,10 @@ TIMED_OUT, KILLED, LOCKED, REFUSED, REBOOT_NEEDED = 124, 137, 75, 20, 30
 """Exit statuses: of `timeout` (the second where the final signal was needed), of `flock` as it is told to,
 and of the phases' own scripts."""
 
-REFUSED_MARK, MEND_MARK, COMMAND_MARK = "refused: ", "mend: ", "command: "
+REFUSED_MARK, FIX_MARK, COMMAND_MARK = "refused: ", "fix: ", "command: "
 """How the scripts begin the lines that are meant for here."""
 
-MENDS = (
+FIXES = (
     (r"No matching distribution found", "correct the name or version: PyPI has no such one for this Python"),
     (
         r"PackagesNotFoundError",
@@ -88,7 +88,7 @@ class Failure:
     """How it ended, in words."""
     output: tuple[str, ...]
     """Its last lines, secrets masked."""
-    mend: str
+    fix: str
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Report:
             f"{self.node}: phase {self.failed.phase} failed: {failure.status}",
             f"  command: {failure.command}",
             *(f"  output:  {line}" for line in failure.output),
-            f"  mend:    {failure.mend}",
+            f"  fix:    {failure.fix}",
             f"  then:    fleet provision {self.node}   (it goes on with {self.failed.phase})",
         ]
         return "\n".join(lines)
@@ -236,8 +236,8 @@ class _Run:
             async with connect(self._spec.target):
                 return True
         except ValueError as error:
-            mend = self._words(Fault.HOST_KEY_NOT_PUBLISHED)
-            raise _PhaseFailed(Failure(f"ssh {self._spec.target}", str(error), (), mend)) from None
+            fix = self._words(Fault.HOST_KEY_NOT_PUBLISHED)
+            raise _PhaseFailed(Failure(f"ssh {self._spec.target}", str(error), (), fix)) from None
         except KeyUnusable:
             raise
         except (Unreachable, AuthenticationRefused) as error:
@@ -255,8 +255,8 @@ class _Run:
             waited_s = self._clock.now() - started
             if waited_s >= self._spec.boot_s:
                 said = f"not through after {waited_s:.0f} s"
-                mend = "read what it does: tail -f /var/log/cloud-init-output.log on the node"
-                raise _PhaseFailed(Failure("cloud-init", said, missing, mend))
+                fix = "read what it does: tail -f /var/log/cloud-init-output.log on the node"
+                raise _PhaseFailed(Failure("cloud-init", said, missing, fix))
             seen = "; ".join(missing)
             self._progress.waiting(
                 STAGE, "the first boot", seen, waited_s=waited_s, limit_s=self._spec.boot_s
@@ -287,8 +287,8 @@ class _Run:
         except _PhaseFailed as failed:
             raise _PhaseFailed(failed.failure, missing) from None
         if still:
-            mend = "what was installed is not what is asked for: read the log, correct the version"
-            failure = Failure(f"check {phase.script}", "it ended well, yet something is missing", still, mend)
+            fix = "what was installed is not what is asked for: read the log, correct the version"
+            failure = Failure(f"check {phase.script}", "it ended well, yet something is missing", still, fix)
             raise _PhaseFailed(failure, missing)
         note = "the machine was restarted" if restarted else ""
         return PhaseReport(phase.label, Outcome.APPLIED, missing=missing, note=note)
@@ -355,7 +355,7 @@ class _Run:
     def _failure(self, phase: Phase, done: Completed, lines: Sequence[str], limit_s: float) -> Failure:
         told = {
             mark: next((line.removeprefix(mark) for line in reversed(lines) if line.startswith(mark)), "")
-            for mark in (REFUSED_MARK, MEND_MARK, COMMAND_MARK)
+            for mark in (REFUSED_MARK, FIX_MARK, COMMAND_MARK)
         }
         ended = {
             TIMED_OUT: f"no end within {limit_s:g} s",
@@ -371,14 +371,14 @@ class _Run:
             command=quote(told[COMMAND_MARK]) or f"{phase.label}",
             status=ended.get(done.exit_status) or f"exit status {done.exit_status}",
             output=tuple(output),
-            mend=told[MEND_MARK] or self._mend(output) or f"read all it said: {whole}",
+            fix=told[FIX_MARK] or self._fix(output) or f"read all it said: {whole}",
         )
 
-    def _mend(self, output: Sequence[str]) -> str:
+    def _fix(self, output: Sequence[str]) -> str:
         """What helps against what was said; empty where that is not known."""
         if known := marked(output, INSTALL_MARKS):
             return self._words(known.fault)
-        return next((mend for pattern, mend in MENDS if re.search(pattern, "\n".join(output))), "")
+        return next((fix for pattern, fix in FIXES if re.search(pattern, "\n".join(output))), "")
 
     def _words(self, fault: Fault) -> str:
         words = self._spec.context.words()
@@ -437,13 +437,13 @@ class _Run:
             raise _PhaseFailed(Failure("rsync", "rsync is missing here", (said,), said)) from None
         except TimeoutError:
             said = f"no end within {phase.timeout_s:g} s"
-            mend = "raise provision.timeout_s, or copy less"
-            raise _PhaseFailed(Failure(f"rsync {copy.source}", said, (), mend)) from None
+            fix = "raise provision.timeout_s, or copy less"
+            raise _PhaseFailed(Failure(f"rsync {copy.source}", said, (), fix)) from None
         if done.exit_status:
             said = f"exit status {done.exit_status}"
-            mend = "correct the source, or what the network or the disk refuses, by what rsync says"
+            fix = "correct the source, or what the network or the disk refuses, by what rsync says"
             lines = tuple(quote(line) for line in done.error.splitlines()[-TAIL_LINES:])
-            raise _PhaseFailed(Failure(f"rsync {copy.source}", said, lines, mend))
+            raise _PhaseFailed(Failure(f"rsync {copy.source}", said, lines, fix))
         return tuple(quote(line) for line in done.output.splitlines() if line.strip())
 
 

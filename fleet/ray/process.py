@@ -62,7 +62,7 @@ async def join(spec: JoinSpec, token: str, progress: Progress, clock: Clock = SY
             await session.write_file(ray.STARTED_WITH_PATH, wanted, mode=0o600)
             await _until_listed(session, spec, unit, token, progress, clock)
     except SshError as error:
-        raise ClusterFailed(f"{spec.node}: {error}; run `pulumi up` again once that is mended") from None
+        raise ClusterFailed(f"{spec.node}: {error}; run `pulumi up` again once that is fixed") from None
 
 
 def _place(name: str) -> str:

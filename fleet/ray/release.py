@@ -74,7 +74,7 @@ async def serve(spec: ServeSpec, secrets: str, progress: Progress, clock: Clock 
         async with Session(spec.target, spec.timeouts.ssh_s, progress, clock) as session:
             await _Change(spec, release, session, progress, clock).run()
     except SshError as error:
-        raise ClusterFailed(f"{spec.node}: {error}; run `pulumi up` again once that is mended") from None
+        raise ClusterFailed(f"{spec.node}: {error}; run `pulumi up` again once that is fixed") from None
     return release.digest.decode()[:16]
 
 

@@ -1,4 +1,4 @@
-"""What must hold before a node is touched. Each problem is a sentence: what is wrong, and what mends it."""
+"""What must hold before a node is touched. Each problem is a sentence: what is wrong, and what fixes it."""
 
 from __future__ import annotations
 

@@ -162,8 +162,8 @@ def _gpu_type(cloud: str) -> Callable[[str], str]:
     def check(value: str) -> str:
         if catalog().find(cloud, value) is None:
             near = catalog().suggest(cloud, value)
-            mend = f"did you mean {' or '.join(near)}?" if near else "see: fleet catalog list"
-            raise wrong("is not a GPU type of {cloud}; {mend}", cloud=cloud, mend=mend)
+            fix = f"did you mean {' or '.join(near)}?" if near else "see: fleet catalog list"
+            raise wrong("is not a GPU type of {cloud}; {fix}", cloud=cloud, fix=fix)
         return value
 
     return check

@@ -368,9 +368,9 @@ class Provision(Section):
         known = [environment.name for environment in self.conda.environments] if self.conda else []
         if wanted is not None and wanted not in known:
             raise wrong(
-                "ray.conda_environment: no environment is named {wanted}; {mend}",
+                "ray.conda_environment: no environment is named {wanted}; {fix}",
                 wanted=wanted,
-                mend=f"use one of: {', '.join(known)}" if known else "add it to conda.environments",
+                fix=f"use one of: {', '.join(known)}" if known else "add it to conda.environments",
             )
         return self
 

@@ -81,7 +81,7 @@ def test_a_group_that_is_replaced_has_a_machine_in_it_all_the_time(fleet: Fleet)
     assert server(fleet)["KeyName"] == key
 
 
-def test_what_aws_would_refuse_is_said_at_preview_with_field_and_mend(fleet: Fleet) -> None:
+def test_what_aws_would_refuse_is_said_at_preview_with_field_and_fix(fleet: Fleet) -> None:
     ec2, efs = fleet.cloud.console("ec2"), fleet.cloud.console("efs")
     offers = ec2.describe_instance_type_offerings(
         LocationType="availability-zone", Filters=[{"Name": "instance-type", "Values": ["g6.xlarge"]}]

@@ -105,7 +105,7 @@ def test_a_failed_command_shows_its_end_leaves_its_siblings_alone_and_runs_again
         """
         from pulumi_command import local
 
-        local.Command("bad", create="echo why it failed >&2; test -e mended || exit 3", logging="none")
+        local.Command("bad", create="echo why it failed >&2; test -e fixed || exit 3", logging="none")
         local.Command("good", create="echo fine")
         """
     )
@@ -114,7 +114,7 @@ def test_a_failed_command_shows_its_end_leaves_its_siblings_alone_and_runs_again
     assert "why it failed" in result.stdout
     assert {each["urn"].rsplit("::", 1)[-1] for each in stack.state()} >= {"good"}
     assert "bad" not in str([each["urn"] for each in stack.state()])
-    (stack.folder / "mended").touch()
+    (stack.folder / "fixed").touch()
     assert stack.run("up").operations == {"bad": ["create"]}
 
 

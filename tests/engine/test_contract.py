@@ -60,7 +60,7 @@ def test_a_root_volume_that_cannot_be_is_refused_before_any_write(ready_fleet: F
 @pytest.mark.parametrize(
     "fleet", ["scaleway", "linode", pytest.param("aws", marks=pytest.mark.trials)], indirect=True
 )
-def test_a_change_behind_its_back_is_found_named_and_mended(fleet: Fleet) -> None:
+def test_a_change_behind_its_back_is_found_named_and_fixed(fleet: Fleet) -> None:
     changes = {change.node: change for change in fleet.promises.changes}
     fleet.nodes(*changes, "untouched")
     fleet.run("up")
@@ -76,7 +76,7 @@ def test_a_change_behind_its_back_is_found_named_and_mended(fleet: Fleet) -> Non
 
     runs = []
     if follow := {change.node: change.follow for change in changes.values() if change.follow}:
-        # A volume never shrinks: here the configuration has to follow, and the rest is mended all the same.
+        # A volume never shrinks: here the configuration has to follow, and the rest is fixed all the same.
         runs.append(fleet.run("up", expect_failure=True))
         for node, settings in follow.items():
             errors = " ".join(text for name, text in runs[0].errors if name.startswith(f"{node}-"))

@@ -117,7 +117,7 @@ def plant(fleet: Fleet, faults: Mapping[str, list[str]], nodes: Mapping[str, str
 def explained(
     result: Result, faults: Mapping[str, list[str]], calls: Mapping[str, Call], nodes: Mapping[str, str]
 ) -> None:
-    """Who met what lasts says so with the call and the mend; nobody else says anything."""
+    """Who met what lasts says so with the call and the fix; nobody else says anything."""
     for call, kinds in faults.items():
         errors = " ".join(text for name, text in result.errors if name.startswith(f"{nodes[call]}-"))
         if kinds[-1] in calls[call].fails:

@@ -1,4 +1,4 @@
-"""`fleet check` where a user runs it: a node on each cloud, and whatever breaks is named with its mend."""
+"""`fleet check` where a user runs it: a node on each cloud, and whatever breaks is named with its fix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ G_VCPUS = "L-DB2E81BA"
 """AWS's code of its limit on vCPUs of G instances."""
 
 Expected = Mapping[tuple[str, str], tuple[str, str]]
-"""(cloud or node, what was looked at): a part of what was seen, and of the mend."""
+"""(cloud or node, what was looked at): a part of what was seen, and of the fix."""
 
 
 def check(fleet: Fleet, *flags: str) -> tuple[int, str]:
@@ -32,17 +32,17 @@ def check(fleet: Fleet, *flags: str) -> tuple[int, str]:
 
 
 def named(fleet: Fleet, expected: Expected) -> None:
-    """Everything expected is named with its mend, and nothing is wrong with anybody else."""
+    """Everything expected is named with its fix, and nothing is wrong with anybody else."""
     code, said = check(fleet, "--json")
     found: list[dict[str, Any]] = json.loads(said)
     failed = {(each["subject"], each["name"]): each for each in found if each["status"] == "failed"}
     assert code == 1
-    for at, (seen, mend) in expected.items():
+    for at, (seen, fix) in expected.items():
         assert at in failed, f"{at} did not fail:\n{said}"
         assert seen in failed[at]["seen"]
-        assert mend in failed[at]["mend"]
+        assert fix in failed[at]["fix"]
     assert {subject for subject, _ in failed} == {subject for subject, _ in expected}
-    assert all(each["mend"] for each in failed.values())
+    assert all(each["fix"] for each in failed.values())
 
 
 def heal(fleet: Fleet) -> None:
@@ -55,7 +55,7 @@ def heal(fleet: Fleet) -> None:
         cloud.set_node_fault(name, None)
 
 
-def test_every_broken_situation_is_named_with_its_mend_and_a_sound_stack_passes(fleet: Fleet) -> None:
+def test_every_broken_situation_is_named_with_its_fix_and_a_sound_stack_passes(fleet: Fleet) -> None:
     cloud = fleet.cloud
     fleet.config["nodes"] = [
         node_config(name, node) for name, node in (("scaleway", "a"), ("linode", "b"), ("aws", "c"))

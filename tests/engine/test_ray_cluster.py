@@ -1,4 +1,4 @@
-"""A Ray cluster with the real engine on an embedded cloud: made, changed in size, mended, removed."""
+"""A Ray cluster with the real engine on an embedded cloud: made, changed in size, fixed, removed."""
 
 from __future__ import annotations
 
@@ -87,9 +87,9 @@ def test_a_cluster_serves_over_all_its_machines_and_only_what_must_changes_with_
     )
     assert reply.status_code == 202
     wait_for(lambda: gone not in [each["id"] for each in fleet.cloud.inventory("server")], "it to be gone")
-    mended = fleet.run("up").operations
-    assert mended["pool-w1-server"] == ["create"]
-    assert not {name for name in mended if name.startswith(("pool-head", "pool-w0", "pool-w2"))}
+    fixed = fleet.run("up").operations
+    assert fixed["pool-w1-server"] == ["create"]
+    assert not {name for name in fixed if name.startswith(("pool-head", "pool-w0", "pool-w2"))}
     assert fleet.outputs()["ray"]["pool"]["status"] == "ready"
 
     cluster["count"] = 1

@@ -1,4 +1,4 @@
-"""`fleet check`: each broken situation is named with its mend, and where nothing is broken nothing is."""
+"""`fleet check`: each broken situation is named with its fix, and where nothing is broken nothing is."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def with_config(**changes: str) -> Break:
 
 
 @pytest.mark.parametrize(
-    ("breaks", "name", "seen", "mend"),
+    ("breaks", "name", "seen", "fix"),
     [
         (with_config(secretKey=""), "credentials", "secret key is not set", "pulumi config set --secret"),
         (with_config(secretKey="x" * 36), "credentials", "authentication failed", "check secret_key"),
@@ -130,16 +130,16 @@ def with_config(**changes: str) -> Break:
         *("no-image", "local-image"),
     ],
 )
-def test_each_broken_situation_of_the_cloud_is_named_with_its_mend(
-    cloud: SimCloud, breaks: Break, name: str, seen: str, mend: str
+def test_each_broken_situation_of_the_cloud_is_named_with_its_fix(
+    cloud: SimCloud, breaks: Break, name: str, seen: str, fix: str
 ) -> None:
     asked = request(cloud)
     findings = probe(breaks(cloud, asked) or asked)
     found = failed(findings)
     assert found.keys() == {name}
     assert seen in found[name].seen
-    assert found[name].mend
-    assert mend in found[name].mend
+    assert found[name].fix
+    assert fix in found[name].fix
     assert exit_status(findings) == 1
     assert cloud.secret_key not in repr(findings)
 
@@ -166,7 +166,7 @@ async def test_a_node_that_is_in_order_has_no_failure(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "name", "seen", "mend"),
+    ("fault", "name", "seen", "fix"),
     [
         ("disk_full", "disk", "disk is full", "raise root_volume_gb"),
         ("driver_missing", "driver", "driver does not answer", "nvidia-smi"),
@@ -178,20 +178,20 @@ async def test_a_node_that_is_in_order_has_no_failure(tmp_path: Path) -> None:
         ("wrong_model", "readiness", "another model", "docker logs"),
     ],
 )
-async def test_each_broken_situation_of_a_node_is_named_with_its_mend(
-    tmp_path: Path, fault: str, name: str, seen: str, mend: str
+async def test_each_broken_situation_of_a_node_is_named_with_its_fix(
+    tmp_path: Path, fault: str, name: str, seen: str, fix: str
 ) -> None:
     async with light_fleet(tmp_path, 1, user_data(), fault=fault) as fleet:
         await deliver(fleet)
         findings = await check_node(fleet.nodes[0], KEY, dataclasses.replace(READY, token_s=2.0))
     found = failed(findings)
     assert seen in found[name].seen
-    assert mend in found[name].mend
+    assert fix in found[name].fix
     assert KEY not in repr(findings)
 
 
 @pytest.mark.parametrize(
-    ("changes", "seen", "mend"),
+    ("changes", "seen", "fix"),
     [
         ({"port": 9}, "refuses SSH on port 9", "scw instance server get"),
         ({"user": "nobody"}, "accepts no key we offer", "not among the cloud's SSH keys"),
@@ -200,14 +200,14 @@ async def test_each_broken_situation_of_a_node_is_named_with_its_mend(
     ids=["refused", "key", "host-key"],
 )
 async def test_a_node_that_does_not_let_us_in_says_why(
-    tmp_path: Path, changes: dict[str, Any], seen: str, mend: str
+    tmp_path: Path, changes: dict[str, Any], seen: str, fix: str
 ) -> None:
     async with light_fleet(tmp_path, 1) as fleet:
         fleet.change(0, **changes)
         (finding,) = await check_node(fleet.nodes[0], KEY)
     assert (finding.name, finding.status) == ("SSH", Status.FAILED)
     assert seen in finding.seen
-    assert mend in finding.mend
+    assert fix in finding.fix
 
 
 # --- The command ---

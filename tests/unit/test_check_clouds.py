@@ -1,4 +1,4 @@
-"""`fleet check` on Linode and AWS: each broken situation of the account is named with its mend."""
+"""`fleet check` on Linode and AWS: each broken situation of the account is named with its fix."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def elsewhere(_: SimCloud, asked: CloudRequest) -> CloudRequest:
 
 
 LINODE: list[tuple[str, Break, str, str, str]] = [
-    # what it is called, what breaks it, the finding, what it says, its mend
+    # what it is called, what breaks it, the finding, what it says, its fix
     ("no-token", with_config(token=""), "credentials", "access token is not set", "pulumi config set"),
     ("wrong-token", with_config(token="x" * 64), "credentials", "Invalid Token", "set linode:token"),
     ("unreachable", with_config(url="http://127.0.0.1:9"), "API", "no reply", "check the network"),
@@ -206,22 +206,22 @@ AWS: list[tuple[str, Break, str, str, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("name", "breaks", "finding", "seen", "mend"),
+    ("name", "breaks", "finding", "seen", "fix"),
     [
         pytest.param(name, *row, id=f"{name}-{case}")
         for name, rows in (("linode", LINODE), ("aws", AWS))
         for case, *row in rows
     ],
 )
-def test_each_broken_situation_of_an_account_is_named_with_its_mend(
-    cloud: SimCloud, name: str, breaks: Break, finding: str, seen: str, mend: str
+def test_each_broken_situation_of_an_account_is_named_with_its_fix(
+    cloud: SimCloud, name: str, breaks: Break, finding: str, seen: str, fix: str
 ) -> None:
     asked = request(cloud, name)
     findings = PROBES[name](breaks(cloud, asked) or asked)
     found = failed(findings)
     assert found.keys() == {finding}
     assert seen in found[finding].seen
-    assert mend in found[finding].mend
+    assert fix in found[finding].fix
     assert exit_status(findings) == 1
     assert not [secret for secret in (DEV_TOKEN, aws.DEV_SECRET_KEY) if secret in repr(findings)]
 
@@ -249,4 +249,4 @@ def test_an_api_that_answers_slowly_is_a_warning(
     (api,) = (found for found in PROBES[name](request(cloud, name)) if found.name == "API")
     assert (api.status, exit_status([api])) == (Status.WARNING, 0)
     assert "which is slow" in api.seen
-    assert "status" in api.mend
+    assert "status" in api.fix

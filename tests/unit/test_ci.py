@@ -65,7 +65,7 @@ def test_an_environment_that_an_unprotected_branch_may_use_is_named_with_the_com
     answers["environments/prod/deployment-branch-policies"] = {"branch_policies": policies}
     (found,) = [each for each in check_environments(WORKFLOWS, answers.get) if each.name == "prod"]
     assert found.status == status
-    assert ("gh api --method PUT 'repos/{owner}/{repo}/environments/prod'" in found.mend) == (
+    assert ("gh api --method PUT 'repos/{owner}/{repo}/environments/prod'" in found.fix) == (
         status == Status.FAILED
     )
 

@@ -73,7 +73,7 @@ def test_a_bundled_model_is_judged_on_an_instance_type() -> None:
     assert json.loads(output)["kv_cache_tokens"] == pytest.approx(91_800, rel=0.05)
 
 
-def test_without_json_a_person_reads_the_verdict_and_the_mend() -> None:
+def test_without_json_a_person_reads_the_verdict_and_the_fix() -> None:
     code, output = run("--model", "Qwen/Qwen3-32B", "--type", "L4-1-24G", "--vllm-version", "0.9.2")
 
     assert code == MISFIT
@@ -92,7 +92,7 @@ def test_without_json_a_person_reads_the_verdict_and_the_mend() -> None:
         (["--model-config", "/nowhere.json", "--gpu-memory-gib", "22"], "give the model's config.json"),
     ],
 )  # fmt: skip
-def test_a_wrong_argument_is_answered_with_the_mend(arguments: list[str], words: str) -> None:
+def test_a_wrong_argument_is_answered_with_the_fix(arguments: list[str], words: str) -> None:
     code, output = run(*arguments)
 
     assert code == 2

@@ -350,7 +350,7 @@ async def test_a_check_says_how_long_the_certificate_holds(clients: Clients) -> 
     assert wrong.status is Status.FAILED and "port 443 shows none" in wrong.seen
     await clients.on(1, "docker", "stop", "caddy")
     gone = await found(1, NODE_NAME)
-    assert gone.status is Status.FAILED and "docker logs --tail 50 caddy" in gone.mend
+    assert gone.status is Status.FAILED and "docker logs --tail 50 caddy" in gone.fix
 
 
 async def shown_certificate(node: FleetNode) -> Finding:
@@ -375,7 +375,7 @@ async def test_a_check_warns_of_a_certificate_that_is_not_renewed_and_fails_when
         await clients.serve()
         finding = await shown_certificate(node)
         assert (finding.status, finding.seen) == (status, f"for {DOMAIN}, {days} days left")
-        assert "docs/runbooks/certificate.md" in finding.mend
+        assert "docs/runbooks/certificate.md" in finding.fix
 
 
 def test_a_certificate_is_for_the_domain_and_has_its_key() -> None:

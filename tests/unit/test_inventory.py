@@ -72,7 +72,7 @@ def test_nodes_are_named_by_name_pattern_cloud_or_all(
         (",", "no node named"),
     ],
 )
-def test_a_name_that_means_no_node_is_an_error_with_a_mend(
+def test_a_name_that_means_no_node_is_an_error_with_a_fix(
     nodes: tuple[FleetNode, ...], wanted: str, said: str
 ) -> None:
     with pytest.raises(InventoryError) as error:

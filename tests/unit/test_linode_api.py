@@ -12,7 +12,7 @@ import pytest
 
 from components.linode.api import LinodeClient, Profile
 from components.linode.credentials import Credentials, CredentialsError
-from components.linode.errors import LinodeError, mend_of
+from components.linode.errors import LinodeError, fix_of
 from simcloud.linode import DEV_TOKEN
 from simcloud.testing import SimCloud
 
@@ -192,8 +192,8 @@ def test_what_does_not_pass_is_told_in_the_words_of_the_operation(
 
 @pytest.mark.parametrize("method", WORDS)
 def test_a_value_that_is_refused_is_told_in_the_words_of_the_operation(method: str) -> None:
-    assert WORDS[method] in mend_of(method, 400, "must be something else")
-    assert WORDS["DELETE"] not in mend_of("PUT", 400, "must be something else")
+    assert WORDS[method] in fix_of(method, 400, "must be something else")
+    assert WORDS["DELETE"] not in fix_of("PUT", 400, "must be something else")
 
 
 def test_a_reply_that_is_not_linode_s_names_the_call_and_no_python(cloud: SimCloud, made: Made) -> None:
@@ -223,7 +223,7 @@ def test_what_was_just_made_is_waited_for(cloud: SimCloud, made: Made) -> None:
     assert made.client.behind_firewall(1) is None
 
 
-def test_a_refusal_names_the_call_linode_s_reason_and_the_mend_and_no_secret(
+def test_a_refusal_names_the_call_linode_s_reason_and_the_fix_and_no_secret(
     cloud: SimCloud, client: LinodeClient
 ) -> None:
     cloud.deny("list_firewalls")

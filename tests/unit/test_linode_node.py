@@ -151,7 +151,7 @@ class TestSettings:
             ("root_volume_gb", 600, "is more than the disk of g2-gpu-rtx4000a1-s, 549 GB"),
         ],
     )
-    def test_a_wrong_value_is_named_with_its_mend(
+    def test_a_wrong_value_is_named_with_its_fix(
         self, good: dict[str, Any], key: str, value: Any, says: str
     ) -> None:
         good["nodes"][0][key] = value

@@ -163,7 +163,7 @@ def broken(rule: Callable[[Subject], Iterator[str]], type_: str, props: Mapping[
 def test_a_policy_fires(rule: Any, type_: str, props: Any) -> None:
     violations = broken(rule, type_, props)
     assert violations
-    assert all("; " in each for each in violations), "it says what is wrong; and how to mend it"
+    assert all("; " in each for each in violations), "it says what is wrong; and how to fix it"
 
 
 @pytest.mark.parametrize(("rule", "type_", "props"), SILENT)

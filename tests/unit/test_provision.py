@@ -77,7 +77,7 @@ def stack(key: Path, given: dict[str, Any], **node: Any) -> settings.StackSettin
         ({"working_directory": "srv"}, "provision.working_directory: 'srv' is not an absolute path"),
     ],
 )
-def test_a_wrong_setting_is_named_with_its_value_and_mend(
+def test_a_wrong_setting_is_named_with_its_value_and_fix(
     tmp_path: Path, given: dict[str, Any], problem: str
 ) -> None:
     with pytest.raises(settings.SettingsError) as raised:
@@ -253,7 +253,7 @@ async def test_a_plan_only_looks(node: Node) -> None:
 async def test_a_plan_looks_at_what_comes_after_a_phase_that_cannot_be(node: Node) -> None:
     check = node._check
     refused = Answer(
-        status=REFUSED, stderr="refused: this machine has Docker 26, not 20\nmend: another image\n"
+        status=REFUSED, stderr="refused: this machine has Docker 26, not 20\nfix: another image\n"
     )
     node._check = lambda phase: refused if phase == "docker" else check(phase)  # type: ignore[method-assign]
     report = await run(node, plan=True)
@@ -266,7 +266,7 @@ async def test_only_the_named_phase_is_run(node: Node) -> None:
     assert node.applied == ["ray"]
 
 
-async def test_a_failure_tells_phase_command_output_and_mend_and_a_rerun_goes_on_there(node: Node) -> None:
+async def test_a_failure_tells_phase_command_output_and_fix_and_a_rerun_goes_on_there(node: Node) -> None:
     node.on_apply["docker"] = lambda: Answer(status=100)
     node.log = "Reading lists\nE: Could not get lock hf_abcdefgh\ncommand: apt --error-on=any update\n"
     report = await run(node)
@@ -274,7 +274,7 @@ async def test_a_failure_tells_phase_command_output_and_mend_and_a_rerun_goes_on
     failure = reason(report)
     assert (failure.command, failure.status) == ("apt --error-on=any update", "exit status 100")
     assert failure.output == ("Reading lists", "E: Could not get lock ***")
-    assert "unattended-upgrades" in failure.mend
+    assert "unattended-upgrades" in failure.fix
     assert "phase docker failed: exit status 100" in report.failure_text()
     assert "fleet provision l4-a" in report.failure_text()
 
@@ -282,11 +282,11 @@ async def test_a_failure_tells_phase_command_output_and_mend_and_a_rerun_goes_on
     assert outcomes(await run(node)) == {"packages": "unchanged", "docker": "applied", "ray": "applied"}
 
 
-async def test_what_a_script_refuses_comes_with_its_own_mend(node: Node) -> None:
+async def test_what_a_script_refuses_comes_with_its_own_fix(node: Node) -> None:
     node.on_apply["docker"] = lambda: Answer(status=REFUSED)
-    node.log = "refused: there is no user dev\nmend: correct docker.users\n"
+    node.log = "refused: there is no user dev\nfix: correct docker.users\n"
     failure = reason(await run(node))
-    assert (failure.status, failure.mend, failure.output) == (
+    assert (failure.status, failure.fix, failure.output) == (
         "there is no user dev",
         "correct docker.users",
         (),
@@ -294,7 +294,7 @@ async def test_what_a_script_refuses_comes_with_its_own_mend(node: Node) -> None
 
 
 @pytest.mark.parametrize(
-    ("said", "mend"),
+    ("said", "fix"),
     [
         ("ERROR: No matching distribution found for ray==9.9.9", "PyPI has no such one for this Python"),
         ("PackagesNotFoundError: The following packages are not available", "add the channel that has it"),
@@ -302,10 +302,10 @@ async def test_what_a_script_refuses_comes_with_its_own_mend(node: Node) -> None
         ("something new", "read all it said: fleet exec l4-a -- cat /var/log/vllm-fleet/provision-ray.log"),
     ],
 )
-async def test_what_tools_say_comes_with_a_mend(node: Node, said: str, mend: str) -> None:
+async def test_what_tools_say_comes_with_a_fix(node: Node, said: str, fix: str) -> None:
     node.on_apply["ray"] = lambda: Answer(status=1)
     node.log = f"{said}\n"
-    assert mend in reason(await run(node, THREE[2:])).mend
+    assert fix in reason(await run(node, THREE[2:])).fix
 
 
 async def test_a_phase_that_does_not_end_is_ended_on_the_node_and_told(node: Node) -> None:
@@ -320,7 +320,7 @@ async def test_a_phase_that_brings_something_else_has_failed(node: Node) -> None
     node.on_apply["ray"] = Answer
     failure = reason(await run(node))
     assert failure.output == ("no ray",)
-    assert "correct the version" in failure.mend
+    assert "correct the version" in failure.fix
 
 
 async def test_a_driver_is_loaded_by_a_restart(node: Node) -> None:

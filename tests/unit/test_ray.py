@@ -57,7 +57,7 @@ def test_layers_are_split_within_machines_and_stages_over_them(
     assert found.report.fits
 
 
-def test_a_model_too_large_for_the_whole_cluster_is_refused_with_the_mend(tmp_path: Path) -> None:
+def test_a_model_too_large_for_the_whole_cluster_is_refused_with_the_fix(tmp_path: Path) -> None:
     small = cluster(tmp_path, type="L4-1-24G", serving={"model": "Qwen/Qwen3-32B"})
     checks, misfit = plan.check(small, SECRETS)
     assert list(checks) == ["pool-head", "pool-w0"]

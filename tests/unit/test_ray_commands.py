@@ -20,7 +20,7 @@ async def test_a_workers_check_asks_for_its_membership_and_for_no_container(tmp_
         worker = replace(fleet.nodes[1], container="", ports={})
         alone = {each.name: each for each in await check.check_node(worker, "a key")}
         assert alone["cluster"].status is Status.FAILED
-        assert alone["cluster"].mend.endswith("then pulumi up")
+        assert alone["cluster"].fix.endswith("then pulumi up")
         for index in (0, 1):
             await join(spec(fleet, index), TOKEN, Progress(f"n-{index}"))
         joined = {each.name: each for each in await check.check_node(worker, "a key")}

@@ -50,7 +50,7 @@ def test_a_cluster_is_a_head_and_workers_of_its_own_kind(stack: dict[str, Any]) 
         ({"type": "L4-1"}, "ray[0].type: 'L4-1' is not a GPU type of scaleway"),
     ],
 )
-def test_a_wrong_cluster_is_refused_with_field_value_and_mend(
+def test_a_wrong_cluster_is_refused_with_field_value_and_fix(
     stack: dict[str, Any], changes: dict[str, Any], said: str
 ) -> None:
     stack["ray"][0] |= changes

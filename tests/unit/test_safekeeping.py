@@ -130,7 +130,7 @@ def test_check_names_a_stack_that_a_published_passphrase_opens_whatever_the_envi
     findings = check_keeping("first", {"PULUMI_CONFIG_PASSPHRASE": "x"}, written(tmp_path, "first", document))
     (secrets,) = [finding for finding in findings if finding.name == "secrets"]
     assert secrets.status == status
-    assert ("change-secrets-provider --stack first" in secrets.mend) == (status == Status.FAILED)
+    assert ("change-secrets-provider --stack first" in secrets.fix) == (status == Status.FAILED)
 
 
 def test_check_names_a_state_that_others_can_read_and_its_advice_helps(
@@ -150,5 +150,5 @@ def test_check_names_a_state_that_others_can_read_and_its_advice_helps(
 
     (finding,) = looked_at()
     assert "1 files" in finding.seen and "first.json" in finding.seen
-    subprocess.run(["sh", "-c", finding.mend.partition(";")[0]], check=True)
+    subprocess.run(["sh", "-c", finding.fix.partition(";")[0]], check=True)
     assert looked_at() == []

@@ -594,7 +594,7 @@ def test_what_stops_a_node_is_diagnosed_as_the_gate_does(
         provider().create(props)
 
 
-def test_an_unknown_image_is_mended_by_choosing_another() -> None:
+def test_an_unknown_image_is_fixed_by_choosing_another() -> None:
     missing = {"type": "not_found", "resource": "instance_image", "resource_id": IMAGE}
     with pytest.raises(NotFound, match="choose an image that exists in this zone"):
         create(client_of(scripted([ok({"servers": []}), ok(missing, 404)])))
@@ -743,7 +743,7 @@ def test_the_root_volume_is_the_sbs_volume_and_not_the_scratch_volume() -> None:
     assert sbs_root_volume_id(server) == "v-root"
 
 
-def test_a_server_without_an_sbs_volume_is_an_error_with_its_mend() -> None:
+def test_a_server_without_an_sbs_volume_is_an_error_with_its_fix() -> None:
     local = {"0": {"id": "v-local", "volume_type": "l_ssd"}}
     server = client_of(scripted([ok({"server": server_json(volumes=local)})])).get_server("s-1")
     with pytest.raises(PreconditionFailed, match=r"but 0: l_ssd.*without a `volumes` field.*sbs_snapshot"):
@@ -1063,7 +1063,7 @@ def test_a_volume_in_error_is_not_free_until_it_is_available() -> None:
         (403, {"type": "permissions_denied"}, "BlockStorageFullAccess"),
     ],
 )
-def test_a_deletion_that_fails_is_mended_in_its_own_words(
+def test_a_deletion_that_fails_is_fixed_in_its_own_words(
     status: int, body: object, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Volumes(ScalewayProvider):

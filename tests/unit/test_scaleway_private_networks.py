@@ -154,13 +154,13 @@ def test_the_check_of_a_cloud_says_whether_a_private_network_leads_out(
         return finding
 
     missing = found("00000000-0000-4000-8000-000000000000")
-    assert (missing.status, missing.mend) == (
+    assert (missing.status, missing.fix) == (
         Status.FAILED,
         "name one of: scw vpc private-network list region=fr-par",
     )
     closed = found(network)
     assert closed.status == Status.WARNING
-    assert f"private-network-id={network} enable-masquerade=true push-default-route=true" in closed.mend
+    assert f"private-network-id={network} enable-masquerade=true push-default-route=true" in closed.fix
     attach(vendor, network, default_route=True)
     assert found(network).status == Status.OK
 

@@ -1,4 +1,4 @@
-"""Every wrong value is named with its path and its mend, all at once, before anything is registered."""
+"""Every wrong value is named with its path and its fix, all at once, before anything is registered."""
 
 from __future__ import annotations
 
@@ -344,7 +344,7 @@ def test_a_right_configuration_is_registered(refused: list[dict[str, Any]]) -> N
 
 
 @pytest.mark.parametrize("row", range(len(WRONG)), ids=[f"{w[0]}={w[1]!r:.30}" for w in WRONG])
-def test_a_wrong_value_is_named_with_its_path_and_mend(
+def test_a_wrong_value_is_named_with_its_path_and_fix(
     good: dict[str, Any], refused: list[dict[str, Any]], row: int
 ) -> None:
     path, value, named, said = WRONG[row]

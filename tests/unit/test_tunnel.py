@@ -1,4 +1,4 @@
-"""The tunnel: open when it says so, there again after a loss, and clear about what it cannot mend."""
+"""The tunnel: open when it says so, there again after a loss, and clear about what it cannot fix."""
 
 from __future__ import annotations
 

@@ -192,12 +192,12 @@ async def trial(lab: Lab, waiting: Machine) -> AsyncIterator[Trial]:
 
 @dataclass(frozen=True)
 class Failure:
-    """What is broken before the `.env` comes, what the gate must say, and how it is mended."""
+    """What is broken before the `.env` comes, what the gate must say, and how it is fixed."""
 
     fault: str
     proof: str
     broken: Callable[[Trial], Awaitable[None]]
-    mended: Callable[[Trial], Awaitable[None]]
+    fixed: Callable[[Trial], Awaitable[None]]
 
 
 def injected(fault: str, *, then: str = "") -> Callable[[Trial], Awaitable[None]]:
@@ -261,11 +261,11 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-async def test_a_machine_that_cannot_serve_is_diagnosed_and_mended(trial: Trial, failure: str) -> None:
+async def test_a_machine_that_cannot_serve_is_diagnosed_and_fixed(trial: Trial, failure: str) -> None:
     case = FAILURES[failure]
     await case.broken(trial)
     await trial.fails_as(case.fault, case.proof)
-    await case.mended(trial)
+    await case.fixed(trial)
     await trial.is_ready()
 
 

@@ -152,7 +152,7 @@ async def test_a_phase_that_cannot_be_says_why_and_ends_the_run(
     failed = report.failed
     assert failed is not None and failed.phase == phase
     text = report.failure_text()
-    assert said in text and "mend:" in text and "command:" in text, text
+    assert said in text and "fix:" in text and "command:" in text, text
     after = list(outcomes(report).values())[list(outcomes(report)).index(phase) + 1 :]
     assert set(after) == {Outcome.NOT_REACHED}
 

@@ -81,7 +81,7 @@ def ask(service: str, operation: str, **arguments: Any) -> Props:
         told = error.response["Error"]
         raise Refused(
             f"{service} {operation}: AWS refused: {told['Code']}: {told.get('Message', '')} "
-            f"Fix: {_mend(told['Code'])}",
+            f"Fix: {_fix(told['Code'])}",
             told["Code"],
         ) from None
     except (BotoCoreError, ResponseParserError, ValueError) as error:
@@ -111,7 +111,7 @@ def _whole(value: Any, call: str) -> Any:
     return [_whole(each, call) for each in value] if isinstance(value, list) else value
 
 
-def _mend(code: str) -> str:
+def _fix(code: str) -> str:
     match code:
         case "InsufficientInstanceCapacity":
             return "choose another subnet (zone) or type, or try again later"

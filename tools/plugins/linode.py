@@ -33,14 +33,14 @@ PAGE_SIZE = 500
 NOT_TAKEN = frozenset({408, 409, 429, 503})
 """Refusals after which nothing has happened and the same call may succeed."""
 AGAIN = "run the same command again"
-MENDS = {
+FIXES = {
     401: "set linode:token (or LINODE_TOKEN) to a token that is valid",
     403: "give the token read and write access to Linodes and Firewalls; where it is about availability, "
     "choose another region or type",
     404: AGAIN + ", with --refresh: what was asked for is gone",
     429: "wait a minute, then " + AGAIN,
 }
-MENDS_OF_400 = {
+FIXES_OF_400 = {
     "POST": "correct the value named; where it is a label, another machine or firewall of the account has it",
     "PUT": "correct the value named",
     "DELETE": "delete it in Linode's Cloud Manager, for it may still bill",
@@ -137,9 +137,9 @@ class Api:
             reply = send(path + query, **({} if data is None else {"data": data}))
         except ApiError as error:
             reason = "; ".join(map(str, error.errors)) or f"HTTP {error.status}"
-            mend = MENDS_OF_400.get(method, AGAIN) if error.status == 400 else MENDS.get(error.status, AGAIN)
+            fix = FIXES_OF_400.get(method, AGAIN) if error.status == 400 else FIXES.get(error.status, AGAIN)
             raise Failed(
-                f"{method} {path}: Linode refused: {reason} Fix: {mend}",
+                f"{method} {path}: Linode refused: {reason} Fix: {fix}",
                 status=error.status,
                 passing=error.status in NOT_TAKEN
                 or "Linode busy." in error.errors

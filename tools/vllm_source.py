@@ -24,6 +24,9 @@ SOURCES = (
     "vllm/utils.py",
     "vllm/utils/__init__.py",
     "vllm/utils/argparse_utils.py",
+    "vllm/renderers/chat_utils.py",
+    "vllm/tool_parsers/tool_strict_level.py",
+    "vllm/entrypoints/anthropic/protocol.py",
 )
 """What is read of a wheel: patterns of `fnmatch`, the most telling first."""
 

@@ -52,8 +52,8 @@ def _install(home: Path) -> None:
     free_gb = shutil.disk_usage(CACHE).free / 1e9
     if free_gb < NEEDED_GB:
         raise SetupError(
-            f"{CACHE} has {free_gb:.0f} GB free, and vLLM needs {NEEDED_GB} GB to be installed; make room, or "
-            "set XDG_CACHE_HOME to a folder on a larger disk"
+            f"{CACHE} has {free_gb:.0f} GB free, and installing vLLM needs {NEEDED_GB} GB; make room, or set "
+            "XDG_CACHE_HOME to a folder on a larger disk"
         )
     with step(f"vLLM {VERSION} for a CPU (1.9 GB to download, 1 to 3 min)"), made_whole(home) as draft:
         # Its programs find their interpreter beside them, so the folder can be moved to its place.

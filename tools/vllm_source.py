@@ -507,7 +507,9 @@ def _option(keywords: Keywords) -> dict[str, Any]:
         counts = {"+": "some", "*": "any", "?": "maybe"}
         if (count := keywords.get("nargs")) is not None:
             option["takes"] = counts.get(count, count)
-        if keywords.get("type", "text") != "text":
+        if action == "LoRAParserAction":
+            option["type"] = "adapter"
+        elif keywords.get("type", "text") != "text":
             option["type"] = keywords["type"]
         if keywords.get("optional"):
             option["optional"] = True

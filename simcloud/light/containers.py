@@ -18,18 +18,16 @@ from simcloud.light import caddy
 from simcloud.light.compose import Port, Service
 from simcloud.light.disk import Disk
 from simcloud.light.log import Log
+from simcloud.vllm_flags import BadFlags, Options, parse_options
 from simcloud.vllm_sim import (
-    BadFlags,
     Fault,
     Gpus,
-    Options,
     Reader,
     Request,
     Response,
     Simulator,
     State,
     Writer,
-    parse_options,
     serve_http,
 )
 
@@ -63,7 +61,7 @@ LOGINS = "/root/.docker/config.json"
 
 # The repositories that exist, with the tags each has; any other name is refused as a registry would.
 _REPOSITORIES = {
-    r"(docker\.io/)?vllm/vllm-openai": r"latest|v0\.([5-9]|1\d|2\d)\.\d+(\.post\d+)?(-cu\d+)?",
+    r"(docker\.io/)?vllm/vllm-openai": r"latest|v0\.([5-9]|1\d|2\d|3[0-3])\.\d+(\.post\d+)?(-cu\d+)?",
     r"ghcr\.io/open-webui/open-webui": r"main|latest|v?\d+\.\d+\.\d+",
     r"(docker\.io/)?((library|prom|grafana)/)?[a-z0-9-]+": r"[\w.-]+",
     r"nvcr\.io/nvidia/[a-z0-9/-]+": r"[\w.-]+",

@@ -1,4 +1,4 @@
-"""vLLM itself as the program of a light node's container: its arguments, environment and port are the container's."""
+"""vLLM itself as the program of a light node's container, with its arguments, environment and port."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """vLLM's own parser of `vllm serve`, as a judge: runs in vLLM's environment, one JSON object a line.
 
-The first line it writes describes every option. For each list of words that it then reads, it writes what they
-set: `{"values": {option: value}}` of those that were given, or `{"error": …}` with what the parser printed.
+The first line it writes describes every option. For each list of words that it then reads, it writes what
+they set: `{"values": {option: value}}`, or `{"error": …}` with what the parser printed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: E402
 
 
 def reader(function: Any) -> str | None:
-    """The name of the function that reads a value; of one that also takes `None`, with `optional` before it."""
+    """The name of the function that reads a value; with `optional` before it if `None` is taken as well."""
     inside = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
     name = getattr(function, "__name__", None)
     if name in ("_optional_type", "_parse_type"):
@@ -51,9 +51,11 @@ def answer(parser: argparse.ArgumentParser, words: list[str]) -> dict[str, Any]:
             values = vars(parser.parse_args(["serve", *words]))
     except SystemExit:
         return {"error": printed.getvalue()}
-    except Exception as error:  # noqa: BLE001  whatever it raises is its answer
+    except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
-    return {"values": {name: value for name, value in values.items() if name not in ("subparser", "model_tag")}}
+    return {
+        "values": {name: value for name, value in values.items() if name not in ("subparser", "model_tag")}
+    }
 
 
 def main() -> None:

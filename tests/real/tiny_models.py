@@ -1,7 +1,7 @@
 """Models small enough for a CPU, made on the spot: `python tiny_models.py FOLDER` in vLLM's own environment.
 
-Below FOLDER lies a cache as huggingface_hub keeps it, with `tiny/qwen3` in it: two layers of Qwen3 with random
-weights, a tokenizer of single bytes and a chat template. `adapter` is a LoRA adapter of it.
+Below FOLDER lies a cache as huggingface_hub keeps it, with `tiny/qwen3` in it: two layers of Qwen3 with
+random weights, a tokenizer of single bytes and a chat template. `adapter` is a LoRA adapter of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Questions to the HTTP server of vLLM, and what of an answer must be the same for the simulator and for vLLM."""
+"""Questions to the HTTP server of vLLM, and what of an answer the simulator must have in common with it."""
 
 from __future__ import annotations
 
@@ -39,6 +39,9 @@ def _chat(**changes: Any) -> dict[str, Any]:
     return {"model": MODEL, "messages": messages, "max_tokens": 4, "temperature": 0, **changes}
 
 
+JSON = {"Content-Type": "application/json"}
+LONG = "word " * 2 * LENGTH
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 COMPLETIONS, CHAT, MODELS = "/v1/completions", "/v1/chat/completions", "/v1/models"
 
 QUESTIONS = (
@@ -61,7 +64,9 @@ QUESTIONS = (
     Question("models with a wrong key", "GET", MODELS, key="wrong"),
     Question("models, POST", "POST", MODELS),
     Question("models, OPTIONS", "OPTIONS", MODELS, key=None),
-    Question("models, key in lower case", "GET", MODELS, key=None, headers={"Authorization": f"bearer {KEY}"}),
+    Question(
+        "models, key in lower case", "GET", MODELS, key=None, headers={"Authorization": f"bearer {KEY}"}
+    ),
     Question("models, key alone", "GET", MODELS, key=None, headers={"Authorization": KEY}),
     Question("one model", "GET", f"/v1/models/{MODEL}"),
     Question("v1 alone without key", "GET", "/v1", key=None),
@@ -71,12 +76,16 @@ QUESTIONS = (
     Question("completion of another model", "POST", COMPLETIONS, _ask(model="other")),
     Question("completion, GET", "GET", COMPLETIONS),
     Question("completion without prompt", "POST", COMPLETIONS, {"model": MODEL, "max_tokens": 1}),
-    Question("completion of no JSON", "POST", COMPLETIONS, b"{bad", headers={"Content-Type": "application/json"}),
+    Question(
+        "completion of no JSON", "POST", COMPLETIONS, b"{bad", headers={"Content-Type": "application/json"}
+    ),
     Question("completion of a list", "POST", COMPLETIONS, []),
     Question("completion without body", "POST", COMPLETIONS),
     Question("completion as plain text", "POST", COMPLETIONS, b"hi", headers={"Content-Type": "text/plain"}),
-    Question("completion of a long prompt", "POST", COMPLETIONS, _ask(prompt="word " * LENGTH)),
+    Question("completion of a long prompt", "POST", COMPLETIONS, _ask(prompt=LONG)),
     Question("completion of too many tokens", "POST", COMPLETIONS, _ask(max_tokens=LENGTH + 1)),
+    Question("prompt that leaves less", "POST", COMPLETIONS, _ask(prompt=[1] * 1020, max_tokens=8)),
+    Question("prompt that leaves none", "POST", COMPLETIONS, _ask(prompt=[1] * LENGTH)),
     Question("completion of no tokens", "POST", COMPLETIONS, _ask(max_tokens=0)),
     Question("completion of negative tokens", "POST", COMPLETIONS, _ask(max_tokens=-1)),
     Question("completion of words for tokens", "POST", COMPLETIONS, _ask(max_tokens="many")),
@@ -104,9 +113,14 @@ QUESTIONS = (
     Question(
         "chat streamed with usage", "POST", CHAT, _chat(stream=True, stream_options={"include_usage": True})
     ),
-    Question("chat of a long prompt", "POST", CHAT, _chat(messages=[{"role": "user", "content": "word " * LENGTH}])),
+    Question("chat of a long prompt", "POST", CHAT, _chat(messages=[{"role": "user", "content": LONG}])),
     Question("chat, max_completion_tokens", "POST", CHAT, _chat(max_completion_tokens=2)),
-    Question("chat, tool_choice without parser", "POST", CHAT, _chat(tools=[{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}])),
+    Question(
+        "chat, tool_choice without parser",
+        "POST",
+        CHAT,
+        _chat(tools=[{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]),
+    ),
     Question("tokenize", "POST", "/tokenize", {"model": MODEL, "prompt": "two words"}, key=None),
     Question("tokenize another model", "POST", "/tokenize", {"model": "other", "prompt": "hi"}, key=None),
     Question("tokenize without prompt", "POST", "/tokenize", {"model": MODEL}, key=None),
@@ -119,7 +133,9 @@ QUESTIONS = (
     Question("classify", "POST", "/classify", {"model": MODEL, "input": "hi"}, key=None),
     Question("transcriptions", "POST", "/v1/audio/transcriptions", {"model": MODEL}),
     Question("responses", "POST", "/v1/responses", {"model": MODEL, "input": "hi", "max_output_tokens": 4}),
-    Question("messages", "POST", "/v1/messages", {"model": MODEL, "max_tokens": 4, "messages": _chat()["messages"]}),
+    Question(
+        "messages", "POST", "/v1/messages", {"model": MODEL, "max_tokens": 4, "messages": _chat()["messages"]}
+    ),
     Question("invocations", "POST", "/invocations", _chat(), key=None),
     Question("load an adapter", "POST", "/v1/load_lora_adapter", {"lora_name": "a", "lora_path": "/x"}),
     Question("sleep", "POST", "/sleep", key=None),
@@ -127,7 +143,6 @@ QUESTIONS = (
     Question("server info", "GET", "/server_info", key=None),
     Question("docs", "GET", "/docs", key=None),
     Question("docs, HEAD", "HEAD", "/docs", key=None),
-    Question("openapi", "GET", "/openapi.json", key=None),
     Question("dots in the path", "GET", "/health/../v1/models", key=None),
     Question("two slashes", "GET", "//v1/models", key=None),
     Question("upper case", "GET", "/V1/models", key=None),
@@ -142,13 +157,15 @@ class Answer:
     content_type: str
     shape: Any
     said: str = ""
-    """The words of an error, without numbers."""
+    """The words of an error."""
+    answers: int = 0
+    """How many choices there are."""
     allow: str = ""
     location: str = ""
 
 
 def shape(value: Any) -> Any:
-    """The keys of a document with the kinds of their values; of a list the first element's, of words a kind."""
+    """The keys of a document with the kinds of their values; of a list the first element's."""
     if isinstance(value, Mapping):
         return {key: shape(each) for key, each in sorted(value.items())}
     if isinstance(value, list):
@@ -173,13 +190,15 @@ async def ask(client: httpx.AsyncClient, question: Question) -> Answer:
 
 def _answer(reply: httpx.Response) -> Answer:
     content_type = reply.headers.get("content-type", "")
-    said, found = "", None
+    said, found, answers = "", None, 0
     if content_type.startswith("application/json") and reply.content:
         document = reply.json()
         found = shape(document)
+        answers = len(document.get("choices", ())) if isinstance(document, dict) else 0
         error = document.get("error", document) if isinstance(document, dict) else {}
         if reply.status_code >= 400 and isinstance(error, dict):
-            said = f"{error.get('type')} {error.get('param')} {error.get('code')}: {error.get('message', error.get('detail'))}"
+            message = error.get("message", error.get("detail"))
+            said = f"{error.get('type')} {error.get('param')} {error.get('code')}: {message}"
     elif content_type.startswith("text/event-stream"):
         found = _events(reply.text)
     return Answer(
@@ -187,6 +206,7 @@ def _answer(reply: httpx.Response) -> Answer:
         content_type,
         found,
         said,
+        answers,
         reply.headers.get("allow", ""),
         re.sub(r"//[^/]*", "//host", reply.headers.get("location", "")),
     )
@@ -201,3 +221,8 @@ def _events(text: str) -> list[Any]:
         if not found or found[-1] != each:
             found.append(each)
     return found
+
+
+def families(metrics: str) -> dict[str, str]:
+    """The kind of each family at `/metrics`, by name."""
+    return dict(re.findall(r"^# TYPE (\S+) (\S+)$", metrics, re.MULTILINE))

@@ -125,6 +125,7 @@ def check_length(body: Mapping[str, Any], prompt: int, wanted: int, length: int)
             "Please reduce the length of the input prompt."
         )
         raise misused(message, "input_tokens", length + 1)
+    wanted = min(wanted, length - prompt)
     if wanted < 1:
         raise misused(f"max_tokens must be at least 1, got {wanted}.", "max_tokens", wanted)
     temperature = float(body.get("temperature") or 0)

@@ -17,7 +17,7 @@ from fleet.engine import releases
 from fleet.engine.releases import Option, Release
 from fleet.fit.versions import VllmVersion
 
-SERVE_ENTRYPOINT = VllmVersion(0, 12)
+SERVE_ENTRYPOINT = VllmVersion(0, 11)
 """Since then the image starts `vllm serve`; before, the module `api_server`, which errors begin with."""
 _UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 

@@ -79,9 +79,7 @@ async def test_an_embedding_model_answers_with_its_vectors(embedding: Operator) 
     async with served.client() as client:
         assert (await client.get(MODELS, headers=AUTHORIZED)).json()["data"][0]["root"] == MODEL
         document = {"model": SERVED, "input": ["one", "two"]}
-        reply = await client.post(
-            "/v1/embeddings", json=document, headers=AUTHORIZED, timeout=TIMEOUTS.token_s
-        )
+        reply = await client.post("/v1/embeddings", json=document, headers=AUTHORIZED)
         assert reply.status_code == 200
         assert [len(each["embedding"]) for each in reply.json()["data"]] == [64, 64]
         assert (await client.post("/v1/completions", json=document, headers=AUTHORIZED)).status_code == 404

@@ -19,6 +19,8 @@ from fleet.fit.versions import VllmVersion
 
 SERVE_ENTRYPOINT = VllmVersion(0, 11)
 """Since then the image starts `vllm serve`; before, the module `api_server`, which errors begin with."""
+ANY_QUANTIZATION = VllmVersion(0, 32)
+"""Seen in that release: the parser takes any name, and the engine refuses those that it does not know."""
 _UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -78,6 +80,11 @@ def parse_options(argv: Sequence[str], environment: Mapping[str, str], version: 
     )
 
 
+def quantizations(version: VllmVersion) -> tuple[str, ...]:
+    """The methods that a release knows by itself."""
+    return tuple(map(str, releases.release(version).options["--quantization"].choices))
+
+
 class _Parser(argparse.ArgumentParser):
     """Arguments that are left over are refused by the program, all others by its command."""
 
@@ -101,7 +108,10 @@ def _parser(release: Release) -> _Parser:
     parser.add_argument("model_tag", nargs="?")
     for option in release.options.values():
         if option.flag != "--help":
-            parser.add_argument(option.flag, *option.also, **_keywords(option))
+            known = _keywords(option)
+            if option.flag == "--quantization" and release.version >= ANY_QUANTIZATION:
+                known["choices"] = None
+            parser.add_argument(option.flag, *option.also, **known)
     return parser
 
 

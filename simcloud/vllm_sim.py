@@ -34,7 +34,7 @@ from urllib.parse import unquote, urlsplit
 from fleet.fit.versions import VllmVersion
 from simcloud import vllm_api
 from simcloud.vllm_api import Refused, Reply
-from simcloud.vllm_flags import BadFlags, Options, parse_options
+from simcloud.vllm_flags import BadFlags, Options, parse_options, quantizations
 from simcloud.vllm_metrics import Measured
 
 GIB = 2**30
@@ -293,6 +293,11 @@ class Simulator:
             raise _EngineDied(
                 "ValueError: GPU memory utilization must be less than 1.0. "
                 f"Got {options.gpu_memory_utilization}."
+            )
+        known = quantizations(self._release)
+        if options.quantization and options.quantization not in known:
+            raise _EngineDied(
+                f"ValueError: Unknown quantization method: {options.quantization}. Must be one of {[*known]}."
             )
         if self.fault is Fault.EXIT_LOOP:
             await self._pause(1.0)

@@ -210,6 +210,37 @@ def test_flags_are_those_of_the_version(version: str, flag: str, known: bool) ->
             parse_options(["--model", MODEL, flag], {}, version)
 
 
+async def test_a_quantization_of_no_release_is_refused_by_parser_or_engine() -> None:
+    with pytest.raises(BadFlags, match="argument --quantization/-q: invalid choice: 'awq2'"):
+        parse_options(["--quantization", "awq2"], {}, "0.9.2")
+    log: list[str] = []
+    options = parse_options(["--quantization", "awq2"], {}, "0.32.0")
+    assert await Simulator(options, version="0.32.0", speed=0.0, log=log.append).run() == 1
+    assert any("Unknown quantization method: awq2" in line for line in log)
+
+
+@pytest.mark.parametrize(
+    ("words", "refusal"),
+    [
+        (["--no-such-flag"], "vllm: error: unrecognized arguments: --no-such-flag"),
+        (["--dtype", "foo"], "vllm serve: error: argument --dtype: invalid choice: 'foo'"),
+        (
+            ["--speculative-config", "{bad"],
+            "argument --speculative-config/-sc: Value {bad cannot be converted",
+        ),
+        (["--max-model"], "vllm serve: error: argument --max-model-len: expected one argument"),
+        (["--quant=awq"], "ambiguous option: --quant=awq could match --quantization, --quantization-config"),
+        (["--lora-modules", "name"], "Invalid JSON format for --lora-modules: name"),
+    ],
+    ids=str,
+)
+def test_arguments_are_refused_in_the_words_of_0_32(words: list[str], refusal: str) -> None:
+    """As vLLM 0.32.0 printed them."""
+    with pytest.raises(BadFlags) as refused:
+        parse_options(words, {}, "0.32.0")
+    assert refusal in str(refused.value)
+
+
 def test_the_safe_deployment_command_line_is_understood() -> None:
     options = parse_options(
         shlex.split(

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from conftest import Served
+from vllm_node import Served
 from vllm_questions import QUESTIONS, ask, families
 
 from tools.vllm_cpu import VERSION

@@ -10,9 +10,11 @@ from pathlib import Path
 import httpx
 import pytest
 import pytest_asyncio
-from conftest import MODEL, SERVED, Operator, Served, node_with, serving
+from test_rollout import Operator
+from vllm_node import MODEL, SERVED, Served, node_with, serving
 from vllm_questions import KEY, MODELS
 
+from fleet.diagnosis import Fault
 from fleet.rollout.process import RolloutFailed
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -60,7 +62,7 @@ async def test_a_flag_changes_and_a_bad_one_is_rolled_back(served: Served, model
     with pytest.raises(RolloutFailed) as failure:
         await served.operator.roll_out(bad)
     report = str(failure.value)
-    assert "reasoning_parser_unknown" in report
+    assert Fault.REASONING_PARSER_UNKNOWN.summary in report
     assert f"rolled back; release {outcome.release} serves, gated in" in report
     async with served.client() as client:
         assert await ask(client) == "ok"

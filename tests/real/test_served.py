@@ -7,7 +7,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from conftest import MODEL, SERVED, Served
+from vllm_node import MODEL, SERVED, Served
 from vllm_questions import CHAT, KEY, MODELS
 
 from fleet import engine_log, gate, observability

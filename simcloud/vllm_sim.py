@@ -396,19 +396,22 @@ class Simulator:
         a_token = 128 * 2**10 * max(self._billions() / 8, 0.05) ** 0.5 / self.options.tensor_parallel_size
         self._kv_tokens = max(int(available / a_token) // 16 * 16, 0)
         needed = self._max_model_len * a_token
+        newer = self._release >= TASK_ROUTES
         if needed > available and self.options.max_model_len:
+            whose = "model's" if newer else "models's"
             raise _EngineDied(
-                "ValueError: To serve at least one request with the models's max seq len "
+                f"ValueError: To serve at least one request with the {whose} max seq len "
                 f"({self._max_model_len}), ({needed / GIB:.2f} GiB KV cache is needed, which is larger than "
                 f"the available KV cache memory ({available / GIB:.2f} GiB). "
                 f"The estimated maximum model length is {self._kv_tokens}."
             )
-        self._info("kv_cache_utils.py:716", f"GPU KV cache size: {self._kv_tokens:,} tokens")
-        self._info(
-            "kv_cache_utils.py:720",
+        size = f"GPU KV cache size: {self._kv_tokens:,} tokens"
+        concurrency = (
             f"Maximum concurrency for {self._max_model_len:,} tokens per request: "
-            f"{self._kv_tokens / self._max_model_len:.2f}x",
+            f"{self._kv_tokens / self._max_model_len:.2f}x"
         )
+        for line in [f"{size}, {concurrency}"] if newer else [size, concurrency]:
+            self._info("kv_cache_utils.py:716", line)
 
     # --- Routes ---
 

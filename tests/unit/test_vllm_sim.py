@@ -148,6 +148,23 @@ async def test_a_ready_log_carries_the_marks_of_success() -> None:
             assert mark in text
 
 
+async def test_a_log_is_that_of_the_release() -> None:
+    log: list[str] = []
+    options = parse_options(["--model", MODEL], {}, "0.32.0")
+    async with serving(Simulator(options, version="0.32.0", speed=0.0, log=log.append)):
+        text = "\n".join(log)
+        for mark in (
+            "(EngineCore pid=139) INFO",
+            "Initializing a V1 LLM engine (v0.32.0)",
+            " tokens, Maximum concurrency for 40,960 tokens per request: ",
+            "(APIServer pid=1) INFO",
+            "Starting vLLM server on http://0.0.0.0:8000",
+            "Application startup complete",
+        ):
+            assert mark in text
+        assert "Uvicorn running" not in text
+
+
 async def test_hung_is_healthy_but_never_answers_a_completion() -> None:
     async with serving(simulator(fault=Fault.HUNG)) as url, httpx.AsyncClient(base_url=url) as client:
         assert (await client.get("/health")).status_code == 200

@@ -21,7 +21,7 @@ ACTIONLINT = { command -v go >/dev/null || { echo >&2 'missing: Go, which builds
 	&& go -C tools/actionlint tool actionlint $(CURDIR)/.github/workflows/*.yml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup env demo demo-vm demo-break demo-down test test-kills test-faults test-trials test-boot test-vm fuzz check schema format preview up-stack drift reap reap-jobs bench bench-boot clean
+.PHONY: help setup env demo demo-vm demo-break demo-down test test-engine test-kills test-faults test-trials test-boot test-vm fuzz check schema format preview up-stack drift reap reap-jobs bench bench-boot clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,8 +44,11 @@ demo-break: ## switch the demo's server off behind Pulumi's back
 demo-down: ## destroy the demo's node and stop the embedded cloud
 	@$(ON_DEV) python -m tools.demo down
 
-test: ## run every test but those that boot a virtual machine, and the long rows of trials below
-	@$(WITH) pytest -n 2 --dist worksteal -m "not vm and not kills and not faults and not trials"
+test: ## run every test but those that boot a virtual machine or vLLM, and the long rows of trials below
+	@$(WITH) pytest -n 2 --dist worksteal -m "not vm and not kills and not faults and not trials and not real"
+
+test-engine: ## run vLLM itself on this CPU, and hold the simulator and what is known of its arguments to it
+	@$(WITH) python -m tools.vllm_cpu >/dev/null && pytest tests/real
 
 test-kills: ## kill the engine at every moment of up, rollout, replacement and destroy
 	@$(WITH) pytest -n 2 --dist worksteal tests/engine -k kill

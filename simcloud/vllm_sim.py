@@ -1,9 +1,10 @@
 """A stand-in for vLLM's OpenAI-compatible server: flags, log marks, routes and failures, without a GPU.
 
-One file, standard library only: it runs inside a light node (`Simulator`, no socket of its own), and as the
-program of the stand-in container image (`python vllm_sim.py --model …`). Behaviour follows vLLM 0.9.2: the
-port answers only once the engine is up, the key guards `/v1` alone, `/health` says nothing about generation,
-and paths are routed as its uvicorn and Starlette route them (see `_route`).
+Standard library only, with what else is in `FILES`: it runs inside a light node (`Simulator`, no socket of
+its own), and as the program of the stand-in container image (`python vllm_sim.py --model …`). It behaves as
+the release that it is told to be: the port answers only once the engine is up, the key guards some paths
+alone, `/health` says nothing about generation, and paths are routed as vLLM's uvicorn and Starlette route
+them (see `_route`). `make test-engine` puts the same questions to vLLM 0.32.0 itself.
 
 It fails for the reasons vLLM fails: unknown flags, weights or context that do not fit, a gated model without
 a token, a model that does not exist (any name with `does-not-exist` in it). `VLLM_SIM_FAULT`, or a model
@@ -13,7 +14,6 @@ named `fault/NAME`, makes it fail on purpose; `VLLM_SIM_SPEED` (0 is at once), `
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -21,7 +21,6 @@ import re
 import signal
 import sys
 import time
-import uuid
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -29,10 +28,30 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, Protocol
+from typing import Any, ClassVar, Protocol
 from urllib.parse import unquote, urlsplit
 
+from fleet.fit.versions import VllmVersion
+from simcloud import vllm_api
+from simcloud.vllm_api import Refused, Reply
+from simcloud.vllm_flags import BadFlags, Options, parse_options, quantizations
+from simcloud.vllm_metrics import Measured
+
 GIB = 2**30
+FILES = (
+    *("simcloud/__init__.py", "simcloud/vllm_sim.py", "simcloud/vllm_api.py", "simcloud/vllm_flags.py"),
+    *("simcloud/vllm_metrics.py", "simcloud/vllm_metrics.txt", "fleet/__init__.py"),
+    *("fleet/engine/__init__.py", "fleet/engine/releases.py", "fleet/engine/arguments.json"),
+    "fleet/fit/versions.py",
+)
+"""All that the program needs, by its place in this project."""
+
+PROCESS_NAMES = VllmVersion(0, 10, 2)
+"""Since then a line of the log begins with the process that wrote it."""
+TASK_ROUTES = VllmVersion(0, 32)
+"""Seen in that release: routes of tasks that the model is not for do not exist."""
+MORE_GUARDED = VllmVersion(0, 32)
+"""Seen in that release: the key guards more than `/v1`, by the path alone, and takes a small `bearer`."""
 
 
 class Fault(StrEnum):
@@ -61,140 +80,6 @@ class State(StrEnum):
     LOADING = "loading"
     READY = "ready"
     EXITED = "exited"
-
-
-# --- Flags ------------------------------------------------------------------------------------------------
-
-
-def _words(text: str) -> list[str]:
-    return text.split()
-
-
-# Names as in vLLM 0.9.2's engine and API server arguments; those with an effect here are typed further down.
-_VALUE_FLAGS = _words("""
-    allowed-credentials allowed-headers allowed-local-media-path allowed-methods allowed-origins
-    api-server-count block-size chat-template chat-template-content-format code-revision
-    collect-detailed-traces compilation-config config-format cpu-offload-gb cuda-graph-sizes
-    data-parallel-address data-parallel-backend data-parallel-rpc-port data-parallel-size
-    data-parallel-size-local data-parallel-start-rank device download-dir generation-config
-    guided-decoding-backend hf-config-path hf-overrides hf-token ignore-patterns kv-events-config
-    kv-transfer-config limit-mm-per-prompt load-format log-config-file logits-processor-pattern
-    long-prefill-token-threshold lora-dtype lora-extra-vocab-size lora-modules max-cpu-loras max-log-len
-    max-logprobs max-long-partial-prefills max-lora-rank max-loras max-num-batched-tokens
-    max-num-partial-prefills max-num-seqs max-parallel-loading-workers max-prompt-adapter-token
-    max-prompt-adapters max-seq-len-to-capture middleware mm-processor-kwargs model-impl
-    model-loader-extra-config num-gpu-blocks-override num-lookahead-slots num-scheduler-steps
-    otlp-traces-endpoint override-generation-config override-neuron-config override-pooler-config
-    preemption-mode prefix-caching-hash-algo prompt-adapters pt-load-map-location reasoning-parser
-    response-role return-tokens-as-token-ids revision root-path rope-scaling rope-theta scheduler-cls
-    scheduler-delay-factor scheduling-policy seed show-hidden-metrics-for-version speculative-config
-    ssl-ca-certs ssl-cert-reqs ssl-certfile ssl-keyfile task tokenizer tokenizer-mode
-    tokenizer-pool-extra-config tokenizer-pool-size tokenizer-pool-type tokenizer-revision
-    tool-call-parser tool-parser-plugin tool-server uvicorn-log-level worker-cls worker-extension-cls
-""")
-_SWITCHES = _words("""
-    async-scheduling calculate-kv-scales data-parallel-external-lb data-parallel-hybrid-lb
-    disable-async-output-proc disable-cascade-attn disable-chunked-mm-input disable-custom-all-reduce
-    disable-fastapi-docs disable-frontend-multiprocessing disable-hybrid-kv-cache-manager
-    disable-log-requests disable-log-stats disable-mm-preprocessor-cache disable-sliding-window
-    disable-uvicorn-access-log enable-auto-tool-choice enable-chunked-prefill enable-eplb
-    enable-expert-parallel enable-lora enable-lora-bias enable-prefix-caching enable-prompt-adapter
-    enable-prompt-embeds enable-prompt-tokens-details enable-reasoning enable-request-id-headers
-    enable-server-load-tracking enable-sleep-mode enable-ssl-refresh enable-tokenizer-info-endpoint
-    enforce-eager expand-tools-even-if-tool-choice-none fully-sharded-loras headless
-    multi-step-stream-outputs ray-workers-use-nsight skip-tokenizer-init trust-remote-code
-    use-tqdm-on-load use-v2-block-manager
-""")
-_QUANTIZATIONS = _words("""
-    aqlm auto-round awq awq_marlin bitblas bitsandbytes compressed-tensors deepspeedfp experts_int8
-    fbgemm_fp8 fp8 gguf gptq gptq_bitblas gptq_marlin gptq_marlin_24 hqq ipex marlin modelopt
-    modelopt_fp4 moe_wna16 neuron_quant ptpc_fp8 qqq quark rtn torchao tpu_int8
-""")
-_LISTS = {"cuda-graph-sizes", "ignore-patterns", "lora-modules", "middleware", "prompt-adapters"}
-# The release that no longer knows the flag: vLLM's own release notes.
-_REMOVED = {"enable-reasoning": (0, 10), "swap-space": (0, 18)}
-
-
-class BadFlags(Exception):
-    """The command line is not vLLM's: the message is what vLLM prints before it exits with status 2."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What of a serve command line matters here."""
-
-    model: str
-    served_names: tuple[str, ...]
-    host: str
-    port: int
-    api_key: str | None
-    max_model_len: int
-    tensor_parallel_size: int
-    pipeline_parallel_size: int
-    gpu_memory_utilization: float
-    quantization: str | None
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise BadFlags(f"usage: {self.prog} [-h] [--model MODEL] …\n{self.prog}: error: {message}")
-
-
-def _tokens(text: str) -> int:
-    """`16384`, and as vLLM takes it `16k` (10³) or `16K` (2¹⁰)."""
-    units = {"k": 10**3, "K": 2**10, "m": 10**6, "M": 2**20}
-    return int(float(text[:-1]) * units[text[-1]]) if text[-1:] in units else int(text)
-
-
-def parse_options(argv: Sequence[str], environment: Mapping[str, str], version: str = "0.9.2") -> Options:
-    """Read a serve command line, without the program's name, as the given vLLM version does.
-
-    Raises `BadFlags` for a flag or value that version refuses.
-    """
-    parser = _Parser(prog="api_server.py", add_help=False)
-    release = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-
-    def known(name: str) -> bool:
-        return name not in _REMOVED or release < _REMOVED[name]
-
-    for name in filter(known, _VALUE_FLAGS):
-        parser.add_argument(f"--{name}", nargs="+" if name in _LISTS else None)
-    for name in filter(known, _SWITCHES):
-        parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction)
-    if known("swap-space"):
-        parser.add_argument("--swap-space", type=float)
-    parser.add_argument("model_tag", nargs="?")
-    parser.add_argument("--model", default="Qwen/Qwen3-0.6B")
-    parser.add_argument("--served-model-name", nargs="+")
-    parser.add_argument("--host", default="0.0.0.0")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--api-key", default=environment.get("VLLM_API_KEY"))
-    parser.add_argument("--max-model-len", type=_tokens, default=0)
-    parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1)
-    parser.add_argument("--pipeline-parallel-size", "-pp", type=int, default=1)
-    parser.add_argument("--gpu-memory-utilization", type=float, default=0.9)
-    parser.add_argument("--quantization", "-q", choices=_QUANTIZATIONS)
-    parser.add_argument("--dtype", choices=["auto", "bfloat16", "float", "float16", "float32", "half"])
-    parser.add_argument("--kv-cache-dtype", choices=["auto", "fp8", "fp8_e4m3", "fp8_e5m2"])
-    parser.add_argument("--distributed-executor-backend", choices=["external_launcher", "mp", "ray", "uni"])
-    # vLLM takes underscores for dashes in the names of flags, and `--json-flag.key value`.
-    normal = [
-        re.sub(r"^--([^=.]*)[^=]*", lambda flag: "--" + flag[1].replace("_", "-"), word) for word in argv
-    ]
-    args = parser.parse_args(normal)
-    model = args.model_tag or args.model
-    return Options(
-        model=model,
-        served_names=tuple(args.served_model_name or [model]),
-        host=args.host,
-        port=args.port,
-        api_key=args.api_key or None,
-        max_model_len=args.max_model_len,
-        tensor_parallel_size=args.tensor_parallel_size,
-        pipeline_parallel_size=args.pipeline_parallel_size,
-        gpu_memory_utilization=args.gpu_memory_utilization,
-        quantization=args.quantization,
-    )
 
 
 # --- HTTP -------------------------------------------------------------------------------------------------
@@ -234,6 +119,7 @@ class Response:
     """An iterator is sent in chunks, as it comes."""
     status: int = 200
     content_type: str = "application/json"
+    """Empty: none is said."""
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -268,10 +154,11 @@ def _decoded_path(target: str) -> str:
 async def _send(writer: Writer, answer: Response, *, keep: bool, with_body: bool) -> None:
     body = answer.body
     framing = f"Content-Length: {len(body)}" if isinstance(body, bytes) else "Transfer-Encoding: chunked"
-    headers = "".join(f"{name}: {value}\r\n" for name, value in answer.headers.items())
+    named = {"Content-Type": answer.content_type} if answer.content_type else {}
+    headers = "".join(f"{name}: {value}\r\n" for name, value in {**named, **answer.headers}.items())
     writer.write(
         f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\nServer: uvicorn\r\n"
-        f"Content-Type: {answer.content_type}\r\n{framing}\r\n{headers}"
+        f"{framing}\r\n{headers}"
         f"Connection: {'keep-alive' if keep else 'close'}\r\n\r\n".encode()
     )
     if not with_body:
@@ -304,14 +191,6 @@ class Gpus:
     count: int = 1
     memory_mib: int = 23034
     """Per GPU, as the driver reports it: an L4's by default."""
-
-
-@dataclass
-class _Counters:
-    running: int = 0
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
-    finished: dict[str, int] = field(default_factory=lambda: {"stop": 0, "length": 0})
 
 
 _BYTES_PER_WEIGHT = {"awq": 0.55, "awq_marlin": 0.55, "gptq": 0.55, "gptq_marlin": 0.55, "fp8": 1.0}
@@ -347,6 +226,7 @@ class Simulator:
         )
         self.options = options
         self.version = version
+        self._release = VllmVersion.parse(version)
         self.fault = Fault(named) if named in set(Fault) else fault
         self.state = State.STARTING
         self.ready = asyncio.Event()
@@ -355,7 +235,7 @@ class Simulator:
         self._speed = max(speed, 0.05) * 10 if self.fault is Fault.SLOW else speed
         self._weights = weights
         self._log = log
-        self._counters = _Counters()
+        self._measured = Measured(",".join(options.served_names))
         self._max_model_len = options.max_model_len or 40960
         self._kv_tokens = 0
         self._started_at = int(time.time())
@@ -394,23 +274,30 @@ class Simulator:
         else:
             writer.close()
 
-    def _info(self, module: str, text: str, level: str = "INFO") -> None:
-        self._log(f"{level} {time.strftime('%m-%d %H:%M:%S')} [{module}] {text}")
+    def _info(self, module: str, text: str, process: str = "EngineCore") -> None:
+        named = f"({process} pid={1 if process == 'APIServer' else 139}) "
+        begin = named if self._release >= PROCESS_NAMES else ""
+        self._log(f"{begin}INFO {time.strftime('%m-%d %H:%M:%S')} [{module}] {text}")
 
     async def _pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds * self._speed)
 
     async def _start(self) -> None:
         options = self.options
-        self._info("__init__.py:244", "Automatically detected platform cuda.")
-        self._info("api_server.py:1395", f"vLLM API server version {self.version}")
-        self._info("cli_args.py:325", f"non-default args: {{'model': '{options.model}'}}")
+        self._info("__init__.py:244", "Automatically detected platform cuda.", "APIServer")
+        self._info("api_server.py:1395", f"vLLM API server version {self.version}", "APIServer")
+        self._info("cli_args.py:325", f"non-default args: {dict(options.given)}", "APIServer")
         if self.fault is Fault.BAD_FLAG:
             raise _EngineDied("api_server.py: error: unrecognized arguments: --no-such-flag", 2)
         if not 0 < options.gpu_memory_utilization <= 1:
             raise _EngineDied(
                 "ValueError: GPU memory utilization must be less than 1.0. "
                 f"Got {options.gpu_memory_utilization}."
+            )
+        known = quantizations(self._release)
+        if options.quantization and options.quantization not in known:
+            raise _EngineDied(
+                f"ValueError: Unknown quantization method: {options.quantization}. Must be one of {[*known]}."
             )
         if self.fault is Fault.EXIT_LOOP:
             await self._pause(1.0)
@@ -421,7 +308,7 @@ class Simulator:
             raise _EngineDied(
                 f"ValueError: world size {wanted} is larger than the {self._gpus.count} GPUs available"
             )
-        self._info("config.py:1472", f"Using max model len {self._max_model_len}")
+        self._info("config.py:1472", f"Using max model len {self._max_model_len}", "APIServer")
         self._info(
             "core.py:69",
             f"Initializing a V1 LLM engine (v{self.version}) with config: model='{options.model}'",
@@ -471,10 +358,15 @@ class Simulator:
         await self._pause(self.COMPILE_S)
         self._info("gpu_model_runner.py:2326", "Graph capturing finished in 20 secs, took 0.58 GiB")
         address = f"http://{options.host}:{options.port}"
-        self._info("api_server.py:1457", f"Starting vLLM API server 0 on {address}")
+        self._info("api_server.py:1457", f"{self._starting()} on {address}", "APIServer")
+        # uvicorn says nothing of the address, since vLLM opens the socket.
         self._log("INFO:     Started server process [1]")
+        self._log("INFO:     Waiting for application startup.")
         self._log("INFO:     Application startup complete.")
-        self._log(f"INFO:     Uvicorn running on {address} (Press CTRL+C to quit)")
+
+    def _starting(self) -> str:
+        """As 0.9.2 and 0.32.0 have it."""
+        return "Starting vLLM server" if self._release >= TASK_ROUTES else "Starting vLLM API server 0"
 
     async def _download(self) -> None:
         local = self._weights / self.options.model.replace("/", "--") if self._weights else None
@@ -504,142 +396,136 @@ class Simulator:
         a_token = 128 * 2**10 * max(self._billions() / 8, 0.05) ** 0.5 / self.options.tensor_parallel_size
         self._kv_tokens = max(int(available / a_token) // 16 * 16, 0)
         needed = self._max_model_len * a_token
+        newer = self._release >= TASK_ROUTES
         if needed > available and self.options.max_model_len:
+            whose = "model's" if newer else "models's"
             raise _EngineDied(
-                "ValueError: To serve at least one request with the models's max seq len "
+                f"ValueError: To serve at least one request with the {whose} max seq len "
                 f"({self._max_model_len}), ({needed / GIB:.2f} GiB KV cache is needed, which is larger than "
                 f"the available KV cache memory ({available / GIB:.2f} GiB). "
                 f"The estimated maximum model length is {self._kv_tokens}."
             )
-        self._info("kv_cache_utils.py:716", f"GPU KV cache size: {self._kv_tokens:,} tokens")
-        self._info(
-            "kv_cache_utils.py:720",
+        size = f"GPU KV cache size: {self._kv_tokens:,} tokens"
+        concurrency = (
             f"Maximum concurrency for {self._max_model_len:,} tokens per request: "
-            f"{self._kv_tokens / self._max_model_len:.2f}x",
+            f"{self._kv_tokens / self._max_model_len:.2f}x"
         )
+        for line in [f"{size}, {concurrency}"] if newer else [size, concurrency]:
+            self._info("kv_cache_utils.py:716", line)
 
     # --- Routes ---
 
     async def _respond(self, request: Request) -> Response:
-        if _guarded(request) and not self._admits(request.headers.get("authorization", "")):
+        if self._guarded(request) and not self._admits(request.headers.get("authorization", "")):
             return _json({"error": "Unauthorized"}, 401)
         try:
             return await self._route(request)
-        except _Refused as refusal:
-            return refusal.response
+        except Refused as refusal:
+            return _json(refusal.document(self._release), refusal.status)
 
     async def _route(self, request: Request) -> Response:
         """As Starlette does it: routes by exact path, mounts by pattern, then a try with or without the slash
         at the end. vLLM mounts its metrics with this pattern, for `/metrics` without a redirect."""
-        methods = self._ROUTES.get(request.path)
+        methods = self._methods(request.path)
         if methods is None and re.match(r"^/metrics(?P<path>.*)$", request.path):
             return await self._get_metrics(request)
         if methods is None:
             other = request.path.rstrip("/") if request.path.endswith("/") else f"{request.path}/"
-            if other in self._ROUTES:
+            if self._methods(other):
                 location = f"http://{request.headers.get('host', '')}{other}"
-                return Response(b"", 307, "text/plain", {"Location": location})
+                return Response(b"", 307, "", {"Location": location})
             return _json({"detail": "Not Found"}, 404)
         if request.method not in methods:
-            return _json({"detail": "Method Not Allowed"}, 405)
+            # Each route has one method, and the first with the path answers.
+            return _json({"detail": "Method Not Allowed"}, 405, {"Allow": next(iter(methods))})
         return await methods[request.method](self, request)
+
+    def _methods(self, path: str) -> Mapping[str, Callable[[Simulator, Request], Awaitable[Response]]] | None:
+        """What answers on a path, by method."""
+        if path in self._OF_OTHER_TASKS:
+            return None if self._release >= TASK_ROUTES else {"POST": Simulator._unsupported}
+        return self._ROUTES.get(path)
+
+    def _guarded(self, request: Request) -> bool:
+        """Whether vLLM asks for its key; OPTIONS passes. Up to 0.31 it judges the path of the URL that
+        Starlette puts together, Host header included."""
+        if request.method == "OPTIONS":
+            return False
+        if self._release >= MORE_GUARDED:
+            return request.path.startswith(("/v1", "/v2", "/inference", "/cohere"))
+        url = f"http://{request.headers.get('host', '')}{request.path}"
+        return urlsplit(url).path.startswith("/v1")
 
     def _admits(self, authorization: str) -> bool:
         if self.fault is Fault.KEY_REFUSED:
             return False
-        key = self.options.api_key
-        return key is None or self.fault is Fault.NO_AUTH or authorization == f"Bearer {key}"
+        if not self.options.api_keys or self.fault is Fault.NO_AUTH:
+            return True
+        scheme, _, key = authorization.partition(" ")
+        named = scheme.lower() == "bearer" if self._release >= MORE_GUARDED else scheme == "Bearer"
+        return named and key in self.options.api_keys
 
     def _served_names(self) -> tuple[str, ...]:
         return ("another/model",) if self.fault is Fault.WRONG_MODEL else self.options.served_names
 
-    def _model_card(self, name: str) -> dict[str, Any]:
-        return {
-            "id": name,
-            "object": "model",
-            "created": self._started_at,
-            "owned_by": "vllm",
-            "root": self.options.model,
-            "parent": None,
-            "max_model_len": self._max_model_len,
-            "permission": [],
-        }
-
-    def _metrics(self) -> str:
-        used = self._counters.running * 256 / self._kv_tokens if self._kv_tokens else 0.0
-        names = ",".join(self._served_names())
-        samples = [
-            ("gauge", "num_requests_running", "", self._counters.running),
-            ("gauge", "num_requests_waiting", "", 0),
-            ("gauge", "gpu_cache_usage_perc", "", round(min(used, 1.0), 6)),
-            ("counter", "prompt_tokens_total", "", self._counters.prompt_tokens),
-            ("counter", "generation_tokens_total", "", self._counters.generation_tokens),
-            *(
-                ("counter", "request_success_total", f',finished_reason="{reason}"', count)
-                for reason, count in self._counters.finished.items()
-            ),
-        ]
-        lines: dict[str, None] = {}  # an ordered set: a family's TYPE line comes once
-        for kind, name, labels, value in samples:
-            lines[f"# TYPE vllm:{name} {kind}"] = None
-            lines[f'vllm:{name}{{engine="0",model_name="{names}"{labels}}} {float(value)}'] = None
-        return "\n".join(lines) + "\n"
+    def _cards(self) -> list[dict[str, Any]]:
+        names, now = self._served_names(), int(time.time())
+        root, length = self.options.model, self._max_model_len
+        served = [vllm_api.model_card(name, root, None, length, now) for name in names]
+        adapters = self.options.adapters.items()
+        return [*served, *(vllm_api.model_card(name, path, names[0], None, now) for name, path in adapters)]
 
     async def _get_health(self, request: Request) -> Response:
-        return Response(b"")
+        return Response(b"", content_type="")
 
     async def _get_version(self, request: Request) -> Response:
         return _json({"version": self.version})
 
     async def _get_metrics(self, request: Request) -> Response:
-        return Response(self._metrics().encode(), content_type="text/plain; version=0.0.4; charset=utf-8")
+        used = self._measured.running * 256 / self._kv_tokens if self._kv_tokens else 0.0
+        self._measured.kv_cache = round(min(used, 1.0), 6)
+        text = self._measured.published(self._release)
+        return Response(text.encode(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _get_models(self, request: Request) -> Response:
-        return _json({"object": "list", "data": [self._model_card(name) for name in self._served_names()]})
+        return _json({"object": "list", "data": self._cards()})
 
-    def _read(self, request: Request) -> tuple[dict[str, Any], list[str]]:
-        """The JSON body and the words of its prompt."""
-        try:
-            body = json.loads(request.body)
-        except ValueError:
-            body = None
-        if not isinstance(body, dict):
-            raise _Refused("The request body is not a JSON object.", "BadRequestError", 400)
-        if body.get("model") not in {None, *self._served_names()}:
-            raise _Refused(f"The model `{body['model']}` does not exist.", "NotFoundError", 404)
-        text = json.dumps(body["messages"]) if "messages" in body else str(body.get("prompt", ""))
-        return body, re.findall(r"\w+|[^\w\s]", text)
+    def _read(self, request: Request) -> dict[str, Any]:
+        return vllm_api.document(request.headers.get("content-type", ""), request.body)
+
+    def _check_model(self, body: Mapping[str, Any]) -> str:
+        """The model that a request is for, by name."""
+        names = self._served_names()
+        model = body.get("model") or names[0]
+        if model not in {*names, *self.options.adapters}:
+            aliases = f" Valid aliases: {', '.join(names)}." if self._release >= TASK_ROUTES else ""
+            raise Refused(f"The model `{model}` does not exist.{aliases}", "NotFoundError", 404, "model")
+        return str(model)
 
     async def _tokenize(self, request: Request) -> Response:
-        _, words = self._read(request)
-        ids = [zlib.crc32(word.encode()) % 150_000 for word in words]
-        return _json({"count": len(ids), "max_model_len": self._max_model_len, "tokens": ids})
+        body = self._read(request)
+        vllm_api.required(body, "prompt", "messages")
+        self._check_model(body)
+        ids = [zlib.crc32(word.encode()) % 150_000 for word in vllm_api.prompts(body)[0]]
+        return _json(
+            {"count": len(ids), "max_model_len": self._max_model_len, "tokens": ids, "token_strs": None}
+        )
 
     async def _complete(self, request: Request) -> Response:
-        body, prompt = self._read(request)
+        body = self._read(request)
+        chat = request.path == "/v1/chat/completions" or (
+            request.path == "/invocations" and "messages" in body
+        )
+        vllm_api.check(body, chat=chat, has_tool_parser=bool(self.options.tool_parser))
+        model = self._check_model(body)
         if self.fault is Fault.HUNG:
             # Its engine has taken it, and goes on having it.
-            self._counters.running += 1
+            self._measured.running += 1
             try:
                 await request.disconnected()
             finally:
-                self._counters.running -= 1
-        chat = request.path == "/v1/chat/completions"
-        wanted = body.get("max_completion_tokens") or body.get("max_tokens") or (len(_ANSWER) if chat else 16)
-        if len(prompt) + wanted > self._max_model_len:
-            raise _Refused(
-                f"This model's maximum context length is {self._max_model_len} tokens, "
-                f"but {len(prompt)} + {wanted} were asked for.",
-                "BadRequestError",
-                400,
-            )
-        reply = _Reply(
-            chat=chat,
-            model=body.get("model") or self._served_names()[0],
-            prompt_tokens=len(prompt),
-            tokens=_ANSWER[:wanted],
-            finish="stop" if wanted >= len(_ANSWER) else "length",
-        )
+                self._measured.running -= 1
+        reply = self._reply(body, model, chat=chat)
         if body.get("stream"):
             usage = bool((body.get("stream_options") or {}).get("include_usage"))
             return Response(self._stream(reply, usage=usage), content_type="text/event-stream; charset=utf-8")
@@ -647,31 +533,72 @@ class Simulator:
             pass
         return _json(reply.whole())
 
-    async def _generate(self, reply: _Reply) -> AsyncIterator[str]:
-        self._counters.running += 1
-        self._counters.prompt_tokens += reply.prompt_tokens
-        try:
-            for token in reply.tokens:
-                await self._pause(self.TOKEN_S)
-                self._counters.generation_tokens += 1
-                yield token
-            self._counters.finished[reply.finish] += 1
-        finally:
-            self._counters.running -= 1
+    def _reply(self, body: Mapping[str, Any], model: str, *, chat: bool) -> Reply:
+        """The answer to a request. Raises Refused where there is no room for it."""
+        words = vllm_api.prompts(body)
+        longest = max(map(len, words))
+        given = vllm_api.whole_number(body, "max_completion_tokens" if chat else "max_tokens")
+        if given is None:
+            given = vllm_api.whole_number(body, "max_tokens")
+        room = self._max_model_len - longest
+        wanted = (min(len(_ANSWER), room) if chat else 16) if given is None else given
+        if self._release < TASK_ROUTES and longest + wanted > self._max_model_len:
+            raise Refused(
+                f"This model's maximum context length is {self._max_model_len} tokens. However, you "
+                f"requested {longest + wanted} tokens ({longest} in the messages, {wanted} in the "
+                "completion). Please reduce the length of the messages or completion."
+            )
+        vllm_api.check_length(body, longest, wanted, self._max_model_len)
+        wanted = min(wanted, room)
+        return Reply(
+            chat=chat,
+            model=model,
+            prompt=" ".join(words[0]) if body.get("echo") and not chat else "",
+            prompt_tokens=sum(map(len, words)),
+            tokens=_ANSWER[:wanted],
+            finish="stop" if wanted >= len(_ANSWER) else "length",
+            fingerprint=f"vllm-{self.version}-00000000",
+            choices=len(words) * (vllm_api.whole_number(body, "n") or 1),
+        )
 
-    async def _stream(self, reply: _Reply, *, usage: bool) -> AsyncIterator[bytes]:
+    async def _generate(self, reply: Reply) -> AsyncIterator[int]:
+        """The tokens' places in the answer, each when it is there."""
+        measured, began = self._measured, time.monotonic()
+        measured.running += 1
+        measured.prompt_tokens += reply.prompt_tokens
+        try:
+            for index in range(len(reply.tokens)):
+                await self._pause(self.TOKEN_S)
+                measured.generation_tokens += reply.choices
+                if index == 0:
+                    measured.observe(time_to_first_token_seconds=time.monotonic() - began)
+                yield index
+            measured.finished[reply.finish] += reply.choices
+            lasted = time.monotonic() - began
+            measured.observe(
+                e2e_request_latency_seconds=lasted,
+                request_inference_time_seconds=lasted,
+                request_prompt_tokens=reply.prompt_tokens,
+                request_generation_tokens=len(reply.tokens),
+            )
+        finally:
+            measured.running -= 1
+
+    async def _stream(self, reply: Reply, *, usage: bool) -> AsyncIterator[bytes]:
         def event(document: Mapping[str, Any]) -> bytes:
             return b"data: " + json.dumps(document).encode() + b"\n\n"
 
-        async for token in self._generate(reply):
-            yield event(reply.chunk(token))
-        yield event(reply.chunk("", finish=reply.finish))
+        if first := reply.first():
+            yield event(first)
+        async for index in self._generate(reply):
+            last = index == len(reply.tokens) - 1
+            yield event(reply.chunk(index, last=last, usage_follows=usage))
         if usage:
-            yield event({**reply.chunk(""), "choices": [], "usage": reply.usage()})
+            yield event(reply.last())
         yield b"data: [DONE]\n\n"
 
     async def _get_load(self, request: Request) -> Response:
-        return _json({"server_load": self._counters.running})
+        return _json({"server_load": self._measured.running})
 
     async def _get_documentation(self, request: Request) -> Response:
         return Response(b"<!doctype html><title>FastAPI</title>", content_type="text/html; charset=utf-8")
@@ -680,14 +607,21 @@ class Simulator:
         return _json({"openapi": "3.1.0", "paths": {path: {} for path in self._ROUTES}})
 
     async def _detokenize(self, request: Request) -> Response:
-        self._read(request)
+        body = self._read(request)
+        vllm_api.required(body, "tokens")
+        self._check_model(body)
         return _json({"prompt": "".join(_ANSWER)})
 
     async def _unsupported(self, request: Request) -> Response:
         """A route for models of another kind than those that complete text."""
-        message = f"The model does not support {request.path}"
-        raise _Refused(message, "BadRequestError", 400)
+        raise Refused(f"The model does not support {request.path}")
 
+    _OF_OTHER_TASKS: ClassVar[frozenset[str]] = frozenset(
+        {
+            *("/v1/embeddings", "/v1/score", "/v1/rerank", "/v1/audio/transcriptions"),
+            *("/v1/audio/translations", "/v2/rerank", "/pooling", "/classify", "/score", "/rerank"),
+        }
+    )
     # FastAPI's own documentation is plain Starlette routes, which answer HEAD as well; vLLM's routes do not.
     _ROUTES: ClassVar[dict[str, dict[str, Callable[[Simulator, Request], Awaitable[Response]]]]] = {
         "/health": {"GET": _get_health},
@@ -704,79 +638,11 @@ class Simulator:
         "/docs": {"GET": _get_documentation, "HEAD": _get_documentation},
         "/redoc": {"GET": _get_documentation, "HEAD": _get_documentation},
         "/v1/responses": {"POST": _unsupported},
-        "/v1/embeddings": {"POST": _unsupported},
-        "/v1/score": {"POST": _unsupported},
-        "/v1/rerank": {"POST": _unsupported},
-        "/v1/audio/transcriptions": {"POST": _unsupported},
-        "/v1/audio/translations": {"POST": _unsupported},
-        "/v2/rerank": {"POST": _unsupported},
-        "/pooling": {"POST": _unsupported},
-        "/classify": {"POST": _unsupported},
-        "/score": {"POST": _unsupported},
-        "/rerank": {"POST": _unsupported},
     }
 
 
-@dataclass(frozen=True)
-class _Reply:
-    """One answer, in the shapes of OpenAI's chat and completion objects."""
-
-    chat: bool
-    model: str
-    prompt_tokens: int
-    tokens: tuple[str, ...]
-    finish: str
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    def usage(self) -> dict[str, int]:
-        count = len(self.tokens)
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": count,
-            "total_tokens": self.prompt_tokens + count,
-        }
-
-    def _document(self, kind: str, choice: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{self.id}",
-            "object": kind,
-            "created": self.created,
-            "model": self.model,
-            "choices": [{"index": 0, "logprobs": None, **choice}],
-        }
-
-    def whole(self) -> dict[str, Any]:
-        text = "".join(self.tokens)
-        content = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-        kind = "chat.completion" if self.chat else "text_completion"
-        return {**self._document(kind, {**content, "finish_reason": self.finish}), "usage": self.usage()}
-
-    def chunk(self, token: str, finish: str | None = None) -> dict[str, Any]:
-        content = {"delta": {"role": "assistant", "content": token}} if self.chat else {"text": token}
-        kind = "chat.completion.chunk" if self.chat else "text_completion"
-        return self._document(kind, {**content, "finish_reason": finish})
-
-
-def _guarded(request: Request) -> bool:
-    """Whether vLLM asks for its key: it judges the path of the URL that Starlette puts together, Host header
-    included, and lets OPTIONS pass."""
-    url = f"http://{request.headers.get('host', '')}{request.path}"
-    return request.method != "OPTIONS" and urlsplit(url).path.startswith("/v1")
-
-
-class _Refused(Exception):
-    """A request vLLM answers with an error object."""
-
-    def __init__(self, message: str, kind: str, status: int) -> None:
-        super().__init__(message)
-        self.response = _json(
-            {"object": "error", "message": message, "type": kind, "param": None, "code": status}, status
-        )
-
-
-def _json(document: object, status: int = 200) -> Response:
-    return Response(json.dumps(document).encode(), status)
+def _json(document: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(json.dumps(document).encode(), status, headers=headers or {})
 
 
 # --- The program ------------------------------------------------------------------------------------------

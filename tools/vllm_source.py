@@ -24,6 +24,9 @@ SOURCES = (
     "vllm/utils.py",
     "vllm/utils/__init__.py",
     "vllm/utils/argparse_utils.py",
+    "vllm/renderers/chat_utils.py",
+    "vllm/tool_parsers/tool_strict_level.py",
+    "vllm/entrypoints/anthropic/protocol.py",
 )
 """What is read of a wheel: patterns of `fnmatch`, the most telling first."""
 
@@ -504,7 +507,9 @@ def _option(keywords: Keywords) -> dict[str, Any]:
         counts = {"+": "some", "*": "any", "?": "maybe"}
         if (count := keywords.get("nargs")) is not None:
             option["takes"] = counts.get(count, count)
-        if keywords.get("type", "text") != "text":
+        if action == "LoRAParserAction":
+            option["type"] = "adapter"
+        elif keywords.get("type", "text") != "text":
             option["type"] = keywords["type"]
         if keywords.get("optional"):
             option["optional"] = True

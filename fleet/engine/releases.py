@@ -23,7 +23,7 @@ class Option(NamedTuple):
     takes: str | int = "one"
     """How many values: `none`, `one`, `maybe` (one or none), `some` (one or more), `any`, or a number."""
     type: str = "text"
-    """How each is read: text, lowered, int, float, size (8k), size_or_auto, json, json_or_text."""
+    """How each is read: text, lowered, int, float, size (8k), size_or_auto, json, json_or_text, adapter."""
     optional: bool = False
     """Whether `None` and an empty value stand for none at all."""
     choices: tuple[str | int, ...] = ()

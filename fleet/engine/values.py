@@ -79,6 +79,19 @@ def _json_or_text(text: str) -> Any:
     return _json(text) if re.fullmatch(r"\s*\{.*\}\s*", text, re.DOTALL) else text
 
 
+def _adapter(text: str) -> str:
+    """A LoRA adapter: `NAME=PATH`, or JSON with both."""
+    if "=" in text and "," not in text:
+        return text
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not (isinstance(found, dict) and {"name", "path"} <= found.keys()):
+        raise ValueError("which names no adapter and its path")
+    return text
+
+
 def of_key(text: str) -> Any:
     for read in (_json, _size):
         try:
@@ -97,6 +110,7 @@ _CONVERSIONS: dict[str, Callable[[str], Any]] = {
     "size_or_auto": _size_or_auto,
     "json": _json,
     "json_or_text": _json_or_text,
+    "adapter": _adapter,
 }
 _EXAMPLES = {
     "int": "write digits",
@@ -105,6 +119,7 @@ _EXAMPLES = {
     "size_or_auto": "write digits, 8k, or auto",
     "json": """write it like '{"key": "value"}'""",
     "json_or_text": """write it like '{"key": "value"}'""",
+    "adapter": "write it like sql=/files/sql",
 }
 
 

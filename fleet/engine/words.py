@@ -188,7 +188,7 @@ class _Reader:
 
     def _take_key(self, flag: _Flag, option: Option, following: list[str]) -> int:
         name, written = option.flag, flag.written
-        text = flag.attached if flag.attached is not None else following[0] if following else None
+        text = flag.attached if flag.attached is not None else _as_word(following[0]) if following else None
         self.arguments.append(Argument(name, text, written, flag.keys))
         if "" in flag.keys:
             self._found(name, f"carries {written}, which has an empty key", "write a name after each dot")
@@ -307,6 +307,13 @@ def _opposite(option: Option) -> str:
 
 def _hyphened(name: str) -> str:
     return f"--{name[2:].replace('_', '-')}" if name.startswith("--") else name
+
+
+def _as_word(text: str) -> str:
+    """A value after a dotted key: vLLM turns hyphens in it as in a flag, before it knows that it is none."""
+    name, separator, value = text.partition("=")
+    head, dot, keys = name.partition(".")
+    return f"{_hyphened(head)}{dot}{keys}{separator}{value}"
 
 
 def _most(option: Option) -> int | None:

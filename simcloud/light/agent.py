@@ -53,14 +53,14 @@ def connection(machine: Machine) -> Connection:
 
 def _observe(machine: Machine) -> Any:
     fault, gpus = machine.fault(), machine.gpus
-    vllm = next((c for c in machine.docker.containers.values() if c.simulator), None)
+    vllm = next((c for c in machine.docker.containers.values() if c.engine), None)
     used = machine.docker.gpu_used()
     disk = machine.boot.disk_gb * 10**9
     return _agent.Observation(
         docker=fault != "docker_dead",
         vllm=_agent.Vllm(
             running=vllm.status == "running",
-            healthy=vllm.simulator is not None and vllm.simulator.state is State.READY,
+            healthy=vllm.engine is not None and vllm.engine.state is State.READY,
             port=next((port.published for port in vllm.service.ports), None),
             started_at=vllm.started_at,
         )

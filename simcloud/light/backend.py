@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from simcloud.light import docker_cli, host, provision  # noqa: F401  (they register the machines' programs)
+from simcloud.light.containers import EngineMaker
 from simcloud.light.machine import BOOT_FAULTS, Machine
 from simcloud.nodes import Boot, NodeBackend
 from simcloud.vllm_sim import Fault
@@ -15,11 +16,13 @@ class LightNodes(NodeBackend):
     """Machines in this process.
 
     `ssh_port` is where each listens on its own address; `speed` multiplies every simulated delay (0: none).
+    `engine` makes what serves in vLLM's containers, in place of the simulator.
     """
 
-    def __init__(self, *, ssh_port: int, speed: float) -> None:
+    def __init__(self, *, ssh_port: int, speed: float, engine: EngineMaker | None = None) -> None:
         self._ssh_port = ssh_port
         self._speed = speed
+        self._engine = engine
         self._machines: dict[str, Machine] = {}
         self._faults: dict[str, str] = {}
 
@@ -32,6 +35,7 @@ class LightNodes(NodeBackend):
             speed=self._speed,
             fault=lambda: self._faults.get(boot.name),
             machines=self._machines.values,
+            engine=self._engine,
         )
         self._machines[boot.server_id] = machine
         machine.power_on()

@@ -18,22 +18,40 @@ from simcloud.light import caddy
 from simcloud.light.compose import Port, Service
 from simcloud.light.disk import Disk
 from simcloud.light.log import Log
+from simcloud.vllm_flags import BadFlags, Options, parse_options
 from simcloud.vllm_sim import (
-    BadFlags,
     Fault,
     Gpus,
-    Options,
     Reader,
     Request,
     Response,
     Simulator,
     State,
     Writer,
-    parse_options,
     serve_http,
 )
 
 Connection = Callable[[Reader, Writer], Awaitable[None]]
+
+
+class Engine(Protocol):
+    """What serves in a container of vLLM's image: the simulator, or vLLM itself."""
+
+    options: Options
+
+    @property
+    def state(self) -> State: ...
+    async def run(self) -> int:
+        """Serve until cancelled; returns the exit status of a program that ends by itself."""
+        ...
+
+    async def connection(self, reader: Reader, writer: Writer) -> None:
+        """Answer one client of its port."""
+        ...
+
+
+EngineMaker = Callable[[Service, Disk, Callable[[str], None]], Engine]
+"""Makes the engine of a container on a machine's disk; it logs line by line."""
 
 PULL_S = 2.0
 # Docker doubles the pause between restarts, from 100 ms up to a minute, and forgets after a run of 10 s.
@@ -43,7 +61,7 @@ LOGINS = "/root/.docker/config.json"
 
 # The repositories that exist, with the tags each has; any other name is refused as a registry would.
 _REPOSITORIES = {
-    r"(docker\.io/)?vllm/vllm-openai": r"latest|v0\.([5-9]|1\d|2\d)\.\d+(\.post\d+)?(-cu\d+)?",
+    r"(docker\.io/)?vllm/vllm-openai": r"latest|v0\.([5-9]|1\d|2\d|3[0-3])\.\d+(\.post\d+)?(-cu\d+)?",
     r"ghcr\.io/open-webui/open-webui": r"main|latest|v?\d+\.\d+\.\d+",
     r"(docker\.io/)?((library|prom|grafana)/)?[a-z0-9-]+": r"[\w.-]+",
     r"nvcr\.io/nvidia/[a-z0-9/-]+": r"[\w.-]+",
@@ -58,6 +76,8 @@ class Machine(Protocol):
     gpus: Gpus
     directory: Path
     disk: Disk
+    engine: EngineMaker | None
+    """What serves in place of the simulator."""
 
     def fault(self) -> str | None: ...
     def stage(self, name: str, seconds: float) -> None: ...
@@ -77,7 +97,7 @@ class Container:
     restarts: int = 0
     started_at: float = 0.0
     finished_at: float = 0.0
-    simulator: Simulator | None = None
+    engine: Engine | None = None
     log: Log = field(default_factory=Log)
     task: asyncio.Task[None] | None = None
     listeners: list[asyncio.Server] = field(default_factory=list)
@@ -103,7 +123,7 @@ class Container:
         """Docker's health status; empty without a healthcheck."""
         if not self.service.healthcheck or self.status != "running":
             return ""
-        return "healthy" if self.simulator is None or self.simulator.state is State.READY else "starting"
+        return "healthy" if self.engine is None or self.engine.state is State.READY else "starting"
 
 
 def image_digest(image: str) -> str:
@@ -241,9 +261,9 @@ class Docker:
         """The part of each GPU's memory in use, 0 to 1."""
         return max(
             (
-                c.simulator.options.gpu_memory_utilization
+                c.engine.options.gpu_memory_utilization
                 for c in self.containers.values()
-                if c.simulator and c.simulator.state is State.READY
+                if c.engine and c.engine.state is State.READY
             ),
             default=0.0,
         )
@@ -280,7 +300,7 @@ class Docker:
             container.status, container.started_at = "running", time.time()
             container.exit_code = await self._program(container)
             container.finished_at = time.time()
-            container.simulator = None
+            container.engine = None
             container.hang_up()
             policy, _, limit = container.service.restart.partition(":")
             wanted = policy in {"always", "unless-stopped"} or (
@@ -305,6 +325,9 @@ class Docker:
             return await caddy.run(service, disk, address, places, container.log.write)
         if "vllm/vllm-openai" not in service.image:
             await asyncio.Event().wait()
+        if self._machine.engine:
+            container.engine = self._machine.engine(service, self._machine.disk, container.log.write)
+            return await container.engine.run()
         tag = re.search(r":v(\d[\d.]*)", service.image)
         version = tag[1] if tag else "0.9.2"
         words = service.command[1:] if service.command[:1] == ("serve",) else service.command
@@ -313,8 +336,8 @@ class Docker:
         except BadFlags as refusal:
             container.log.write(str(refusal))
             return 2
-        container.simulator = self._simulator(options, service, version, container.log.write)
-        return await container.simulator.run()
+        container.engine = self._simulator(options, service, version, container.log.write)
+        return await container.engine.run()
 
     def _simulator(
         self, options: Options, service: Service, version: str, log: Callable[[str], None]
@@ -352,9 +375,9 @@ def _look_up(image: str, logins: set[str]) -> None:
 
 
 def _ports(container: Container) -> tuple[Port, ...]:
-    simulator = container.simulator
-    if container.service.host_network and simulator:
-        return (Port(simulator.options.host, simulator.options.port, simulator.options.port),)
+    engine = container.engine
+    if container.service.host_network and engine:
+        return (Port(engine.options.host, engine.options.port, engine.options.port),)
     return container.service.ports
 
 
@@ -362,11 +385,11 @@ def _behind(container: Container, port: Port) -> Connection:
     """Docker's proxy accepts at once, and hangs up when nothing in the container listens yet."""
 
     async def connect(reader: Reader, writer: Writer) -> None:
-        simulator = container.simulator
-        if simulator and simulator.options.port == port.target:
+        engine = container.engine
+        if engine and engine.options.port == port.target:
             container.clients.add(writer)
             try:
-                await simulator.connection(reader, writer)
+                await engine.connection(reader, writer)
             finally:
                 container.clients.discard(writer)
         elif container.status == "running" and "open-webui" in container.service.image:

@@ -15,7 +15,7 @@ from typing import Any
 import asyncssh
 
 from simcloud.light import agent, commands, ray, ssh
-from simcloud.light.containers import Connection, Docker
+from simcloud.light.containers import Connection, Docker, EngineMaker
 from simcloud.light.disk import Disk
 from simcloud.light.log import Log
 from simcloud.light.systemd import NoSuchUnit, Systemd
@@ -62,6 +62,7 @@ class Machine:
         speed: float,
         fault: Callable[[], str | None],
         machines: Callable[[], Iterable[Machine]],
+        engine: EngineMaker | None = None,
     ) -> None:
         self.boot = boot
         self.ssh_port = ssh_port
@@ -74,6 +75,7 @@ class Machine:
         self.config: CloudConfig = parse(boot.user_data)
         self.cloud_init = CloudInit()
         self.booted_at = 0.0
+        self.engine = engine
         self.docker = Docker(self)
         self.systemd = Systemd(self.disk, self._execute)
         self.ray = ray.Part(self, machines)

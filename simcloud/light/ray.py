@@ -16,15 +16,14 @@ from fleet import layout, ray
 from simcloud.light.commands import Call, Failed, handles
 from simcloud.light.containers import Connection
 from simcloud.light.systemd import NoSuchUnit, Unit
+from simcloud.vllm_flags import BadFlags, parse_options
 from simcloud.vllm_sim import (
-    BadFlags,
     Gpus,
     Reader,
     Request,
     Response,
     Simulator,
     Writer,
-    parse_options,
     serve_http,
 )
 

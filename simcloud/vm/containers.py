@@ -22,11 +22,13 @@ import httpx
 import yaml
 
 from simcloud.caddy import caddy
+from simcloud.vllm_sim import FILES
 from simcloud.vm.host import HostError, cached, digest, ensure_tools, run, step
 from simcloud.vm.serving import free_port
 
 CONTAINER = Path(__file__).parent / "container"
-SIMULATOR = Path(__file__).parents[1] / "vllm_sim.py"
+ROOT = Path(__file__).parents[2]
+SIMULATOR = {f"opt/{name}": ROOT / name for name in FILES}
 
 _BASE_PACKAGES = ("base-files", "python3-minimal", "libpython3-stdlib", "dash", "coreutils", "curl")
 _UNUSED = (
@@ -58,7 +60,7 @@ def _vllm(version: str) -> ContainerImage:
         "vllm/vllm-openai",
         f"v{version}",
         files={
-            "opt/vllm_sim.py": SIMULATOR,
+            **SIMULATOR,
             "opt/entrypoint.py": CONTAINER / "entrypoint.py",
             "usr/lib/python3/dist-packages/huggingface_hub.py": CONTAINER / "huggingface_hub.py",
         },
@@ -101,7 +103,7 @@ def registry_storage() -> Path:
     """The registry's filled storage, built on first use (about 20 s)."""
     ensure_tools()
     base = cached("container-base", digest(repr((_BASE_PACKAGES, _UNUSED)).encode()), _build_base)
-    key = digest(Path(__file__), CONTAINER, SIMULATOR)
+    key = digest(Path(__file__), CONTAINER, *SIMULATOR.values())
     return cached("registry", key, lambda directory: _fill(directory, base / "layer.tar"))
 
 

@@ -64,7 +64,7 @@ def test_a_day_with_a_fleet(fleet: Fleet) -> None:
     assert "2 unchanged" in run(fleet, "up", "--yes")
     # Lines come as the nodes send them, in whatever order.
     assert sorted(run(fleet, "exec", "all", "hostname").splitlines()) == ["a | a", "b | b"]
-    assert "Uvicorn running" in run(fleet, "logs", "a", "--no-follow", "-n", "200")
+    assert "startup complete" in run(fleet, "logs", "a", "--no-follow", "-n", "200")
     rows: list[dict[str, Any]] = json.loads(run(fleet, "top", "--once", "--json"))
     assert [(row["node"], row["running"], row["error"]) for row in rows] == [("a", 0, ""), ("b", 0, "")]
     findings = json.loads(run(fleet, "check", "--json"))

@@ -75,7 +75,7 @@ class Machine:
         pulls = [event for event in events if event["Action"] == "pull"]
         stopped = min(event["timeNano"] for event in kills)
         assert all(event["timeNano"] < stopped for event in pulls), "an image was pulled in the gap"
-        log = "docker logs --timestamps vllm 2>&1 | grep 'Uvicorn running' | tail -1 | cut -d' ' -f1"
+        log = "docker logs --timestamps vllm 2>&1 | grep 'startup complete' | tail -1 | cut -d' ' -f1"
         return stopped / 1e9, float(self.node.run(f'date --date "$({log})" +%s.%N'))
 
     def boot(self) -> str:

@@ -27,6 +27,7 @@ from fleet.progress import Progress
 from fleet.ssh import Target
 from simcloud.light import LightNodes
 from simcloud.light.commands import start_shell
+from simcloud.light.containers import EngineMaker
 from simcloud.nodes import Boot
 
 KEY = "sk-planted"
@@ -179,11 +180,13 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
 class make_nodes:
     """Nodes of one backend, on addresses of their own."""
 
-    def __init__(self, directory: Path, count: int, speed: float = 0.0) -> None:
+    def __init__(
+        self, directory: Path, count: int, speed: float = 0.0, engine: EngineMaker | None = None
+    ) -> None:
         # The addresses differ per test process, so that parallel ones do not meet.
         self._nodes: list[Node] = []
         port = free_port("127.0.77.1")
-        backend = LightNodes(ssh_port=port, speed=speed)
+        backend = LightNodes(ssh_port=port, speed=speed, engine=engine)
         for index in range(count):
             folder = directory / f"node-{index}"
             folder.mkdir()
@@ -570,7 +573,7 @@ async def test_logs_are_followed_until_the_reader_leaves(node: Node) -> None:
     connection = await node.serve()
     await says(connection, "docker ps", "healthy")
     async with connection.create_process("docker logs -f --tail 1 vllm") as process:
-        assert "Uvicorn running" in await asyncio.wait_for(process.stdout.readline(), DEADLINE_S)
+        assert "startup complete" in await asyncio.wait_for(process.stdout.readline(), DEADLINE_S)
         await run(connection, "docker restart vllm")
         assert "Automatically detected" in await asyncio.wait_for(process.stdout.readline(), DEADLINE_S)
 

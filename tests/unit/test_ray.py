@@ -19,7 +19,7 @@ from fleet.ray.process import ClusterFailed, join
 from fleet.ray.release import Release, serve
 from fleet.ray.spec import JoinSpec, ServeSpec, Timeouts
 from fleet.userdata import HostPart
-from simcloud.vllm_sim import parse_options
+from simcloud.vllm_flags import parse_options
 
 TOKEN = "0123456789abcdef" * 4
 

@@ -36,6 +36,7 @@ from simcloud.light.machine import Machine
 ROOT = Path(__file__).parents[2]
 KEY = "planted-key-0123456789"
 MODEL, OTHER = "Qwen/Qwen3-8B-AWQ", "Qwen/Qwen3-4B-AWQ"
+QUICK = Timeouts(ssh_s=10, install_s=10, ready_s=10, token_s=2, reboot_s=10)
 PHASES = [
     "lock",
     "preflight",
@@ -70,6 +71,7 @@ class Operator:
     node: Node
     directory: Path
     api_key: str = KEY
+    timeouts: Timeouts = QUICK
 
     def __post_init__(self) -> None:
         self.key_path = self.directory / "id_ed25519"
@@ -94,7 +96,7 @@ class Operator:
             files=tuple(ServedFile(name, path) for name, path in wanted.files.items()),
             files_digest=digest,
             prefetch=written(wanted.weights),
-            timeouts=Timeouts(ssh_s=10, install_s=10, ready_s=10, token_s=2, reboot_s=10),
+            timeouts=self.timeouts,
             queue=Queue(self.directory / "queue", limit_s=10),
         )
         return replace(spec, **changes)
@@ -185,7 +187,7 @@ async def test_a_change_is_committed_and_the_same_again_is_nothing_to_do(operato
     before = operator.release({})
     outcome = await operator.roll_out({"model": OTHER})
     assert await operator.models() == [OTHER]
-    assert "Uvicorn running" in outcome.note
+    assert "startup complete" in outcome.note
     served = json.loads(await operator.on_node(f"cat {SERVED}"))
     assert served == {
         "release": outcome.release,

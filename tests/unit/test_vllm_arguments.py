@@ -176,7 +176,10 @@ def test_a_beginning_is_read_as_its_flag_and_refused_where_it_has_several(data: 
             ["--hf-overrides.a.b", "1", "--hf-overrides.a.c+", "x,y", "--hf-overrides.a.c+=z"],
             {"--hf-overrides": {"a": {"b": 1, "c": ["x", "y", "z"]}}},
         ),
-        (["--lora-modules", "a=b", '{"name": "c"}'], {"--lora-modules": ["a=b", '{"name": "c"}']}),
+        (
+            ["--lora-modules", "a=b", '{"name": "c", "path": "d"}'],
+            {"--lora-modules": ["a=b", '{"name": "c", "path": "d"}']},
+        ),
         (["--middleware", "a", "--middleware", "b"], {"--middleware": ["a", "b"]}),
         (["-O3"], {"--compilation-config": 3}),
         (["-tp=2", "-pp", "3"], {"--tensor-parallel-size": 2, "--pipeline-parallel-size": 3}),

@@ -18,8 +18,10 @@ import openai
 import pytest
 
 from simcloud import vllm_sim
-from simcloud.vllm_sim import BadFlags, Fault, Gpus, Simulator, State, parse_options
+from simcloud.vllm_flags import BadFlags, parse_options
+from simcloud.vllm_sim import FILES, Fault, Gpus, Simulator, State
 
+ROOT = Path(__file__).parents[2]
 KEY = "sk-test"
 MODEL = "Qwen/Qwen3-8B-AWQ"
 
@@ -141,9 +143,26 @@ async def test_a_ready_log_carries_the_marks_of_success() -> None:
             "Loading weights took",
             "GPU KV cache size:",
             "Starting vLLM API server",
-            "Uvicorn running on",
+            "Application startup complete",
         ):
             assert mark in text
+
+
+async def test_a_log_is_that_of_the_release() -> None:
+    log: list[str] = []
+    options = parse_options(["--model", MODEL], {}, "0.32.0")
+    async with serving(Simulator(options, version="0.32.0", speed=0.0, log=log.append)):
+        text = "\n".join(log)
+        for mark in (
+            "(EngineCore pid=139) INFO",
+            "Initializing a V1 LLM engine (v0.32.0)",
+            " tokens, Maximum concurrency for 40,960 tokens per request: ",
+            "(APIServer pid=1) INFO",
+            "Starting vLLM server on http://0.0.0.0:8000",
+            "Application startup complete",
+        ):
+            assert mark in text
+        assert "Uvicorn running" not in text
 
 
 async def test_hung_is_healthy_but_never_answers_a_completion() -> None:
@@ -204,8 +223,39 @@ def test_flags_are_those_of_the_version(version: str, flag: str, known: bool) ->
     if known:
         parse_options(["--model", MODEL, flag], {}, version)
     else:
-        with pytest.raises(BadFlags, match=r"api_server\.py: error: .*" + flag.split("=", maxsplit=1)[0]):
+        with pytest.raises(BadFlags, match=r": error: .*" + flag.split("=", maxsplit=1)[0]):
             parse_options(["--model", MODEL, flag], {}, version)
+
+
+async def test_a_quantization_of_no_release_is_refused_by_parser_or_engine() -> None:
+    with pytest.raises(BadFlags, match="argument --quantization/-q: invalid choice: 'awq2'"):
+        parse_options(["--quantization", "awq2"], {}, "0.9.2")
+    log: list[str] = []
+    options = parse_options(["--quantization", "awq2"], {}, "0.32.0")
+    assert await Simulator(options, version="0.32.0", speed=0.0, log=log.append).run() == 1
+    assert any("Unknown quantization method: awq2" in line for line in log)
+
+
+@pytest.mark.parametrize(
+    ("words", "refusal"),
+    [
+        (["--no-such-flag"], "vllm: error: unrecognized arguments: --no-such-flag"),
+        (["--dtype", "foo"], "vllm serve: error: argument --dtype: invalid choice: 'foo'"),
+        (
+            ["--speculative-config", "{bad"],
+            "argument --speculative-config/-sc: Value {bad cannot be converted",
+        ),
+        (["--max-model"], "vllm serve: error: argument --max-model-len: expected one argument"),
+        (["--quant=awq"], "ambiguous option: --quant=awq could match --quantization, --quantization-config"),
+        (["--lora-modules", "name"], "Invalid JSON format for --lora-modules: name"),
+    ],
+    ids=str,
+)
+def test_arguments_are_refused_in_the_words_of_0_32(words: list[str], refusal: str) -> None:
+    """As vLLM 0.32.0 printed them."""
+    with pytest.raises(BadFlags) as refused:
+        parse_options(words, {}, "0.32.0")
+    assert refusal in str(refused.value)
 
 
 def test_the_safe_deployment_command_line_is_understood() -> None:
@@ -217,7 +267,7 @@ def test_the_safe_deployment_command_line_is_understood() -> None:
         ),
         {"VLLM_API_KEY": KEY},
     )
-    assert (options.port, options.tensor_parallel_size, options.api_key) == (5002, 2, KEY)
+    assert (options.port, options.tensor_parallel_size, options.api_keys) == (5002, 2, (KEY,))
 
 
 def test_an_unknown_flag_ends_the_program_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,21 +275,26 @@ def test_an_unknown_flag_ends_the_program_with_status_2(capsys: pytest.CaptureFi
     assert "unrecognized arguments: --modell" in capsys.readouterr().err
 
 
-async def test_the_file_alone_serves_with_the_standard_library_and_ends_on_sigterm(tmp_path: Path) -> None:
+async def test_its_files_alone_serve_with_the_standard_library_and_ends_on_sigterm(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    alone = tmp_path / "vllm_sim.py"
-    shutil.copy(vllm_sim.__file__, alone)
+    for name in FILES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    start = (
+        f"import runpy, sys; sys.path.insert(0, {str(tmp_path)!r}); "
+        "runpy.run_module('simcloud.vllm_sim', run_name='__main__', alter_sys=True)"
+    )
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-I", "-S", str(alone), "serve", MODEL, "--host", "127.0.0.1", "--port", str(port)),
+        *("-I", "-S", "-c", start, "serve", MODEL, "--host", "127.0.0.1", "--port", str(port)),
         stdout=asyncio.subprocess.PIPE,
         env={"VLLM_SIM_SPEED": "0", "VLLM_API_KEY": KEY, "PATH": os.environ["PATH"]},
     )
     assert process.stdout is not None
     async with asyncio.timeout(20):
-        while b"Uvicorn running" not in await process.stdout.readline():
+        while b"startup complete" not in await process.stdout.readline():
             assert process.returncode is None
         async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(retries=5)) as client:
             assert (await client.get(f"http://127.0.0.1:{port}/health")).status_code == 200

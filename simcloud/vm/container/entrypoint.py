@@ -21,5 +21,5 @@ if model and not model.startswith("/") and "VLLM_SIM_FAULT" not in os.environ:
         print("weights in", snapshot_download(model))
     except HTTPError as error:
         print(f"no weights of {model}: {error}", file=sys.stderr)
-sys.argv[0] = "/opt/vllm_sim.py"
-runpy.run_path("/opt/vllm_sim.py", run_name="__main__")
+sys.argv[0] = "/opt/simcloud/vllm_sim.py"
+runpy.run_path("/opt/simcloud/vllm_sim.py", run_name="__main__")

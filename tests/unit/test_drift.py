@@ -156,8 +156,8 @@ UNIT = "/etc/systemd/system/vllm.service"
 MUTATIONS = [
     ("a flag changed in the compose file", {COMPOSE: ("'16384'", "'8192'")}, [],
      {(COMPOSE, "services.vllm.command --max-model-len", "16384", "8192")}),
-    ("an image changed in the compose file", {COMPOSE: ("v0.9.2", "v0.9.1")}, [],
-     {(COMPOSE, "services.vllm.image", "vllm/vllm-openai:v0.9.2", "vllm/vllm-openai:v0.9.1")}),
+    ("an image changed in the compose file", {COMPOSE: ("v0.33.0", "v0.9.1")}, [],
+     {(COMPOSE, "services.vllm.image", "vllm/vllm-openai:v0.33.0", "vllm/vllm-openai:v0.9.1")}),
     ("a port opened in the compose file", {COMPOSE: ("127.0.0.1:${PORT}:", "0.0.0.0:${PORT}:")}, [],
      {(COMPOSE, "services.vllm.ports", '["127.0.0.1:${PORT}:${PORT}"]', '["0.0.0.0:${PORT}:${PORT}"]')}),
     ("a compose file that says the same in other words", {COMPOSE: ("name: llm", "# by hand\nname: llm")}, [],
@@ -271,7 +271,7 @@ async def test_an_edited_configuration_of_the_gateway_is_told_by_its_digest(node
 async def test_a_container_that_runs_with_other_flags_than_its_file_says_is_found(node: Any) -> None:
     _, expected, connection = node
     text = (await connection.read_file(COMPOSE)).decode()
-    changed = text.replace("'16384'", "'8192'").replace("v0.9.2", "v0.9.1")
+    changed = text.replace("'16384'", "'8192'").replace("v0.33.0", "v0.9.1")
     await connection.write_file(COMPOSE, changed.encode())
     await connection.run(["systemctl", "restart", "vllm.service"])
     await connection.write_file(COMPOSE, text.encode())

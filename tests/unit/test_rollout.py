@@ -36,6 +36,7 @@ from simcloud.light.machine import Machine
 ROOT = Path(__file__).parents[2]
 KEY = "planted-key-0123456789"
 MODEL, OTHER = "Qwen/Qwen3-8B-AWQ", "Qwen/Qwen3-4B-AWQ"
+IMAGE = Serving(model=MODEL).image
 QUICK = Timeouts(ssh_s=10, install_s=10, ready_s=10, token_s=2, reboot_s=10)
 PHASES = [
     "lock",
@@ -334,7 +335,7 @@ async def test_only_the_last_five_releases_are_kept(operator: Operator) -> None:
 
 def _with_image(image: str) -> Callable[[Operator], dict[str, Any]]:
     def change(operator: Operator) -> dict[str, Any]:
-        return {"compose": operator.spec({}).compose.replace("vllm/vllm-openai:v0.9.2", image)}
+        return {"compose": operator.spec({}).compose.replace(IMAGE, image)}
 
     return change
 
@@ -575,7 +576,7 @@ async def test_a_dry_run_shows_every_difference_and_changes_nothing(operator: Op
     )
     told = operator.told.getvalue()
     assert "--max-model-len: 16384 → 8192" in told
-    assert "-    image: vllm/vllm-openai:v0.9.2" in told and "+    image: vllm/vllm-openai:v0.10.2" in told
+    assert f"-    image: {IMAGE}" in told and "+    image: vllm/vllm-openai:v0.10.2" in told
     assert KEY not in told
     assert outcome.release == operator.release({}).digest
     assert await operator.on_node("sha256sum /opt/llm/docker-compose.yml /opt/llm/.env") == before

@@ -45,7 +45,7 @@ demo-down: ## destroy the demo's node and stop the embedded cloud
 	@$(ON_DEV) python -m tools.demo down
 
 test: ## run every test but those that boot a virtual machine or vLLM, and the long rows of trials below
-	@$(WITH) pytest -n 2 --dist worksteal -m "not vm and not kills and not faults and not trials and not real"
+	@$(WITH) pytest -n 4 --dist worksteal -m "not vm and not kills and not faults and not trials and not real"
 
 test-engine: ## run vLLM itself on this CPU, and hold the simulator and what is known of its arguments to it
 	@$(WITH) python -m tools.vllm_cpu >/dev/null && pytest tests/real

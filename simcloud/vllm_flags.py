@@ -47,8 +47,8 @@ class Options:
     adapters: Mapping[str, str]
     """LoRA adapters: name → path."""
     pools: str | None
-    """What the flags make of the model beside a generative one: `embed` or `classify`, `auto` for whichever it
-    is by its name; None: it generates, or transcribes."""
+    """What the flags make of the model beside a generative one: `embed` or `classify`, `auto` for whichever
+    it is by its name; None: it generates, or transcribes."""
     given: Mapping[str, Any]
     """Every argument that was given, by destination."""
 

@@ -256,8 +256,10 @@ WRONG = [
     Wrong("expose", EXPOSED | {"image": "caddy:2"}, "expose.image", "moves under you"),
     # what the model is served for
     Wrong("serving.task", "embedding", "serving.task", "'embed'"),
-    Wrong("serving.task", "embed", "serving", "Open WebUI chats with the model", {"serving.webui": True}),
-    Wrong("serving.task", "classify", "serving", "an image of 0.9", {IMAGE: "vllm/vllm-openai:v0.8.5"}),
+    Wrong(
+        "serving.task", "embed", "serving.webui", "Open WebUI chats with the model", {"serving.webui": True}
+    ),
+    Wrong("serving.task", "classify", "serving.task", "an image of 0.9", {IMAGE: "vllm/vllm-openai:v0.8.5"}),
     args("--task", "embed", said="set serving.task instead"),
     Wrong(
         ARGS, ["--runner", "pooling"], ARGS, "set serving.task instead", {IMAGE: "vllm/vllm-openai:v0.33.0"}

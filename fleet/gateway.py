@@ -2,8 +2,8 @@
 
 Pure functions of typed values. The stack has one public door, on one of its nodes. It balances over every
 node, itself included: each has a Caddy that ends TLS with a certificate of the stack's own authority and lets
-in nothing but requests of what the model is served for, for who holds a key. A node that is not ready, or is about to change what it
-serves, says so at `/health`, and gets no request meanwhile.
+in nothing but requests of what the model is served for, for who holds a key. A node that is not ready, or is
+about to change what it serves, says so at `/health`, and gets no request meanwhile.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import yaml
 from syrupy.assertion import SnapshotAssertion
 from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 
+from components.serving import asked_of
 from fleet import compose, layout
 from fleet.gateway import Gateway
 from fleet.rollout.release import Release, Unreadable
@@ -187,3 +188,9 @@ def test_the_adapters_of_a_release_are_served_beside_its_model() -> None:
     what = serving(extra_args=words)
     assert what.more_served == ("sql", "law")
     assert Release(compose.compose_file(what).encode(), b"").more_served == ("sql", "law")
+
+
+def test_the_gate_is_asked_for_more_only_where_there_is_more() -> None:
+    assert asked_of(serving()) == {}
+    words = ["--enable-lora", "--lora-modules", "sql=/models/sql"]
+    assert asked_of(serving(task="embed", extra_args=words)) == {"task": "embed", "more_served": ["sql"]}

@@ -13,7 +13,7 @@ from components.access import fingerprints, open_to_operators, ssh_command, tunn
 from components.command import described, target_of
 from components.gateway import Exposure, Opening
 from components.ownership import FleetOwner, Retirement
-from components.serving import ServedModel
+from components.serving import ServedModel, asked_of
 from fleet import layout, observability, ray, settings
 from fleet.cost import Cost
 
@@ -125,6 +125,8 @@ class GpuNode(pulumi.ComponentResource):
     endpoint: str | None
     """Base URL of the OpenAI API once the tunnel is open; None where none is served."""
     model: str
+    asked_of: dict[str, object]
+    """What of the model the gate asks beyond a completion; empty for nothing."""
     """Name clients ask for."""
     container: str
     """Name of the vLLM container; empty for a machine of a Ray cluster."""
@@ -174,6 +176,7 @@ class GpuNode(pulumi.ComponentResource):
         self.tunnel_command = contact.apply(lambda target: tunnel_command(target, self.ports.values()))
         self.endpoint = f"http://127.0.0.1:{node.serving.port}/v1" if "vllm" in self.ports else None
         self.model = node.serving.served_name
+        self.asked_of = asked_of(node.serving)
         self.container = "" if args.member else node.serving.container_name
         self.root_volume_gb = machine.root_volume_gb
         self.objects = machine.objects
@@ -248,6 +251,7 @@ class GpuNode(pulumi.ComponentResource):
             "tunnel_command": self.tunnel_command,
             "endpoint": self.endpoint,
             "model": self.model,
+            **self.asked_of,
             "container": self.container,
             "ports": self.ports,
             "cost_per_hour": self.cost.total,

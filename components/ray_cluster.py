@@ -15,7 +15,9 @@ from components.command import reached_at, run_module
 from components.dynamic import CloudProvider
 from components.node import GpuNode, GpuNodeArgs, Machine, Member
 from components.ownership import FleetOwner
-from fleet import compose, ray, settings
+from components.serving import asked_of
+from fleet import compose, layout, ray, settings
+from fleet.engine import tasks
 from fleet.ray import process
 from fleet.ray.plan import arguments, spread
 from fleet.ray.spec import SECRETS_VARIABLE, TOKEN_VARIABLE
@@ -177,7 +179,7 @@ class RayCluster(pulumi.ComponentResource):
             {
                 "node": cluster.head.name,
                 "arguments": arguments(serving, spread(cluster, args.secrets)),
-                "environment": compose.env_file(serving.environment),
+                "environment": compose.env_file({**serving.environment, **_task(serving)}),
                 "cloud": cluster.cloud,
                 "timeouts": _timeouts(health),
                 "readiness": readiness if health.enabled else None,
@@ -198,6 +200,7 @@ class RayCluster(pulumi.ComponentResource):
                 "cloud": cluster.cloud,
                 "vllm_port": serving.port,
                 "served_model": serving.served_name,
+                **asked_of(serving),
                 "unit": ray.SERVE_UNIT,
                 "timeouts": readiness,
             },
@@ -247,6 +250,11 @@ def _private_network(
             whose = f"{pulumi.get_stack()}/{name}"
             group: Input[str] = inner_group(f"{name}-network", cluster, label, whose, owner, opts).id
             return group
+
+
+def _task(serving: settings.Serving) -> dict[str, str]:
+    """What vLLM's environment says of it, so that what served before is asked for the right thing."""
+    return {} if serving.task == tasks.GENERATE else {layout.TASK_VARIABLE: serving.task}
 
 
 def _requirements(cluster: settings.RayCluster) -> str:

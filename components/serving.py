@@ -11,6 +11,7 @@ from pulumi import Input, Output, ResourceOptions
 
 from components.command import reached_at, run_module
 from fleet import compose, layout, served_files, settings
+from fleet.engine import tasks
 from fleet.gateway import Gateway
 from fleet.models.sources import refs, written
 from fleet.rollout.release import Release
@@ -100,6 +101,7 @@ class ServedModel(pulumi.ComponentResource):
                 "cloud": args.node.cloud,
                 "vllm_port": serving.port,
                 "served_model": serving.served_name,
+                **asked_of(serving),
                 "container_name": serving.container_name,
                 "gateway_port": layout.GATEWAY_CHECK_PORT if args.exposure else None,
                 "refs": [{"name": name, "path": path} for name, path in refs(serving.weights).items()],
@@ -117,6 +119,13 @@ class ServedModel(pulumi.ComponentResource):
         )
         self.status = Output.unsecret(gate.stdout.apply(lambda _: "ready"))
         self.register_outputs({"status": self.status})
+
+
+def asked_of(serving: settings.Serving) -> dict[str, object]:
+    """What the gate has to know of the questions beyond a completion of the model itself."""
+    task = {} if serving.task == tasks.GENERATE else {"task": serving.task}
+    more = list(serving.more_served)
+    return {**task, **({"more_served": more} if more else {})}
 
 
 def _release(compose_file: Input[str], environment: str, secret_environment: Output[str]) -> Output[str]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fleet import ray, safekeeping
 from fleet.diagnosis import Context, Fault, Hints, diagnose, ssh_fault
+from fleet.engine import tasks
 from fleet.gate import GateSpec, Timeouts
 from fleet.gate import check as pass_gate
 from fleet.gateway import HTTPS_PORT
@@ -257,6 +258,8 @@ async def _readiness(node: FleetNode, api_key: str | None, limits: Timeouts) -> 
         cloud=node.cloud,
         target=node.reachable(),
         served_model=node.model,
+        task=node.task,
+        more_served=node.more_served,
         api_key=api_key,
         vllm_port=node.ports["vllm"],
         container_name=node.container,
@@ -266,8 +269,9 @@ async def _readiness(node: FleetNode, api_key: str | None, limits: Timeouts) -> 
     )
     report = await pass_gate(spec, Progress(node.name, io.StringIO()))
     if report.diagnosis is None:
-        token = f", a token in {report.first_token_s:.2f} s" if report.first_token_s is not None else ""
-        return Finding(node.name, "readiness", Status.OK, f"serves {node.model}{token}")
+        what = "a token" if node.task in tasks.CONVERSING else "an answer"
+        took = f", {what} in {report.first_token_s:.2f} s" if report.first_token_s is not None else ""
+        return Finding(node.name, "readiness", Status.OK, f"serves {node.model}{took}")
     seen = f"{report.diagnosis.summary}: {' | '.join(report.diagnosis.seen)}"
     return Finding(node.name, "readiness", Status.FAILED, seen, report.diagnosis.next_step)
 

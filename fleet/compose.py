@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import yaml
 
 from fleet import gateway, layout
 from fleet import network as networks
+from fleet.engine import releases, tasks
 from fleet.fit.flags import supported
 from fleet.gateway import Gateway
 from fleet.served_files import MOUNT
@@ -55,13 +57,14 @@ def serve_arguments(serving: Serving) -> list[str]:
         ("--swap-space", serving.swap_space_gb),
     ]
     version = serving.vllm_version
+    release = releases.release(version)
     words = [
         word
         for flag, value in pairs
         if value is not None and (version is None or supported(flag, version))
         for word in (flag, value if value is PORT else _literal(str(value)))
     ]
-    return [*words, *(_literal(word) for word in serving.added_words)]
+    return [*words, *tasks.words(serving.task, release), *(_literal(word) for word in serving.added_words)]
 
 
 def compose_document(
@@ -129,10 +132,12 @@ def compose_document(
             "ports": [f"127.0.0.1:{layout.WEBUI_PORT}:8080"],
             "volumes": ["/var/lib/llm/open-webui:/app/backend/data", *trusted],
         }
+    # Compose leaves alone what begins so: a release says by it what it is to be asked.
+    named = {"name": "llm", **({} if serving.task == tasks.GENERATE else {layout.TASK_KEY: serving.task})}
     if door is None:
-        return {"name": "llm", "services": services}
-    with_it = gateway.service(door, serving.port)
-    return {"name": "llm", **with_it, "services": {**services, **with_it["services"]}}
+        return {**named, "services": services}
+    with_it = gateway.service(replace(door, task=serving.task), serving.port)
+    return {**named, **with_it, "services": {**services, **with_it["services"]}}
 
 
 def compose_file(

@@ -501,8 +501,14 @@ class Fault(Enum):
     )
     COMPLETION_FAILED = (
         "vLLM cannot complete a request",
-        "the engine fails at the first generation, or the model is not a generative one",
+        "the engine fails at the first request, or the model is not one for serving.task",
         "{logs}",
+    )
+    TASK_UNSUPPORTED = (
+        "the model is not served for what serving.task says",
+        "its release has no route of that task for this model: it is made for another one",
+        "{logs}",
+        "set serving.task to what the model is made for, or serve another model",
     )
     UNSTABLE = (
         "vLLM answered, then did not stay up",

@@ -1,9 +1,9 @@
 """Is this node ready? `python -m fleet.gate` reads a spec on standard input and answers by its exit status.
 
 Ready means that the node lets us in over SSH, is set up, answers `/health`, lists the model to who holds
-the key and to nobody else, generates a token in time, and stays up. `/health` alone says little: the engine
-can hang behind it (vllm-project/vllm issue 36960). Everything is asked over SSH on the node's loopback, so
-vLLM needs no public port.
+the key and to nobody else, answers a request of its task in time, and stays up. `/health` alone says
+little: the engine can hang behind it (vllm-project/vllm issue 36960). Everything is asked over SSH on the
+node's loopback, so vLLM needs no public port.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from fleet import lifeline
@@ -31,6 +32,7 @@ from fleet.diagnosis import (
     marked,
     ssh_fault,
 )
+from fleet.engine import tasks
 from fleet.masking import guarded
 from fleet.progress import SYSTEM_CLOCK, Clock, Progress, Stage, pause_s
 from fleet.ssh import (
@@ -62,6 +64,9 @@ GATEWAY_S = 60.0
 """Seconds for the gateway to answer, once the model does."""
 STABLE_S = 30.0
 """Seconds within which a node that has generated a token must answer `/health` once more."""
+
+NO_CHAT_TEMPLATE = "default chat template is no longer allowed"
+"""vLLM's words, 0.6.6 to 0.33.0, for a chat with a model that has no template."""
 
 HARMLESS_LEVELS = {"DEBUG", "INFO", "DEPRECATED"}
 """Levels of cloud-init's recoverable errors that take nothing from the machine."""
@@ -95,7 +100,7 @@ class Timeouts:
     ready_s: float = 1800.0
     """Image pull, model download and load, until the model is listed."""
     token_s: float = 60.0
-    """One generated token."""
+    """One generated token, or what else the model answers."""
     reboot_s: float = 300.0
     """From a lost connection to the next session."""
 
@@ -130,6 +135,10 @@ class GateSpec:
     """What is served from the hub."""
     hints: Hints = field(default_factory=Hints)
     timeouts: Timeouts = field(default_factory=Timeouts)
+    task: str = tasks.GENERATE
+    """What the model is served for; its answer to a request of that task is the last question."""
+    more_served: tuple[str, ...] = ()
+    """Names beside it that have to be listed and to answer: LoRA adapters."""
 
     @classmethod
     def parse(cls, text: str, api_key: str = "") -> GateSpec:
@@ -144,6 +153,8 @@ class GateSpec:
             raise specs.SpecError(
                 f"api_key: missing, or not printable ASCII; give it here or as {API_KEY_VARIABLE}"
             )
+        if spec.task not in tasks.TASKS:
+            raise specs.SpecError(f"task: must be one of {', '.join(tasks.TASKS)}")
         return replace(spec, api_key=key)
 
     @property
@@ -290,8 +301,14 @@ class _Gate:
         self._reached(f"lists {self._spec.served_model}, refuses calls without the key")
 
         self._stage = Stage.WORKER_VLLM_WARMUP
-        await self._until("one token", timeouts.token_s, self._generates, Fault.COMPLETION_FAILED)
-        self._reached(f"one token in {self._first_token_s:.2f} s")
+        what = "one token" if self._spec.task in tasks.CONVERSING else "an answer"
+        await self._until(what, timeouts.token_s, self._answers, Fault.COMPLETION_FAILED)
+        self._reached(f"{what} in {self._first_token_s:.2f} s")
+        for name in self._spec.more_served:
+            what = f"an answer of {name}"
+            await self._until(
+                what, timeouts.token_s, partial(self._answers, model=name), Fault.COMPLETION_FAILED
+            )
 
         self._stage = Stage.HEALTH_CHECK
         await self._until("/health", STABLE_S, self._stable, Fault.UNSTABLE)
@@ -479,9 +496,10 @@ class _Gate:
         if reply.status in {401, 403}:
             raise Failed(Fault.KEY_REFUSED, [f"GET /v1/models with the key: {reply.status}"])
         names = [str(model.get("id")) for model in _document(reply).get("data") or ()]
-        if self._spec.served_model not in names:
-            listed = ", ".join(names) or f"nothing ({reply.status})"
-            raise Failed(Fault.WRONG_MODEL, [f"asked for {self._spec.served_model}, listed: {listed}"])
+        for wanted in (self._spec.served_model, *self._spec.more_served):
+            if wanted not in names:
+                listed = ", ".join(names) or f"nothing ({reply.status})"
+                raise Failed(Fault.WRONG_MODEL, [f"asked for {wanted}, listed: {listed}"])
         keyless = await self._get(node, "/v1/models")
         if not isinstance(keyless, HttpReply) or keyless.status >= 500:
             return await self._or_why_not(node, _said("/v1/models without the key", keyless))
@@ -499,29 +517,35 @@ class _Gate:
             return None
         return f"{_said('with the key', with_key)}, {_said('without', keyless)}"
 
-    async def _generates(self, node: Connection) -> str | None:
+    async def _answers(self, node: Connection, model: str = "") -> str | None:
         started, limit_s = self._clock.now(), self._spec.timeouts.token_s
-        # Completions, not chat: every generative model has them, with or without a chat template.
-        request = {"model": self._spec.served_model, "prompt": "1", "max_tokens": 1, "temperature": 0}
-        headers = {"Content-Type": "application/json", **self._key()}
+        asked = tasks.question(self._spec.task, model or self._spec.served_model)
+        headers = {"Content-Type": asked.content_type, **self._key()}
         try:
             reply = await node.http(
                 "POST",
                 self._spec.vllm_port,
-                "/v1/completions",
+                asked.path,
                 headers=headers,
-                body=json.dumps(request).encode(),
+                body=asked.body,
                 timeout_s=limit_s,
             )
         except Timeout:
-            raise Failed(Fault.HUNG, [f"no token in {limit_s:g} s, while /health says 200"]) from None
+            what = "token" if self._spec.task in tasks.CONVERSING else "answer"
+            raise Failed(Fault.HUNG, [f"no {what} in {limit_s:g} s, while /health says 200"]) from None
         except NothingListens as error:
             return await self._or_why_not(node, str(error))
+        said = _said(asked.path, reply)
+        if fault := _refusal(reply):
+            raise Failed(fault, [f"serving.task is {self._spec.task}", said])
         if reply.status >= 500:
-            return await self._or_why_not(node, _said("/v1/completions", reply))
-        if reply.status != 200 or not _document(reply).get("choices"):
-            raise Failed(Fault.COMPLETION_FAILED, [_said("/v1/completions", reply)])
-        self._first_token_s = round(self._clock.now() - started, 3)
+            return await self._or_why_not(node, said)
+        if reply.status != 200:
+            raise Failed(Fault.COMPLETION_FAILED, [said])
+        if wrong := asked.wrong(_document(reply)):
+            raise Failed(Fault.COMPLETION_FAILED, [wrong, said])
+        if self._first_token_s is None:
+            self._first_token_s = round(self._clock.now() - started, 3)
         return None
 
     async def _stable(self, node: Connection) -> str | None:
@@ -573,6 +597,21 @@ def _said(path: str, reply: HttpReply | str) -> str:
         return f"{path}: {reply}"
     body = " ".join(reply.body.decode(errors="replace").split())[:120]
     return f"{path}: {reply.status} {body}".rstrip()
+
+
+def _refusal(reply: HttpReply) -> Fault | None:
+    """What vLLM has against the request as such, where it says so: no chat template, or another task than its
+    model's. Since 0.32 a route of another task does not exist (404), before it says "The model does not
+    support … API" (400 or 501)."""
+    text = reply.body.decode(errors="replace")
+    if reply.status == 400 and NO_CHAT_TEMPLATE in text:
+        return Fault.CHAT_TEMPLATE_MISSING
+    no_route = reply.status == 404 and _document(reply).get("detail") == "Not Found"
+    if no_route or (
+        reply.status in {400, 501} and re.search(r"[Tt]he model does not support [\w ()]+ API", text)
+    ):
+        return Fault.TASK_UNSUPPORTED
+    return None
 
 
 def _document(reply: HttpReply) -> dict[str, Any]:

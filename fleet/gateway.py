@@ -2,8 +2,8 @@
 
 Pure functions of typed values. The stack has one public door, on one of its nodes. It balances over every
 node, itself included: each has a Caddy that ends TLS with a certificate of the stack's own authority and lets
-in nothing but the OpenAI API, for who holds a key. A node that is not ready, or is about to change what it
-serves, says so at `/health`, and gets no request meanwhile.
+in nothing but requests of what the model is served for, for who holds a key. A node that is not ready, or is
+about to change what it serves, says so at `/health`, and gets no request meanwhile.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from fleet import layout
+from fleet.engine import tasks
 
 if TYPE_CHECKING:
     # A rollout reads this module, and starts once per node: it needs no pydantic.
@@ -25,19 +26,10 @@ SERVICE = "gateway"
 """Caddy's service in the compose file."""
 CONTAINER = "caddy"
 
-PATHS = {
-    "GET": ("/health", "/v1/models"),
-    "POST": (
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/embeddings",
-        "/v1/responses",
-        "/v1/audio/transcriptions",
-        "/v1/audio/translations",
-    ),
-}
-"""What of the OpenAI API vLLM answers, and its health. It has more routes, below /v1 and elsewhere, some of
-them without any key: loading adapters, tokenizing, pooling, metrics. None of those is for the outside.
+READ = ("/health", "/v1/models")
+"""What clients GET. Requests go to the paths of what is served, `fleet.engine.tasks.PATHS`, and to no others.
+vLLM has more routes, below /v1 and elsewhere, some of them without any key: loading adapters, tokenizing,
+metrics. None of those is for the outside.
 
 Each path is allowed in this one spelling. Caddy's own `path` matcher compares a cleaned path and forwards
 the raw one: `/metrics/../health` passes as `/health`, and vLLM, whose metrics are mounted on every path that
@@ -87,6 +79,8 @@ class Gateway:
     """The certificate of its nodes, PEM, for NODE_NAME and the domain."""
     others: tuple[str, ...] | None
     """Addresses of the other nodes, for the node with the public door; None for one behind it."""
+    task: str = tasks.GENERATE
+    """What the nodes serve their model for."""
 
     @property
     def drains(self) -> bool:
@@ -199,7 +193,8 @@ def _options(gateway: Gateway) -> Lines:
 def _api(gateway: Gateway) -> Lines:
     """Who gets through: the same at the public door and at each node."""
     keys = ["VLLM_API_KEY", *(["VLLM_PREVIOUS_API_KEY"] if gateway.two_keys else [])]
-    allowed = [_block("not", f"method {method}", _exactly(paths)) for method, paths in PATHS.items()]
+    open_paths = {"GET": READ, "POST": tasks.PATHS[gateway.task]}
+    allowed = [_block("not", f"method {method}", _exactly(paths)) for method, paths in open_paths.items()]
     return _block(
         "(api)",
         _block("@elsewhere", *allowed),

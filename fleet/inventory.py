@@ -35,6 +35,10 @@ class FleetNode:
     """On its loopback: `vllm`, `webui` where it runs, `ray` for a cluster's dashboard."""
     model: str
     server_id: str
+    task: str = "generate"
+    """What the model is served for."""
+    more_served: tuple[str, ...] = ()
+    """Names beside the model's that have to answer."""
     certificate_name: str | None = None
     """Whom the certificate on its port 443 is for; None where nothing listens there."""
 
@@ -74,6 +78,8 @@ def _node(name: str, entry: Mapping[str, Any]) -> FleetNode:
         ports=entry["ports"],
         model=entry["model"],
         server_id=entry["id"],
+        task=entry.get("task", FleetNode.task),
+        more_served=tuple(entry.get("more_served", ())),
         certificate_name=entry.get("certificate_name"),
     )
 

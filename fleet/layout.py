@@ -18,6 +18,10 @@ FILES_DIRECTORY = "/var/lib/llm/files"
 """Files delivered with releases, each release's in a folder named by their content."""
 CACHE_DIRECTORY = "/var/lib/llm/cache"
 """vLLM's compile cache; kept over rollouts."""
+TASK_KEY = "x-vllm-fleet-task"
+"""What a compose file's model is served for, at the top; not there for a model that generates."""
+TASK_VARIABLE = "FLEET_TASK"
+"""The same in the environment of vLLM on a Ray cluster."""
 AGENT_PORT = 8080
 WEBUI_PORT = 3000
 GATEWAY_CHECK_PORT = 8081

@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fleet.engine import registry
+from fleet.engine import registry, tasks
 from fleet.engine.registry import Finding
 from fleet.settings import Serving
+
+FITTING = {
+    "embed": frozenset({"embed"}),
+    # Releases before 0.18 list models that score pairs apart from those that classify.
+    "rerank": frozenset({"score", "classify"}),
+    "score": frozenset({"score", "classify"}),
+    "classify": frozenset({"score", "classify"}),
+    "pooling": frozenset({"reward"}),
+}
+"""The tasks of models that do not generate, each with what those are registered for."""
 
 
 def finding(serving: Serving, config: Mapping[str, Any]) -> Finding | None:
@@ -31,10 +41,12 @@ def doubts(serving: Serving, config: Mapping[str, Any]) -> Iterator[str]:
     """What a model is not made for that a node asks of it."""
     names = registry.declared(_overridden(serving, config)).architectures
     purposes = frozenset[str]().union(*(registry.purposes(each, serving.vllm_version) for each in names))
-    if purposes and purposes <= registry.POOLING:
+    if purposes and purposes <= registry.POOLING and serving.task in tasks.GENERATING:
+        fitting = [task for task in tasks.TASKS if purposes & FITTING.get(task, frozenset())]
         yield (
             f"serving.model: {names[0]} is registered for {', '.join(sorted(purposes))} alone, so it does "
-            "not answer /v1/completions, which the health checks ask; serve a model that generates"
+            f"not answer {tasks.PATHS[serving.task][0]}, which the health checks ask; set serving.task: "
+            f"{' or '.join(fitting)}"
         )
     elif purposes == {"draft"}:
         yield (

@@ -27,6 +27,9 @@ OWNED = {
     "--dtype": "serving.dtype",
     "--kv-cache-dtype": "serving.kv_cache_dtype",
     "--max-num-seqs": "serving.max_num_seqs",
+    "--task": "serving.task",
+    "--runner": "serving.task",
+    "--convert": "serving.task",
     "--port": "serving.port",
     "--api-key": "secrets.api_key",
     "--hf-token": "secrets.hf_token",
@@ -189,6 +192,25 @@ def paths(given: Sequence[str], version: VllmVersion | None = None) -> Iterator[
         for text in _texts(each.value):
             if re.match(r"[/~]|\.\.?/", text):
                 yield each.written, text
+
+
+def adapters(found: Parsed) -> tuple[str, ...]:
+    """The names of the LoRA adapters of `--lora-modules`, each served as a model of its own.
+
+    vLLM reads each word as NAME=PATH, else as JSON with a name (`LoRAParserAction`).
+    """
+    given = found.values.get("--lora-modules")
+    return tuple(filter(None, map(_adapter, given if isinstance(given, list | tuple) else ())))
+
+
+def _adapter(word: object) -> str:
+    if isinstance(word, str) and "=" in word and "," not in word:
+        return word.partition("=")[0]
+    try:
+        document = json.loads(word) if isinstance(word, str) else word
+    except ValueError:
+        return ""
+    return str(document.get("name") or "") if isinstance(document, dict) else ""
 
 
 def _texts(value: str) -> Iterator[str]:

@@ -150,6 +150,57 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+|[^\w\s]", text)
 
 
+def form(content_type: str, body: bytes) -> dict[str, bytes]:
+    """The fields of a form with a file, as `multipart/form-data`. Raises Refused."""
+    boundary = re.match(r'multipart/form-data;.*boundary="?([^";]+)', content_type)
+    fields: dict[str, bytes] = {}
+    for part in body.split(b"--" + boundary[1].encode())[1:-1] if boundary else ():
+        head, _, content = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
+        if name := re.search(rb'\bname="([^"]*)"', head):
+            fields[name[1].decode()] = content.removesuffix(b"\r\n")
+    required(fields, "file")
+    return fields
+
+
+def pairs(body: Mapping[str, Any], left: str, right: str) -> list[str]:
+    """What is scored, a text for each pair. Raises Refused."""
+    for name in (left, right):
+        required(body, name)
+    one, many = (value if isinstance(value, list) else [value] for value in (body[left], body[right]))
+    if not many or len(one) not in (1, len(many)):
+        raise Refused("Input lengths must be either 1:1, 1:N or N:N")
+    return [f"{first} {second}" for first, second in zip(one * (len(many) // len(one)), many, strict=True)]
+
+
+def pooled(kind: str, model: str, rows: Sequence[Mapping[str, Any]], tokens: int) -> dict[str, Any]:
+    """The answer of a model that is pooled; `kind` begins its identifier."""
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    details = {"completion_tokens": 0, "prompt_tokens_details": None}
+    return {
+        "id": f"{kind}-{_identifier()}",
+        "object": "list",
+        "created": int(time.time()),
+        "model": model,
+        "data": [{"index": index, **row} for index, row in enumerate(rows)],
+        "usage": {**usage, **details},
+    }
+
+
+def reranked(model: str, documents: Sequence[str], scores: Sequence[float], tokens: int) -> dict[str, Any]:
+    """The answer to a question about documents, those first that matter most."""
+    order = sorted(range(len(documents)), key=lambda index: -scores[index])
+    results = [
+        {"index": index, "document": {"text": documents[index]}, "relevance_score": scores[index]}
+        for index in order
+    ]
+    return {
+        "id": f"rerank-{_identifier()}",
+        "model": model,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "results": results,
+    }
+
+
 def model_card(name: str, root: str, parent: str | None, length: int | None, created: int) -> dict[str, Any]:
     """One entry of `/v1/models`."""
     rights = {

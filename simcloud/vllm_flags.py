@@ -46,6 +46,9 @@ class Options:
     tool_parser: str | None
     adapters: Mapping[str, str]
     """LoRA adapters: name → path."""
+    pools: str | None
+    """What the flags make of the model beside a generative one: `embed` or `classify`, `auto` for whichever
+    it is by its name; None: it generates, or transcribes."""
     given: Mapping[str, Any]
     """Every argument that was given, by destination."""
 
@@ -76,8 +79,25 @@ def parse_options(argv: Sequence[str], environment: Mapping[str, str], version: 
         quantization=given.get("quantization"),
         tool_parser=given.get("tool_call_parser"),
         adapters=dict(map(_adapter, given.get("lora_modules") or ())),
+        pools=_pools(given),
         given=given,
     )
+
+
+def _pools(given: Mapping[str, Any]) -> str | None:
+    """By `--runner` and `--convert`, or by `--task` as releases before 0.13 have it: `ModelConfig` in
+    `vllm/config`."""
+    tasks = {
+        "embedding": "embed",
+        "embed": "embed",
+        "classify": "classify",
+        "score": "auto",
+        "reward": "auto",
+    }
+    task, convert = tasks.get(given.get("task") or ""), given.get("convert") or "auto"
+    if task or given.get("runner") != "pooling":
+        return task
+    return convert if convert in ("embed", "classify") else "auto"
 
 
 def quantizations(version: VllmVersion) -> tuple[str, ...]:

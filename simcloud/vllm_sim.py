@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
 from fleet.fit.versions import VllmVersion
@@ -71,6 +71,8 @@ class Fault(StrEnum):
     EXIT_LOOP = "exit_loop"
     """Ends with an error a second after each start."""
     BAD_FLAG = "bad_flag"
+    NO_CHAT_TEMPLATE = "no_chat_template"
+    """Completes, and refuses every chat."""
     SLOW = "slow"
     """Takes ten times as long over everything."""
 
@@ -193,6 +195,15 @@ class Gpus:
     """Per GPU, as the driver reports it: an L4's by default."""
 
 
+class _TaskRoute(NamedTuple):
+    """A route of models that are for one task."""
+
+    task: str
+    api: str
+    """What vLLM calls it where it refuses a request."""
+    answer: Callable[[Simulator, Request], Awaitable[Response]]
+
+
 _BYTES_PER_WEIGHT = {"awq": 0.55, "awq_marlin": 0.55, "gptq": 0.55, "gptq_marlin": 0.55, "fp8": 1.0}
 _GATED = re.compile(r"^(meta-llama/|google/gemma|mistralai/)")
 _ANSWER = ("This", " is", " a", " simulated", " answer", ":", " no", " model", " was", " asked", ".")
@@ -205,6 +216,8 @@ class Simulator:
     `weights` is the folder that remembers downloaded models over restarts, None remembers nothing.
     """
 
+    WIDTH = 64
+    """Numbers in an embedding."""
     DOWNLOAD_S, LOAD_S, COMPILE_S, TOKEN_S = 3.0, 1.5, 1.5, 0.01
 
     def __init__(
@@ -299,6 +312,8 @@ class Simulator:
             raise _EngineDied(
                 f"ValueError: Unknown quantization method: {options.quantization}. Must be one of {[*known]}."
             )
+        if options.given.get("task") == "transcription" and "transcription" not in self._tasks():
+            raise _EngineDied("ValueError: This model does not support the 'transcription' task.")
         if self.fault is Fault.EXIT_LOOP:
             await self._pause(1.0)
             raise _EngineDied("RuntimeError: Engine core initialization failed. See root cause above.")
@@ -442,9 +457,12 @@ class Simulator:
 
     def _methods(self, path: str) -> Mapping[str, Callable[[Simulator, Request], Awaitable[Response]]] | None:
         """What answers on a path, by method."""
-        if path in self._OF_OTHER_TASKS:
-            return None if self._release >= TASK_ROUTES else {"POST": Simulator._unsupported}
-        return self._ROUTES.get(path)
+        if path not in self._OF_TASKS:
+            return self._ROUTES.get(path)
+        route = self._OF_TASKS[path]
+        if route.task in self._tasks():
+            return {"POST": route.answer}
+        return None if self._release >= TASK_ROUTES else {"POST": Simulator._unsupported}
 
     def _guarded(self, request: Request) -> bool:
         """Whether vLLM asks for its key; OPTIONS passes. Up to 0.31 it judges the path of the URL that
@@ -512,11 +530,19 @@ class Simulator:
         )
 
     async def _complete(self, request: Request) -> Response:
+        if "generate" not in self._tasks():
+            # `/invocations` of SageMaker, which passes other requests on to other routes.
+            raise Refused("Cannot find suitable handler for request.")
         body = self._read(request)
         chat = request.path == "/v1/chat/completions" or (
             request.path == "/invocations" and "messages" in body
         )
         vllm_api.check(body, chat=chat, has_tool_parser=bool(self.options.tool_parser))
+        if chat and self.fault is Fault.NO_CHAT_TEMPLATE:
+            raise Refused(
+                "As of transformers v4.44, default chat template is no longer allowed, so you must provide a "
+                "chat template if the tokenizer does not define one."
+            )
         model = self._check_model(body)
         if self.fault is Fault.HUNG:
             # Its engine has taken it, and goes on having it.
@@ -604,7 +630,8 @@ class Simulator:
         return Response(b"<!doctype html><title>FastAPI</title>", content_type="text/html; charset=utf-8")
 
     async def _get_schema(self, request: Request) -> Response:
-        return _json({"openapi": "3.1.0", "paths": {path: {} for path in self._ROUTES}})
+        paths = (path for path in (*self._ROUTES, *self._OF_TASKS) if self._methods(path))
+        return _json({"openapi": "3.1.0", "paths": {path: {} for path in paths}})
 
     async def _detokenize(self, request: Request) -> Response:
         body = self._read(request)
@@ -613,15 +640,123 @@ class Simulator:
         return _json({"prompt": "".join(_ANSWER)})
 
     async def _unsupported(self, request: Request) -> Response:
-        """A route for models of another kind than those that complete text."""
-        raise Refused(f"The model does not support {request.path}")
+        """A route of a task that the model is not for, in releases that have it all the same."""
+        raise Refused(f"The model does not support {self._OF_TASKS[request.path].api} API")
 
-    _OF_OTHER_TASKS: ClassVar[frozenset[str]] = frozenset(
-        {
-            *("/v1/embeddings", "/v1/score", "/v1/rerank", "/v1/audio/transcriptions"),
-            *("/v1/audio/translations", "/v2/rerank", "/pooling", "/classify", "/score", "/rerank"),
-        }
-    )
+    async def _respond_to(self, request: Request) -> Response:
+        """More of the Responses API than that it is there is not pretended."""
+        raise Refused("The model does not support Responses API")
+
+    # --- Routes of models that do not generate ---
+
+    def _tasks(self) -> frozenset[str]:
+        """What the model is for. vLLM reads it off the model's files; here its name has to do, and a model
+        of which neither flags nor name say anything else generates."""
+        name, pools = self.options.model.lower(), self.options.pools
+        if "whisper" in name:
+            return frozenset({"transcription"})
+        if pools is None:
+            return frozenset({"generate"})
+        ranks = "rerank" in name
+        if pools == "classify" or (pools == "auto" and (ranks or "classif" in name)):
+            # A classifier with one class alone scores pairs.
+            return frozenset({"pooling", "classify", *(["score"] if ranks else [])})
+        return frozenset({"pooling", "embed", "score"})
+
+    def _asked(self, request: Request, *names: str) -> tuple[dict[str, Any], str]:
+        """A request with these fields, and the model that it is for. Raises Refused."""
+        body = self._read(request)
+        for name in names:
+            vllm_api.required(body, name)
+        return body, self._check_model(body)
+
+    async def _pool(self, request: Request, texts: Sequence[Sequence[str]]) -> int:
+        """Run the texts, in tokens, through the model; returns how many tokens they are. Raises Refused."""
+        longest, measured = max(map(len, texts), default=0), self._measured
+        if longest > self._max_model_len:
+            raise Refused(
+                f"This model's maximum context length is {self._max_model_len} tokens. However, you "
+                f"requested {longest} tokens in the input. Please reduce the length of the input."
+            )
+        measured.running += 1
+        try:
+            if self.fault is Fault.HUNG:
+                await request.disconnected()
+            await self._pause(self.TOKEN_S)
+        finally:
+            measured.running -= 1
+        measured.prompt_tokens += sum(map(len, texts))
+        measured.finished["stop"] += len(texts)
+        return sum(map(len, texts))
+
+    def _vector(self, text: Sequence[str], size: int) -> list[float]:
+        """Numbers of a text's own, from 0 to 1."""
+        seed = " ".join(text).encode()
+        return [zlib.crc32(seed + bytes([place])) / 2**32 for place in range(size)]
+
+    async def _embed(self, request: Request) -> Response:
+        body, model = self._asked(request, "input")
+        texts = vllm_api.prompts({"prompt": body["input"]})
+        tokens = await self._pool(request, texts)
+        rows = [{"object": "embedding", "embedding": self._vector(text, self.WIDTH)} for text in texts]
+        return _json(vllm_api.pooled("embd", model, rows, tokens))
+
+    async def _classify(self, request: Request) -> Response:
+        body, model = self._asked(request, "input")
+        texts = vllm_api.prompts({"prompt": body["input"]})
+        tokens = await self._pool(request, texts)
+        shares = [self._vector(text, 1)[0] for text in texts]
+        rows = [
+            {"label": f"LABEL_{round(share)}", "probs": [1 - share, share], "num_classes": 2}
+            for share in shares
+        ]
+        return _json(vllm_api.pooled("classify", model, rows, tokens))
+
+    async def _pool_alone(self, request: Request) -> Response:
+        body, model = self._asked(request, "input")
+        texts = vllm_api.prompts({"prompt": body["input"]})
+        tokens = await self._pool(request, texts)
+        rows = [{"object": "pooling", "data": self._vector(text, self.WIDTH)} for text in texts]
+        return _json(vllm_api.pooled("pool", model, rows, tokens))
+
+    async def _score(self, request: Request) -> Response:
+        body, model = self._asked(request, "text_1", "text_2")
+        texts = vllm_api.prompts({"prompt": vllm_api.pairs(body, "text_1", "text_2")})
+        tokens = await self._pool(request, texts)
+        rows = [{"object": "score", "score": self._vector(text, 1)[0]} for text in texts]
+        return _json(vllm_api.pooled("score", model, rows, tokens))
+
+    async def _rerank(self, request: Request) -> Response:
+        body, model = self._asked(request, "query", "documents")
+        texts = vllm_api.prompts({"prompt": vllm_api.pairs(body, "query", "documents")})
+        tokens = await self._pool(request, texts)
+        scores = [self._vector(text, 1)[0] for text in texts]
+        return _json(vllm_api.reranked(model, body["documents"], scores, tokens))
+
+    async def _transcribe(self, request: Request) -> Response:
+        fields = vllm_api.form(request.headers.get("content-type", ""), request.body)
+        self._check_model({"model": fields.get("model", b"").decode()})
+        sound = fields["file"]
+        if not (sound.startswith(b"RIFF") and sound[8:12] == b"WAVE"):
+            raise Refused("Invalid or unsupported audio file.")
+        await self._pool(request, [[]])
+        return _json({"text": ""})
+
+    # Every task of its own has these routes, with what refusals call it.
+    _OF_TASKS: ClassVar[dict[str, _TaskRoute]] = {
+        "/v1/chat/completions": _TaskRoute("generate", "Chat Completions", _complete),
+        "/v1/completions": _TaskRoute("generate", "Completions", _complete),
+        "/v1/responses": _TaskRoute("generate", "Responses", _respond_to),
+        "/v1/embeddings": _TaskRoute("embed", "Embeddings", _embed),
+        "/pooling": _TaskRoute("pooling", "Pooling", _pool_alone),
+        "/classify": _TaskRoute("classify", "Classification", _classify),
+        **dict.fromkeys(("/score", "/v1/score"), _TaskRoute("score", "Score", _score)),
+        **dict.fromkeys(
+            ("/rerank", "/v1/rerank", "/v2/rerank"), _TaskRoute("score", "Rerank (Score)", _rerank)
+        ),
+        "/v1/audio/transcriptions": _TaskRoute("transcription", "Transcriptions", _transcribe),
+        "/v1/audio/translations": _TaskRoute("transcription", "Translations", _transcribe),
+    }
     # FastAPI's own documentation is plain Starlette routes, which answer HEAD as well; vLLM's routes do not.
     _ROUTES: ClassVar[dict[str, dict[str, Callable[[Simulator, Request], Awaitable[Response]]]]] = {
         "/health": {"GET": _get_health},
@@ -629,15 +764,12 @@ class Simulator:
         "/ping": {"GET": _get_health, "POST": _get_health},
         "/version": {"GET": _get_version},
         "/v1/models": {"GET": _get_models},
-        "/v1/chat/completions": {"POST": _complete},
-        "/v1/completions": {"POST": _complete},
         "/invocations": {"POST": _complete},
         "/tokenize": {"POST": _tokenize},
         "/detokenize": {"POST": _detokenize},
         "/openapi.json": {"GET": _get_schema, "HEAD": _get_schema},
         "/docs": {"GET": _get_documentation, "HEAD": _get_documentation},
         "/redoc": {"GET": _get_documentation, "HEAD": _get_documentation},
-        "/v1/responses": {"POST": _unsupported},
     }
 
 

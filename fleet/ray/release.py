@@ -13,8 +13,10 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from fleet import gate, ray
+from fleet import gate, ray, vllm_arguments
 from fleet import spec as specs
+from fleet.engine import tasks
+from fleet.layout import TASK_VARIABLE
 from fleet.progress import SYSTEM_CLOCK, Clock, Progress, Stage
 from fleet.ray.process import ClusterFailed, place_all
 from fleet.ray.spec import ServeSpec
@@ -160,6 +162,8 @@ class _Change:
             self._spec.cloud,
             self._spec.target,
             served_model=release.value_of("--served-model-name") or release.value_of("--model") or "",
+            task=release.variables.get(TASK_VARIABLE, tasks.GENERATE),
+            more_served=vllm_arguments.adapters(vllm_arguments.parse(release.arguments)),
             api_key=release.variables.get("VLLM_API_KEY", ""),
             vllm_port=int(release.value_of("--port") or 8000),
             unit=ray.SERVE_UNIT,

@@ -426,6 +426,8 @@ class _Rollout:
             self._spec.cloud,
             self._spec.target,
             served_model=release.served_model,
+            task=release.task,
+            more_served=release.more_served,
             api_key=release.api_key,
             vllm_port=release.port,
             container_name=release.container,

@@ -13,8 +13,9 @@ from typing import Any
 import yaml
 
 from fleet import gateway, vllm_arguments
+from fleet.engine import tasks
 from fleet.fit.versions import VllmVersion
-from fleet.layout import COMPOSE_PATH, ENV_PATH
+from fleet.layout import COMPOSE_PATH, ENV_PATH, TASK_KEY
 from fleet.served_files import MOUNT
 
 SERVICE = "vllm"
@@ -52,18 +53,32 @@ class Release:
         found = _ENV_LINE.finditer(self.environment.decode(errors="replace"))
         return {match[1]: match[2] or match[3] or match[4] or "" for match in found}
 
-    @cached_property
+    @property
+    def task(self) -> str:
+        """What the model is served for. Raises Unreadable."""
+        task = self._document.get(TASK_KEY, tasks.GENERATE)
+        if task not in tasks.TASKS:
+            raise Unreadable(f"the compose file's {TASK_KEY} is {task!r}, none of {', '.join(tasks.TASKS)}")
+        return str(task)
+
+    @property
     def services(self) -> Mapping[str, Any]:
         """The services of the compose file. Raises Unreadable."""
+        return dict(self._document["services"])
+
+    @cached_property
+    def _document(self) -> Mapping[str, Any]:
+        """The compose file. Raises Unreadable."""
         try:
-            services = yaml.safe_load(self.compose)["services"]
+            document = yaml.safe_load(self.compose)
+            services = document["services"]
             services[SERVICE]["image"], services[SERVICE]["container_name"]
         except (yaml.YAMLError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())
             raise Unreadable(
                 f"the compose file has no service {SERVICE} that can be read: {reason}"
             ) from None
-        return dict(services)
+        return dict(document)
 
     @property
     def image(self) -> str:
@@ -114,6 +129,11 @@ class Release:
     def served_model(self) -> str:
         """The name clients ask for."""
         return self.flags.get("--served-model-name", "").split(" ")[0] or self.model
+
+    @property
+    def more_served(self) -> tuple[str, ...]:
+        """The names beside it that have to answer: those of LoRA adapters."""
+        return vllm_arguments.adapters(vllm_arguments.parse(self.words, self.vllm_version))
 
     @property
     def port(self) -> int:

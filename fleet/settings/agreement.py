@@ -38,6 +38,7 @@ def disagreements(
     if settings.expose is not None:
         yield from _gateway(settings.expose, settings.ray, names)
         yield from _upstreams(settings.expose, settings.nodes)
+        yield from _one_task(settings.nodes)
     yield from _containers(settings)
     yield from _served_files(settings)
     if settings.secrets is not None:
@@ -211,6 +212,20 @@ def _upstreams(expose: Expose, nodes: Sequence[BaseNode]) -> Iterator[Problem]:
             "use certificate or internal, or name an authority of your own in expose.acme_directory",
             "acme",
         )
+
+
+def _one_task(nodes: Sequence[BaseNode]) -> Iterator[Problem]:
+    """The gateway sends a request to any of its nodes, and lets through the paths of one task."""
+    for node in nodes[1:]:
+        first, other = nodes[0].serving.task, node.serving.task
+        if first != other:
+            yield Problem(
+                "expose",
+                f"{nodes[0].name} has serving.task {first} and {node.name} {other}, and the gateway balances "
+                "over both",
+                "give each task a stack of its own, or leave expose out",
+            )
+            return
 
 
 def _keys(expose: Expose | None, secrets: Secrets) -> Iterator[Problem]:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from fleet import vllm_arguments
-from fleet.engine import releases
+from fleet.engine import releases, tasks
+from fleet.engine.tasks import Task
 from fleet.engine.words import Finding, Parsed
 from fleet.fit.versions import VllmVersion
 from fleet.layout import GATEWAY_CHECK_PORT
@@ -114,6 +115,11 @@ class Serving(Section):
     """Shared memory of the container in GiB; NCCL needs it across GPUs."""
     start_period_s: int = Field(default=300, ge=60, le=7200)
     """Seconds Docker's own healthcheck waits before it counts failures; a 32B model needs about 300."""
+    task: Task = "generate"
+    """What clients ask of the model. vLLM is started for it, a node is ready once the model has answered a
+    request of it, and the gateway lets such requests through and no others: text (generate), chats (chat),
+    embeddings (embed), documents by relevance (rerank), scores of pairs (score), classes (classify), speech
+    as text (transcription), hidden states (pooling)."""
     webui: bool = False
     """Run Open WebUI beside vLLM, on port 3000 of the node's loopback."""
     webui_image: PinnedImage = "ghcr.io/open-webui/open-webui:v0.6.18"
@@ -132,6 +138,11 @@ class Serving(Section):
         top, _, inside = self.model.removeprefix(f"{MOUNT}/").partition("/")
         delivered = self.model.startswith(f"{MOUNT}/") and top in self.files
         return self.files[top].expanduser() / inside if delivered else None
+
+    @property
+    def more_served(self) -> tuple[str, ...]:
+        """The names beside it that have to answer: those of LoRA adapters."""
+        return vllm_arguments.adapters(self.added)
 
     @property
     def vllm_version(self) -> VllmVersion | None:
@@ -222,6 +233,29 @@ class Serving(Section):
                     version=str(release.version),
                     choices=", ".join(str(each) for each in option.choices if repr(each) in str(known)),
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _the_image_has_its_task(self) -> Serving:
+        version, since = self.vllm_version, tasks.SINCE.get(self.task)
+        if version and since and version < since:
+            raise wrong(
+                "task: vLLM {version}, the image's release, does not serve {task}; use an image of {since} "
+                "or later",
+                version=str(version),
+                task=self.task,
+                since=str(since),
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _open_webui_can_chat(self) -> Serving:
+        if self.webui and self.task not in tasks.CONVERSING:
+            raise wrong(
+                "webui: Open WebUI chats with the model, and task is {task}; leave webui out, or serve a "
+                "model that chats, with task: chat",
+                task=self.task,
+            )
         return self
 
     @model_validator(mode="after")

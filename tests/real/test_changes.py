@@ -71,7 +71,7 @@ async def test_a_flag_changes_and_a_bad_one_is_rolled_back(served: Served, model
 @pytest_asyncio.fixture(loop_scope="session")
 async def embedding(models: Path, tmp_path: Path, transcript: Path) -> AsyncIterator[Operator]:
     """A node that serves the tiny model for embeddings."""
-    settings = serving(models, files={}, extra_args=("--runner", "pooling", "--convert", "embed"))
+    settings = serving(models, files={}, task="embed")
     async with node_with(models, tmp_path, transcript, settings) as operator:
         yield operator
 

@@ -254,6 +254,30 @@ WRONG = [
     image(f"vllm/vllm-openai@sha256:{'A' * 64}", "copy it from the registry"),
     Wrong("observability", {"grafana_image": "grafana/grafana:main"}, "observability.grafana_image", "moves"),
     Wrong("expose", EXPOSED | {"image": "caddy:2"}, "expose.image", "moves under you"),
+    # what the model is served for
+    Wrong("serving.task", "embedding", "serving.task", "'embed'"),
+    Wrong(
+        "serving.task", "embed", "serving.webui", "Open WebUI chats with the model", {"serving.webui": True}
+    ),
+    Wrong("serving.task", "classify", "serving.task", "an image of 0.9", {IMAGE: "vllm/vllm-openai:v0.8.5"}),
+    args("--task", "embed", said="set serving.task instead"),
+    Wrong(
+        ARGS, ["--runner", "pooling"], ARGS, "set serving.task instead", {IMAGE: "vllm/vllm-openai:v0.33.0"}
+    ),
+    Wrong(
+        "serving.args",
+        {"convert": "embed"},
+        "serving.args",
+        "set serving.task instead",
+        {IMAGE: "vllm/vllm-openai:v0.33.0"},
+    ),
+    Wrong(
+        "nodes",
+        [node("scaleway"), {**node("scaleway"), "name": "b", "serving": {"task": "embed"}}],
+        "expose",
+        "the gateway balances over both",
+        INTERNAL,
+    ),
     Wrong("serving.webui_image", "open-webui:main", "serving.webui_image", "moves under you"),
     # addresses
     cidr("my-ip", "is not an address range"),
@@ -466,6 +490,11 @@ RIGHT: list[dict[str, Any]] = [
     {"serving.image": "vllm/vllm-openai:v0.8.5.post1"},
     {"serving.image": "nvcr.io/nvidia/vllm:25.09-py3"},
     {"serving.webui": True},
+    {"serving.webui": True, "serving.task": "chat"},
+    {"serving.task": "generate"},
+    {"serving.task": "embed", "expose": EXPOSED},
+    {"serving.task": "rerank", "serving.image": "vllm/vllm-openai:v0.33.0"},
+    {"serving.task": "transcription", "serving.model": "openai/whisper-large-v3"},
     {"serving.webui": True, "observability": {"enabled": True}, "expose": EXPOSED},
     {"serving.dry_run": True},
     {"serving.visible_devices": [0]},

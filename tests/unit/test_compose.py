@@ -10,9 +10,12 @@ import yaml
 from syrupy.assertion import SnapshotAssertion
 from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 
+from components.serving import asked_of
 from fleet import compose, layout
 from fleet.gateway import Gateway
+from fleet.rollout.release import Release, Unreadable
 from fleet.settings import Expose, Secrets, Serving
+from fleet.vllm_arguments import parse
 from simcloud.light.compose import load
 from simcloud.light.disk import Disk
 
@@ -140,3 +143,54 @@ def test_a_flag_that_the_image_no_longer_takes_is_left_out() -> None:
     assert "--swap-space" not in flags("vllm/vllm-openai:v0.18.0")
     # Without a release in the tag nobody knows better than the settings.
     assert "--swap-space" in flags(f"vllm/vllm-openai@sha256:{'0' * 64}")
+
+
+@pytest.mark.parametrize(
+    ("task", "version", "words"),
+    [
+        ("generate", "0.33.0", ""),
+        ("chat", "0.9.2", ""),
+        ("embed", "0.33.0", "--runner pooling --convert embed"),
+        ("embed", "0.10.1", "--runner pooling --convert embed"),
+        ("embed", "0.10.0", "--task embed"),
+        ("embed", "0.9.2", "--task embed"),
+        ("rerank", "0.33.0", "--runner pooling"),
+        ("rerank", "0.9.2", "--task score"),
+        ("score", "0.9.2", "--task score"),
+        ("classify", "0.33.0", "--runner pooling --convert classify"),
+        ("classify", "0.9.2", "--task classify"),
+        ("pooling", "0.33.0", "--runner pooling"),
+        ("pooling", "0.9.2", "--task reward"),
+        ("transcription", "0.33.0", ""),
+        ("transcription", "0.9.2", "--task transcription"),
+    ],
+)
+def test_vllm_is_started_for_the_task_as_its_release_takes_it(task: str, version: str, words: str) -> None:
+    image = f"vllm/vllm-openai:v{version}"
+    plain = compose.serve_arguments(serving(image=image))
+    wanted = serving(image=image, task=task, extra_args=["--enforce-eager"])
+    assert compose.serve_arguments(wanted) == [*plain, *words.split(), "--enforce-eager"]
+    assert not parse(words.split(), wanted.vllm_version).findings
+
+
+def test_a_release_knows_the_task_and_a_model_that_generates_has_the_compose_file_of_before() -> None:
+    assert compose.compose_file(serving(task="generate")) == compose.compose_file(serving())
+    release = Release(compose.compose_file(serving(task="rerank")).encode(), b"")
+    assert release.task == "rerank"
+    assert Release(compose.compose_file(serving()).encode(), b"").task == "generate"
+    broken = Release(release.compose.replace(b": rerank", b": rank"), b"")
+    with pytest.raises(Unreadable, match="x-vllm-fleet-task is 'rank'"):
+        broken.task  # noqa: B018  (it raises)
+
+
+def test_the_adapters_of_a_release_are_served_beside_its_model() -> None:
+    words = ["--enable-lora", "--lora-modules", "sql=/models/sql", '{"name": "law", "path": "/models/law"}']
+    what = serving(extra_args=words)
+    assert what.more_served == ("sql", "law")
+    assert Release(compose.compose_file(what).encode(), b"").more_served == ("sql", "law")
+
+
+def test_the_gate_is_asked_for_more_only_where_there_is_more() -> None:
+    assert asked_of(serving()) == {}
+    words = ["--enable-lora", "--lora-modules", "sql=/models/sql"]
+    assert asked_of(serving(task="embed", extra_args=words)) == {"task": "embed", "more_served": ["sql"]}

@@ -425,6 +425,111 @@ async def test_a_model_that_answers_wrongly_is_not_ready(
     assert fault_of(report) == fault
 
 
+ANSWERS: dict[str, tuple[str, Any]] = {
+    "generate": ("/v1/completions", {"choices": [{"text": "2"}]}),
+    "chat": ("/v1/chat/completions", {"choices": [{"message": {"content": "2"}}]}),
+    "embed": ("/v1/embeddings", {"data": [{"embedding": [0.5, -1]}]}),
+    "rerank": ("/rerank", {"results": [{"index": 0, "relevance_score": 0.5}]}),
+    "score": ("/score", {"data": [{"score": 0.5}]}),
+    "classify": ("/classify", {"data": [{"label": None, "probs": [0.5, 0.5]}]}),
+    "pooling": ("/pooling", {"data": [{"data": [[0.5, 1], [0.25, 2]]}]}),
+    "transcription": ("/v1/audio/transcriptions", {"text": ""}),
+}
+"""Where a model of each task is asked, and what it answers."""
+
+
+def answering(answers: dict[str, Any], status: int = 200) -> Callable[..., Any]:
+    """vLLM with these answers to requests, by path, and no other routes for them."""
+
+    def http(method: str, path: str, key: str) -> Any:
+        if method == "POST":
+            return (status, answers[path]) if path in answers else (404, {"detail": "Not Found"})
+        return vllm(method, path, key)
+
+    return http
+
+
+@pytest.mark.parametrize("task", ANSWERS)
+async def test_a_node_is_ready_once_it_has_answered_a_request_of_its_task(node: FakeNode, task: str) -> None:
+    node.http = answering(dict([ANSWERS[task]]))
+    report = await check(node, task=task)
+    assert report.ready, report.diagnosis
+    assert report.first_token_s is not None
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "said"),
+    [
+        ("generate", {"choices": []}, "no choices"),
+        ("embed", {"data": []}, "no data[0].embedding"),
+        ("embed", {"data": [{"embedding": []}]}, "data[0].embedding is empty"),
+        ("embed", {"data": [{"embedding": "AACAPw=="}]}, "no finite number"),
+        ("embed", {"data": [{"embedding": [0.5, float("nan")]}]}, "no finite number"),
+        ("embed", {"data": [{"embedding": [0.5, None]}]}, "no finite number"),
+        ("rerank", {"results": [{"relevance_score": float("inf")}]}, "no finite number"),
+        ("score", {"data": [{"score": True}]}, "no finite number"),
+        ("pooling", {"data": [{"data": [[], []]}]}, "data[0].data is empty"),
+        ("transcription", {"text": None}, "no text"),
+        ("transcription", ["text"], "no text"),
+    ],
+)
+async def test_an_answer_that_holds_nothing_is_none(
+    node: FakeNode, task: str, answer: Any, said: str
+) -> None:
+    node.http = answering({ANSWERS[task][0]: answer})
+    report = await check(node, task=task)
+    assert fault_of(report) == "completion_failed"
+    assert said in str(report.diagnosis)
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [
+        (404, {"detail": "Not Found"}),
+        (400, {"object": "error", "message": "The model does not support Embeddings API"}),
+        (501, {"error": {"message": "The model does not support Rerank (Score) API"}}),
+    ],
+)
+async def test_a_model_of_another_task_is_told_from_one_that_fails(
+    node: FakeNode, status: int, answer: Any
+) -> None:
+    node.http = answering({"/v1/embeddings": answer}, status)
+    report = await check(node, task="embed")
+    assert fault_of(report) == "task_unsupported"
+    assert "serving.task is embed" in str(report.diagnosis)
+    assert "set serving.task to what the model is made for" in str(report.diagnosis)
+
+
+async def test_a_chat_without_a_template_has_its_own_fix(node: FakeNode) -> None:
+    said = (
+        "As of transformers v4.44, default chat template is no longer allowed, so you must provide a chat "
+        "template if the tokenizer does not define one."
+    )
+    node.http = answering({"/v1/chat/completions": {"error": {"message": said}}}, 400)
+    report = await check(node, task="chat")
+    assert fault_of(report) == "chat_template_missing"
+    assert "deliver a template with serving.files" in str(report.diagnosis)
+
+
+async def test_an_adapter_is_a_model_that_has_to_be_listed_and_to_answer(node: FakeNode) -> None:
+    listed = {"data": [{"id": MODEL}, {"id": "sql"}]}
+
+    def http(method: str, path: str, key: str) -> Any:
+        return (200, listed) if path == "/v1/models" and key else vllm(method, path, key)
+
+    report = await check(node, more_served=("sql",))
+    assert fault_of(report) == "wrong_model"
+    assert "asked for sql" in str(report.diagnosis)
+    node.http = http
+    assert (await check(node, more_served=("sql",))).ready
+
+
+def test_a_spec_names_a_task_that_there_is() -> None:
+    raw = {**gate.EXAMPLE, "task": "embedding"}
+    with pytest.raises(SpecError, match="task: must be one of generate, chat, embed"):
+        GateSpec.parse(json.dumps(raw), API_KEY)
+
+
 async def test_a_gateway_counts_by_whom_it_lets_through(node: FakeNode) -> None:
     assert (await check(node, gateway_port=node.http_port)).ready  # it answers as vLLM does
     report = await check(node, gateway_port=node.ssh_port)

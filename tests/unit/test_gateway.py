@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -23,6 +24,7 @@ from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 from fleet import authority, compose, layout
 from fleet.authority import Issued, issue
 from fleet.check import Finding, Status, check_node
+from fleet.engine import tasks
 from fleet.gateway import NODE_NAME, Gateway, caddyfile
 from fleet.inventory import FleetNode
 from fleet.settings import Expose, Secrets, Serving
@@ -61,6 +63,17 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_configuration_is_what_was_reviewed(variant: str, snapshot: SnapshotAssertion) -> None:
     assert caddyfile(VARIANTS[variant], 8000) == snapshot(extension_class=_Caddyfile)
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_the_paths_of_the_task_are_open_and_no_others(task: str) -> None:
+    document = compose.compose_document(Serving(model="acme/model", task=task), VARIANTS["alone"])
+    text = str(document["configs"]["gateway_caddyfile"]["content"])
+    opened = re.findall(r"\^\(\?:([^)]*)\)", text)
+    assert [each.replace("\\", "").split("|") for each in opened] == [
+        ["/health", "/v1/models"],
+        list(tasks.PATHS[task]),
+    ]
 
 
 @dataclass

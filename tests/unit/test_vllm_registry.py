@@ -186,6 +186,11 @@ def test_an_image_is_judged_as_it_is_served(changed: dict[str, Any], is_warning:
 def test_a_model_that_answers_no_completions_is_doubtful() -> None:
     (said,) = doubts(serving(), {"architectures": ["BertModel"]})
     assert said.startswith("serving.model: BertModel is registered for embed alone")
+    assert said.endswith("set serving.task: embed")
+    (said,) = doubts(serving(task="chat"), {"architectures": ["XLMRobertaForSequenceClassification"]})
+    assert "does not answer /v1/chat/completions" in said
+    assert said.endswith("set serving.task: rerank or score or classify")
+    assert not list(doubts(serving(task="embed"), {"architectures": ["BertModel"]}))
     (said,) = doubts(serving(), {"architectures": ["EAGLEModel"]})
     assert "drafts tokens for another model" in said
     assert not list(doubts(serving(), {"architectures": ["LlamaForCausalLM"]}))

@@ -17,6 +17,7 @@ import httpx
 import openai
 import pytest
 
+from fleet.engine import tasks
 from simcloud import vllm_sim
 from simcloud.vllm_flags import BadFlags, parse_options
 from simcloud.vllm_sim import FILES, Fault, Gpus, Simulator, State
@@ -300,3 +301,105 @@ async def test_its_files_alone_serve_with_the_standard_library_and_ends_on_sigte
             assert (await client.get(f"http://127.0.0.1:{port}/health")).status_code == 200
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
+
+
+TASKS = {
+    "generate": ("acme/model", []),
+    "chat": ("acme/model", []),
+    "embed": ("acme/bge", ["--runner", "pooling", "--convert", "embed"]),
+    "rerank": ("acme/reranker", ["--runner", "pooling"]),
+    "score": ("acme/reranker", ["--runner", "pooling"]),
+    "classify": ("acme/classifier", ["--runner", "pooling", "--convert", "classify"]),
+    "pooling": ("acme/reward", ["--runner", "pooling"]),
+    "transcription": ("acme/whisper", []),
+}
+"""A model of each task, with the flags that it is served with."""
+BEFORE_RUNNERS = {
+    "embed": ["--task", "embed"],
+    "rerank": ["--task", "score"],
+    "score": ["--task", "score"],
+    "classify": ["--task", "classify"],
+    "pooling": ["--task", "reward"],
+    "transcription": ["--task", "transcription"],
+}
+
+
+def serving_for(task: str, version: str) -> Simulator:
+    model, flags = TASKS[task]
+    if version == "0.9.2":
+        flags = BEFORE_RUNNERS.get(task, [])
+    options = parse_options(["--model", model, "--api-key", KEY, *flags], {}, version)
+    return Simulator(options, version=version, speed=0.0, log=lambda line: None)
+
+
+async def put(url: str, task: str, model: str) -> httpx.Response:
+    """The gate's question, from outside of the gate."""
+    asked = tasks.question(task, model)
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": asked.content_type}
+    async with httpx.AsyncClient(base_url=url) as client:
+        return await client.post(asked.path, content=asked.body, headers=headers)
+
+
+@pytest.mark.parametrize("version", ["0.9.2", "0.33.0"])
+@pytest.mark.parametrize("task", tasks.TASKS)
+async def test_a_model_answers_the_question_of_its_task(task: str, version: str) -> None:
+    async with serving(serving_for(task, version)) as url:
+        reply = await put(url, task, TASKS[task][0])
+        assert (reply.status_code, tasks.question(task, "").wrong(reply.json())) == (200, None)
+        other = await put(url, task, "other/model")
+        assert (other.status_code, "does not exist" in other.text) == (404, True)
+
+
+@pytest.mark.parametrize(
+    ("task", "asked", "api"),
+    [
+        ("generate", "embed", "Embeddings"),
+        ("generate", "rerank", "Rerank (Score)"),
+        ("generate", "transcription", "Transcriptions"),
+        ("embed", "generate", "Completions"),
+        ("embed", "chat", "Chat Completions"),
+        ("embed", "classify", "Classification"),
+        ("classify", "score", "Score"),
+        ("classify", "embed", "Embeddings"),
+        ("transcription", "generate", "Completions"),
+        ("transcription", "pooling", "Pooling"),
+    ],
+)
+async def test_a_model_refuses_requests_of_other_tasks_as_its_release_does(
+    task: str, asked: str, api: str
+) -> None:
+    async with serving(serving_for(task, "0.9.2")) as url:
+        reply = await put(url, asked, TASKS[task][0])
+        assert (reply.status_code, reply.json()["message"]) == (400, f"The model does not support {api} API")
+    async with serving(serving_for(task, "0.33.0")) as url:
+        reply = await put(url, asked, TASKS[task][0])
+        assert (reply.status_code, reply.json()) == (404, {"detail": "Not Found"})
+
+
+async def test_the_official_client_embeds_and_transcribes() -> None:
+    async with (
+        serving(serving_for("embed", "0.33.0")) as url,
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY) as client,
+    ):
+        found = await client.embeddings.create(
+            model="acme/bge", input=["one", "two"], encoding_format="float"
+        )
+        assert [len(each.embedding) for each in found.data] == [64, 64]
+    async with (
+        serving(serving_for("transcription", "0.33.0")) as url,
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY) as client,
+    ):
+        with pytest.raises(openai.BadRequestError, match="Invalid or unsupported audio file"):
+            await client.audio.transcriptions.create(model="acme/whisper", file=("a.wav", b"no sound"))
+
+
+@pytest.mark.parametrize("missing", ["query", "documents"])
+async def test_a_request_without_one_of_its_fields_is_refused(missing: str) -> None:
+    body = {"model": "acme/reranker", "query": "a", "documents": ["b"]}
+    del body[missing]
+    async with (
+        serving(serving_for("rerank", "0.33.0")) as url,
+        httpx.AsyncClient(base_url=url) as client,
+    ):
+        reply = await client.post("/rerank", json=body)
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, f"body.{missing}")

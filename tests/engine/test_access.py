@@ -199,6 +199,7 @@ def test_a_scaleway_node_loses_its_public_address_by_a_machine_that_is_reached_t
     }
 
 
+@pytest.mark.trials
 @pytest.mark.parametrize("fleet", ["aws"], indirect=True)
 def test_an_aws_node_loses_its_public_address_by_a_machine_that_is_reached_through_the_jump_host(
     fleet: Fleet, hop: JumpHost

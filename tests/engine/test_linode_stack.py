@@ -66,6 +66,7 @@ def test_what_is_in_the_way_of_a_protected_node_is_named_and_not_touched(fleet: 
 SPOILT = ("409", "closed", "html_502", "garbage", "wrong_shape", "nulls", "truncated")
 
 
+@pytest.mark.faults
 def test_replies_that_are_not_linode_s_make_no_second_machine_and_leave_nothing(fleet: Fleet) -> None:
     fleet.config["health"]["enabled"] = False
     calls = {call: each for call, each in fleet.promises.creating.items() if call != "list_configs"}

@@ -265,7 +265,7 @@ def test_a_second_checkout_with_the_same_stack_name_buys_nothing(fleet: Fleet) -
     assert fleet.left() == []
 
 
-@every_cloud
+@each_cloud_in_turn(LONG)
 def test_what_state_has_lost_is_shown_by_every_report(fleet: Fleet) -> None:
     fleet.run("up")
     forget_the_server(fleet)

@@ -37,7 +37,7 @@ class Judge:
 
     def __init__(self, python: Path) -> None:
         self._process = subprocess.Popen(
-            [python, HERE / "parser_judge.py"], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [python, HERE / "vllm_parser.py"], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         self.options: list[dict[str, Any]] = self._read()
         self.names = {name: each["dest"] for each in self.options for name in each["names"]}

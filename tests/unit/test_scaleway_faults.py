@@ -283,7 +283,7 @@ def trials() -> Iterator[Any]:
         yield pytest.param(name, fault, skip, marks=() if number % 7 == 0 else pytest.mark.faults)
 
 
-@pytest.mark.parametrize(("name", "fault", "skip"), trials())
+@pytest.mark.parametrize(("name", "fault", "skip"), [*trials()])
 def test_a_fault_of_any_call_is_got_over_or_explained(
     cloud: SimCloud, counts: dict[str, Counter[str]], name: str, fault: str, skip: int
 ) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from layouts import LAYOUTS, is_weight
 from local_hub import COMMIT, serving
+from test_weights import choice
 
-from fleet.weights import Source, chosen, index_of, shards
+from fleet.weights import Source
 from tools import vllm_cpu
 
 HERE = Path(__file__).parent
@@ -39,7 +40,7 @@ def answers(python: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tupl
     cache = {"HF_HOME": str(tmp_path_factory.mktemp("cache")), "HF_HUB_OFFLINE": "0"}
     with serving(repositories) as hub:
         done = subprocess.run(
-            [python, HERE / "loader_judge.py"],
+            [python, HERE / "vllm_loader.py"],
             input=json.dumps(questions),
             env=os.environ | cache | {"HF_ENDPOINT": hub.url},
             stdout=subprocess.PIPE,
@@ -61,8 +62,7 @@ def test_the_weights_fetched_ahead_are_those_that_vllm_fetches_and_loads(
     name, load_format, revision = ASKED[number]
     files, (fetched, said) = LAYOUTS[name], answers[number]
     source = Source(f"acme/{number}", RELEASE, revision or "main", load_format=load_format)
-    index = index_of(source, files)
-    ours = chosen(source, files, shards(json.loads(files[index])) if index else None)
+    ours = choice(files, source)
     assert set(filter(is_weight, ours.downloaded)) == set(filter(is_weight, fetched))
     assert sorted(ours.loaded) == said.get("loaded", []), said
 

@@ -169,7 +169,7 @@ def _explaining(self: CloudProvider, method: Callable[..., Returned], *args: Any
 def _read_as_words(error: Exception, operation: str) -> None:
     """Have Pulumi's host, which prints an exception as Python does, print `create failed: MESSAGE`.
 
-    It would begin with the class and its module; only for an error that nobody foresaw is that of use.
+    It would begin with the class and its module, which helps only with an unforeseen error.
     """
     kind = type(error)
     if kind.__module__.partition(".")[0] in ("components", "fleet"):

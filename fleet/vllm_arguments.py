@@ -195,22 +195,8 @@ def paths(given: Sequence[str], version: VllmVersion | None = None) -> Iterator[
 
 
 def adapters(found: Parsed) -> tuple[str, ...]:
-    """The names of the LoRA adapters of `--lora-modules`, each served as a model of its own.
-
-    vLLM reads each word as NAME=PATH, else as JSON with a name (`LoRAParserAction`).
-    """
-    given = found.values.get("--lora-modules")
-    return tuple(filter(None, map(_adapter, given if isinstance(given, list | tuple) else ())))
-
-
-def _adapter(word: object) -> str:
-    if isinstance(word, str) and "=" in word and "," not in word:
-        return word.partition("=")[0]
-    try:
-        document = json.loads(word) if isinstance(word, str) else word
-    except ValueError:
-        return ""
-    return str(document.get("name") or "") if isinstance(document, dict) else ""
+    """The names of the LoRA adapters of `--lora-modules`, each served as a model of its own."""
+    return tuple(name for name, _ in values.adapters(found.values.get("--lora-modules")) if name)
 
 
 def _texts(value: str) -> Iterator[str]:

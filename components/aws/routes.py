@@ -1,7 +1,7 @@
 """Where a subnet's traffic may go: a machine without a way to the internet bills and installs nothing.
 
-An internet gateway serves machines with a public address alone, a NAT gateway lets out those without one and
-nobody in (VPC user guide, "Internet gateways" and "NAT gateways").
+An internet gateway serves only machines with a public address; a NAT gateway lets out those without one and
+lets no one in (VPC user guide, "Internet gateways" and "NAT gateways").
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ def _read_profile(path: Path, wanted: str | None) -> dict[str, str]:
     except yaml.YAMLError:
         # The parser's own message quotes the line it stumbled over, which may hold the secret key.
         raise CredentialsError(
-            f"{path}: is not valid YAML; fix it or write it anew with `scw init`"
+            f"{path}: is not valid YAML; correct it, or write a new one with `scw init`"
         ) from None
     if not isinstance(content, dict):
         raise CredentialsError(f"{path}: is not a mapping of settings; write it anew with `scw init`")

@@ -334,7 +334,7 @@ class GatewayNetwork:
     status: str
     """`created`, `attaching`, `configuring`, `ready` or `detaching`."""
     push_default_route: bool
-    """Whether machines in the network are told to reach the internet through it, which then does NAT."""
+    """Whether machines in the network get it as their default route; it then does NAT for them."""
 
     @classmethod
     def parse(cls, data: Json) -> Self:

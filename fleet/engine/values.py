@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from fleet.engine.releases import Option
@@ -79,16 +80,31 @@ def _json_or_text(text: str) -> Any:
     return _json(text) if re.fullmatch(r"\s*\{.*\}\s*", text, re.DOTALL) else text
 
 
-def _adapter(text: str) -> str:
-    """A LoRA adapter: `NAME=PATH`, or JSON with both."""
+def adapter(text: str) -> tuple[str, str]:
+    """Name and path of a LoRA adapter: `NAME=PATH`, or JSON with both, as vLLM's `LoRAParserAction` reads it.
+
+    Raises:
+        ValueError: it is neither.
+    """
     if "=" in text and "," not in text:
-        return text
-    try:
+        name, _, path = text.partition("=")
+        return name, path
+    with suppress(ValueError, RecursionError):
         found = json.loads(text)
-    except ValueError:
-        found = None
-    if not (isinstance(found, dict) and {"name", "path"} <= found.keys()):
-        raise ValueError("which names no adapter and its path")
+        if isinstance(found, dict) and {"name", "path"} <= found.keys():
+            return str(found["name"]), str(found["path"])
+    raise ValueError("which names no adapter and its path")
+
+
+def adapters(modules: object) -> Iterator[tuple[str, str]]:
+    """Name and path of each adapter in what `--lora-modules` was given; what is none is left out."""
+    for text in modules if isinstance(modules, list | tuple) else ():
+        with suppress(ValueError):
+            yield adapter(text)
+
+
+def _adapter_text(text: str) -> str:
+    adapter(text)
     return text
 
 
@@ -110,7 +126,7 @@ _CONVERSIONS: dict[str, Callable[[str], Any]] = {
     "size_or_auto": _size_or_auto,
     "json": _json,
     "json_or_text": _json_or_text,
-    "adapter": _adapter,
+    "adapter": _adapter_text,
 }
 _EXAMPLES = {
     "int": "write digits",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fleet import weights as rule
+from fleet.engine.values import adapters
 from fleet.fit.versions import VllmVersion
 from fleet.layout import MODELS_DIRECTORY
 from fleet.weights import FORMATS, Source, is_safe
@@ -65,7 +66,7 @@ def sources(
         small(tokenizer, tokenizer_revision),
         small(added.get("--hf-config-path") or model, revision),
         *(weights(repo, at) for repo, at in _drafts(added)),
-        *(Source(path, version, takes="all") for path in _adapters(added.get("--lora-modules") or ())),
+        *(Source(path, version, takes="all") for _, path in adapters(added.get("--lora-modules"))),
     ]
     there: dict[tuple[str, str, str], Source] = {}
     for each in found:
@@ -126,17 +127,3 @@ def _drafts(added: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for flag in ("--speculative-model", "--spec-model"):
         if isinstance(added.get(flag), str):
             yield added[flag], str(added.get("--speculative-model-revision") or Source.revision)
-
-
-def _adapters(modules: Iterable[str]) -> Iterator[str]:
-    """What follows NAME= in each, or the path in its JSON."""
-    for module in modules:
-        if not module.lstrip().startswith("{"):
-            yield module.partition("=")[2]
-            continue
-        try:
-            document = json.loads(module)
-        except ValueError:
-            continue
-        if isinstance(document, dict) and isinstance(document.get("path"), str):
-            yield document["path"]

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 async def test_its_answers_are_those_that_are_recorded(
     served: Served, request: pytest.FixtureRequest
 ) -> None:
-    """`pytest tests/real/test_answers.py --snapshot-update` records them anew."""
+    """`pytest tests/real/test_answers.py --snapshot-update` records them again."""
     async with served.client() as client:
         answers = {question.name: asdict(await ask(client, question)) for question in QUESTIONS}
         metrics = families((await client.get("/metrics")).text)

@@ -48,7 +48,8 @@ def answer(parser: argparse.ArgumentParser, words: list[str]) -> dict[str, Any]:
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            values = vars(parser.parse_args(["serve", *words]))
+            # A model comes first, as the parser wants it where `--served-model-name` is given.
+            values = vars(parser.parse_args(["serve", "model", *words]))
     except SystemExit:
         return {"error": printed.getvalue()}
     except Exception as error:
